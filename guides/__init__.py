@@ -1,0 +1,8 @@
+"""How posteriors are amortised."""
+
+from guides.amortised_mean_field import AmortisedMeanFieldGuide
+from guides.bernoulli_dropout import BernoulliExpertGuide
+from guides.local_reparameterization import local_reparameterization
+from guides.mc_dropout import MCDropoutGuide
+
+__all__ = ["AmortisedMeanFieldGuide", "BernoulliExpertGuide", "MCDropoutGuide", "local_reparameterization"]

@@ -1,5 +1,25 @@
 """What is believed: priors, likelihoods, models, tasks and data."""
 
+from pp_models.bayesian_network import BayesianNetwork
 from pp_models.data import DataError, Dataset, TaskBatch
+from pp_models.likelihoods import (
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    GaussianHeadLikelihood,
+    GaussianLikelihood,
+)
+from pp_models.priors import FixedGaussianPrior, LearnedGaussianPrior, LogUniformPrior
 
-__all__ = ["DataError", "Dataset", "TaskBatch"]
+__all__ = [
+    "BayesianNetwork",
+    "BernoulliLikelihood",
+    "CategoricalLikelihood",
+    "DataError",
+    "Dataset",
+    "FixedGaussianPrior",
+    "GaussianHeadLikelihood",
+    "GaussianLikelihood",
+    "LearnedGaussianPrior",
+    "LogUniformPrior",
+    "TaskBatch",
+]

@@ -64,6 +64,11 @@ class Dataset:
             self._check_finite("x", x)
             if y is not None and y.dtype.is_floating_point:
                 self._check_finite("y", y)
+        if mask is not None:  # what padding holds (NaN, say) must never reach a gradient
+            object.__setattr__(self, "x", x.masked_fill(~mask.unsqueeze(-1), 0.0))
+            if y is not None:
+                hole = ~mask if y.dtype == torch.long else ~mask.unsqueeze(-1)
+                object.__setattr__(self, "y", y.masked_fill(hole, 0))
 
     def _check_finite(self, name: str, value: Tensor) -> None:
         bad = ~torch.isfinite(value).all(-1)

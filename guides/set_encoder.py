@@ -1,0 +1,139 @@
+"""Permutation-invariant encoders from a data set to a representation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+
+from pp_models.data import Dataset
+from pp_models.parameter_module import mlp
+
+POOLINGS = ("mean", "attention", "set-transformer")
+
+
+class SetEncoder(nn.Module):
+    """An MLP on each (x, y) pair, pooled over the points of a task (NVDP, section 2.1).
+
+    Args:
+        dim_x: input width.
+        dim_y: output width, or the number of classes when y holds class indices.
+        width: hidden width.
+        dim_out: width of the representation.
+        depth: linear layers per point.
+        pooling: ``"mean"``; ``"attention"`` (a learned query attends over the points); ``"set-transformer"`` (two
+            self-attention blocks over the points, then that).
+        num_heads: attention heads.
+
+    An empty data set is encoded as a learned vector.
+
+    Raises:
+        ValueError: unknown pooling.
+    """
+
+    def __init__(
+        self,
+        dim_x: int,
+        dim_y: int,
+        width: int = 128,
+        dim_out: int = 128,
+        depth: int = 6,
+        pooling: str = "mean",
+        num_heads: int = 4,
+    ) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling: got {pooling!r}; it must be one of {', '.join(POOLINGS)}")
+        self.dim_y = dim_y
+        self.points = mlp([dim_x + dim_y, *[width] * (depth - 1), dim_out])
+        self.empty = nn.Parameter(torch.randn(dim_out) * 0.1)
+        self.blocks = nn.ModuleList(
+            [AttentionBlock(dim_out, num_heads) for _ in range(2 if pooling == "set-transformer" else 0)]
+        )
+        self.pool: nn.Module = MeanPool() if pooling == "mean" else AttentionPool(dim_out, num_heads)
+
+    def forward(self, data: Dataset) -> Tensor:
+        """Encodes data ``[*B, N]`` to ``[*B, dim_out]``."""
+        embedded, mask = self.embed(data)
+        if data.num_points == 0:
+            return self.empty.expand(*data.batch_shape, -1)
+        pooled = self.pool(embedded, mask)
+        if mask is None:
+            return pooled
+        return torch.where(mask.any(-1, keepdim=True), pooled, self.empty)
+
+    def embed(self, data: Dataset) -> tuple[Tensor, Tensor | None]:
+        """Per-point embeddings ``[*B, N, dim_out]`` and the mask."""
+        if data.y is None:
+            raise ValueError("data: y is None; a guide reads observed points")
+        y = data.y if data.y.dtype.is_floating_point else one_hot(data.y, self.dim_y).to(data.x.dtype)
+        embedded = self.points(torch.cat([data.x, y], -1))
+        if data.num_points:
+            for block in self.blocks:
+                embedded = block(embedded, data.mask)
+        return embedded, data.mask
+
+
+class MeanPool(nn.Module):
+    """Mean over the existing points."""
+
+    def forward(self, points: Tensor, mask: Tensor | None) -> Tensor:
+        """``[*B, N, R]`` to ``[*B, R]``."""
+        if mask is None:
+            return points.mean(-2)
+        weight = mask.unsqueeze(-1).to(points.dtype)
+        return (points * weight).sum(-2) / weight.sum(-2).clamp_min(1.0)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, num_heads: int) -> Tensor:
+    """Multi-head dot-product attention of ``[*B, M, R]`` queries over ``[*B, N, R]`` points (R split over heads).
+
+    A task whose points are all masked attends to nothing and gets zeros.
+    """
+
+    def heads(t: Tensor) -> Tensor:
+        return t.unflatten(-1, (num_heads, -1)).transpose(-2, -3)
+
+    bias = None
+    if mask is not None:
+        exists = mask | ~mask.any(-1, keepdim=True)  # softmax over nothing is NaN
+        bias = torch.zeros(exists.shape, dtype=queries.dtype, device=queries.device).masked_fill(~exists, -torch.inf)
+        bias = bias.unsqueeze(-2).unsqueeze(-3)
+    mixed = nn.functional.scaled_dot_product_attention(heads(queries), heads(keys), heads(values), attn_mask=bias)
+    mixed = mixed.transpose(-2, -3).flatten(-2)
+    return mixed if mask is None else mixed * mask.any(-1)[..., None, None].to(mixed.dtype)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the points of a task with a residual MLP (Set Transformer, Lee et al. 2019: SAB)."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = mlp([width, width, width])
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+
+    def forward(self, points: Tensor, mask: Tensor | None) -> Tensor:
+        """``[*B, N, R]`` to the same shape."""
+        q, k, v = self.qkv(self.norms[0](points)).chunk(3, -1)
+        points = points + self.out(attend(q, k, v, mask, self.num_heads))
+        return points + self.mlp(self.norms[1](points))
+
+
+class AttentionPool(nn.Module):
+    """A learned query that attends over the points (Set Transformer: PMA with one seed)."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Parameter(torch.randn(1, width) * 0.1)
+        self.kv = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, points: Tensor, mask: Tensor | None) -> Tensor:
+        """``[*B, N, R]`` to ``[*B, R]``."""
+        k, v = self.kv(points).chunk(2, -1)
+        q = self.query.expand(*points.shape[:-2], 1, -1)
+        return self.out(attend(q, k, v, mask, self.num_heads)).squeeze(-2)

@@ -1,0 +1,61 @@
+"""NVDP's objective: the guide on the whole task stands in for the prior."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+
+from inference.objectives.task_objective import TaskObjective, context_and_full
+
+
+class ConditionalPrior(TaskObjective):
+    """E_q(W | D_c)[log p(y_D | x_D, W)] - β KL(q(W | D_c) ‖ q(W | D)) for each task (NVDP, section 3.1).
+
+    Samples come from the guide on the *context*, as at test time; the prior is the same guide on the whole task (its
+    ``conditional_prior`` method where it has one), and gradients flow through both. It is not a bound on the evidence
+    under a fixed prior. The latent neural process with "variational prior" is this objective on a
+    :class:`guides.NeuralProcessGuide`.
+
+    Args:
+        num_particles: draws per task (3 in the paper's code, averaged in log space).
+        beta: weight of the KL (1.4 for GP regression, 0.5 for images).
+        kl_reduction: ``"mean"`` by default, as the released code does; see :class:`TaskObjective`.
+        local_reparameterization: on by default.
+        stop_prior_gradient: cut the gradient through the prior branch (an ablation).
+        **options: see :class:`TaskObjective`.
+    """
+
+    def __init__(
+        self,
+        num_particles: int = 1,
+        *,
+        beta: float = 1.0,
+        kl_reduction: str = "mean",
+        local_reparameterization: bool = True,
+        stop_prior_gradient: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            num_particles,
+            beta=beta,
+            kl_reduction=kl_reduction,
+            local_reparameterization=local_reparameterization,
+            **options,
+        )
+        self.stop_prior_gradient = stop_prior_gradient
+
+    def posterior_and_reference(
+        self, model: Any, guide: Any, args: tuple, kwargs: dict
+    ) -> tuple[Trace, Trace | None, tuple]:
+        context, full = context_and_full(args[0])
+        rest = args[1:]
+        posterior = self.run_guide(guide, (context, *rest), kwargs)
+        prior_guide = getattr(guide, "conditional_prior", guide)
+        # the posterior's draws are replayed: a guide whose layers condition on those below is then evaluated at them
+        replayed = poutine.replay(prior_guide, trace=posterior)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_prior_gradient):
+            prior = self.run_guide(replayed, (full, *rest), kwargs)
+        return posterior, prior, (full, *rest)

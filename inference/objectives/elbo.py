@@ -1,0 +1,39 @@
+"""The evidence lower bound, per task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro.poutine.trace_struct import Trace
+
+from inference.objectives.task_objective import TaskObjective
+from pp_models.data import TaskBatch
+
+
+class TaskELBO(TaskObjective):
+    """ELBO(D) = E_q(W | D)[log p(y | x, W)] - β KL(q(W | D) ‖ p(W)) for each task, on its whole data set D.
+
+    The KL is analytic where ``torch.distributions.kl`` has it and Monte-Carlo elsewhere. Arguments other than a
+    TaskBatch or Dataset are passed to model and guide unchanged, so any Pyro pair can be used.
+
+    Args:
+        on: which points of a TaskBatch are the data set: ``"full"`` or ``"context"``.
+        **options: see :class:`TaskObjective`.
+
+    Example:
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TaskELBO(num_particles=4))
+        >>> svi.step(batch)
+    """
+
+    def __init__(self, num_particles: int = 1, *, on: str = "full", **options: Any) -> None:
+        super().__init__(num_particles, **options)
+        if on not in ("full", "context"):
+            raise ValueError(f"on: got {on!r}; it must be 'full' or 'context'")
+        self.on = on
+
+    def posterior_and_reference(
+        self, model: Any, guide: Any, args: tuple, kwargs: dict
+    ) -> tuple[Trace, Trace | None, tuple]:
+        if args and isinstance(args[0], TaskBatch):
+            args = (args[0].full if self.on == "full" else args[0].context, *args[1:])
+        return self.run_guide(guide, args, kwargs), None, args

@@ -1,0 +1,37 @@
+"""The neural-process objective: the guide on the whole task against the guide on the context."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+
+from inference.objectives.task_objective import TaskObjective, context_and_full, is_point_mass
+
+
+class NPVI(TaskObjective):
+    """E_q(z | D)[log p(y_D | x_D, z)] - β KL(q(z | D) ‖ q(z | D_c)) for each task (Garnelo et al. 2018, eq. 9).
+
+    Samples come from the guide on the whole task, which no prediction can do: the train/test mismatch that
+    :class:`ConditionalPrior` removes by swapping the two roles.
+
+    A deterministic path is a point mass, which cannot be sampled from one data set and compared with another; it is
+    always computed from the context, as in the papers.
+
+    Args:
+        **options: see :class:`TaskObjective`.
+    """
+
+    def posterior_and_reference(
+        self, model: Any, guide: Any, args: tuple, kwargs: dict
+    ) -> tuple[Trace, Trace | None, tuple]:
+        context, full = context_and_full(args[0])
+        rest = args[1:]
+        reference = self.run_guide(guide, (context, *rest), kwargs)
+        path = Trace()
+        for name, site in reference.nodes.items():
+            if site["type"] == "sample" and is_point_mass(site["fn"]):
+                path.add_node(name, **site)
+        posterior = self.run_guide(poutine.replay(guide, trace=path), (full, *rest), kwargs)
+        return posterior, reference, (full, *rest)

@@ -1,0 +1,128 @@
+"""Likelihoods: from the outputs of a network to a distribution over y at each point."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from pp_models.data import DataError
+
+
+class Likelihood(nn.Module):
+    """From network outputs ``[..., N, K]`` to a distribution of batch shape ``[..., N]`` over one point's y."""
+
+    #: whether y holds class indices
+    discrete = False
+
+    def dim_y(self, outputs: int) -> int:
+        """Width of y for a network of this many outputs."""
+        return outputs
+
+    def forward(self, outputs: Tensor) -> TorchDistribution:
+        raise NotImplementedError
+
+    def check(self, y: Tensor, outputs: int) -> None:
+        """Refuses a y that this likelihood cannot score.
+
+        Raises:
+            DataError: wrong dtype or width.
+        """
+        name = type(self).__name__
+        if self.discrete:
+            if y.dtype != torch.long:
+                raise DataError(f"y: got dtype {y.dtype}; {name} needs class indices of dtype torch.int64")
+        elif not y.dtype.is_floating_point:
+            raise DataError(f"y: got dtype {y.dtype}; {name} needs floating-point outputs [*B, N, Dy]")
+        elif y.shape[-1] != self.dim_y(outputs):
+            raise DataError(f"y: got width {y.shape[-1]}; a network of {outputs} outputs with {name} has "
+                            f"{self.dim_y(outputs)}")
+
+
+class GaussianLikelihood(Likelihood):
+    """One noise scale shared by all points.
+
+    Args:
+        noise_scale: its standard deviation.
+        learn_noise: whether it is trained (in log space).
+    """
+
+    def __init__(self, noise_scale: float = 0.1, learn_noise: bool = False) -> None:
+        super().__init__()
+        if not noise_scale > 0:
+            raise ValueError(f"noise_scale: got {noise_scale}; it must be positive")
+        log_scale = torch.tensor(math.log(noise_scale))
+        if learn_noise:
+            self.log_noise_scale = nn.Parameter(log_scale)
+        else:
+            self.register_buffer("log_noise_scale", log_scale)
+
+    def forward(self, outputs: Tensor) -> TorchDistribution:
+        return dist.Normal(outputs, self.log_noise_scale.exp()).to_event(1)
+
+
+class GaussianHeadLikelihood(Likelihood):
+    """A mean and a scale per point from the network: sigma = min_scale + (1 - min_scale) softplus(u).
+
+    With the floor 0.1 of the NVDP experiments no log-density per output dimension can exceed 1.3836 (NVDP, section 2.4).
+
+    Args:
+        min_scale: the floor of the standard deviation.
+    """
+
+    def __init__(self, min_scale: float = 0.1) -> None:
+        super().__init__()
+        if not 0 <= min_scale < 1:
+            raise ValueError(f"min_scale: got {min_scale}; it must lie in [0, 1)")
+        self.min_scale = min_scale
+
+    def dim_y(self, outputs: int) -> int:
+        if outputs % 2:
+            raise ValueError(f"layer_sizes: the last width is {outputs}; a per-point Gaussian head needs 2 Dy outputs")
+        return outputs // 2
+
+    def forward(self, outputs: Tensor) -> TorchDistribution:
+        mean, raw = outputs.chunk(2, dim=-1)
+        return dist.Normal(mean, self.min_scale + (1 - self.min_scale) * softplus(raw)).to_event(1)
+
+
+class BernoulliLikelihood(Likelihood):
+    """Independent Bernoulli outputs in {0, 1} (or grey values between) from logits."""
+
+    def forward(self, outputs: Tensor) -> TorchDistribution:
+        return dist.Bernoulli(logits=outputs, validate_args=False).to_event(1)
+
+
+class CategoricalLikelihood(Likelihood):
+    """Class indices ``[*B, N]`` from logits."""
+
+    discrete = True
+
+    def dim_y(self, outputs: int) -> int:
+        return outputs
+
+    def forward(self, outputs: Tensor) -> TorchDistribution:
+        return dist.Categorical(logits=outputs)
+
+
+def make_likelihood(likelihood: str | Likelihood, noise_scale: float = 0.1) -> Likelihood:
+    """A likelihood by name: ``gaussian``, ``gaussian-head``, ``bernoulli`` or ``categorical``.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if isinstance(likelihood, Likelihood):
+        return likelihood
+    known = {
+        "gaussian": lambda: GaussianLikelihood(noise_scale),
+        "gaussian-head": GaussianHeadLikelihood,
+        "bernoulli": BernoulliLikelihood,
+        "categorical": CategoricalLikelihood,
+    }
+    if likelihood not in known:
+        raise ValueError(f"likelihood: got {likelihood!r}; it must be one of {', '.join(known)}, or a Likelihood")
+    return known[likelihood]()

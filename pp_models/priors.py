@@ -1,0 +1,174 @@
+"""Priors over the weights of a Bayesian network."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor, nn
+
+GRANULARITIES = ("weight", "unit", "layer", "network")
+
+
+class WeightPrior(nn.Module):
+    """A distribution over the weight matrices of a network, layer by layer.
+
+    A prior is made without knowing the network; the network calls :meth:`build` once with its widths.
+    """
+
+    def build(self, layer_sizes: list[int]) -> None:
+        """Sizes the prior for matrices ``[k_out, k_in + 1]`` between consecutive widths."""
+        self.shapes = [(k_out, k_in + 1) for k_in, k_out in pairwise(layer_sizes)]
+
+    def layer(self, index: int, previous: list[Tensor]) -> TorchDistribution:
+        """The prior of layer ``index``, event shape ``[k_out, k_in + 1]``, given the weights of the layers below."""
+        raise NotImplementedError
+
+
+class FixedGaussianPrior(WeightPrior):
+    """Independent zero-mean Gaussians, N(0, scale²) or N(0, scale² / (k_in + 1)).
+
+    Args:
+        scale_by_fan_in: divide the variance by the fan-in, the bias column counted (BNNP, section 1).
+        scale: standard deviation before that division.
+    """
+
+    def __init__(self, scale_by_fan_in: bool = True, scale: float = 1.0) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"scale: got {scale}; it must be positive")
+        self.scale_by_fan_in = scale_by_fan_in
+        self.scale = scale
+        self.register_buffer("_anchor", torch.zeros(()), persistent=False)  # carries device and dtype
+
+    def layer(self, index: int, previous: list[Tensor]) -> TorchDistribution:
+        shape = self.shapes[index]
+        scale = self.scale / math.sqrt(shape[1]) if self.scale_by_fan_in else self.scale
+        loc = self._anchor.expand(shape)
+        return dist.Normal(loc, loc + scale).to_event(2)
+
+
+class LearnedGaussianPrior(WeightPrior):
+    """A Gaussian prior whose mean and covariance are parameters, meta-learned with the guide.
+
+    Args:
+        granularity: what is correlated a priori: ``"weight"`` (nothing), ``"unit"`` (the incoming weights of a unit),
+            ``"layer"`` (a layer's weights) or ``"network"`` (everything; a layer is then conditioned on those below).
+        scale_by_fan_in: divide the covariance by the fan-in, outside the learned parameters.
+
+    All start at N(0, I), before the division (BNNP, section 1).
+
+    Raises:
+        ValueError: unknown granularity.
+    """
+
+    def __init__(self, granularity: str = "weight", scale_by_fan_in: bool = True) -> None:
+        super().__init__()
+        if granularity not in GRANULARITIES:
+            raise ValueError(f"granularity: got {granularity!r}; it must be one of {', '.join(GRANULARITIES)}")
+        self.granularity = granularity
+        self.scale_by_fan_in = scale_by_fan_in
+
+    def build(self, layer_sizes: list[int]) -> None:
+        super().build(layer_sizes)
+        if self.granularity == "weight":
+            blocks, full = list(self.shapes), False
+        elif self.granularity == "unit":
+            blocks, full = list(self.shapes), True
+        else:
+            counts = [a * b for a, b in self.shapes]
+            blocks, full = [(n,) for n in (counts if self.granularity == "layer" else [sum(counts)])], True
+        self.loc = nn.ParameterList([nn.Parameter(torch.zeros(block)) for block in blocks])
+        self.log_diagonal = nn.ParameterList([nn.Parameter(torch.zeros(block)) for block in blocks])
+        self.lower = nn.ParameterList([nn.Parameter(torch.zeros(*b, b[-1])) for b in blocks] if full else [])
+
+    def _scale_tril(self, i: int) -> Tensor:
+        return self.lower[i].tril(-1) + torch.diag_embed(self.log_diagonal[i].exp())
+
+    def layer(self, index: int, previous: list[Tensor]) -> TorchDistribution:
+        shape = self.shapes[index]
+        factor = 1.0 / math.sqrt(shape[1]) if self.scale_by_fan_in else 1.0
+        if self.granularity == "weight":
+            return dist.Normal(self.loc[index], factor * self.log_diagonal[index].exp()).to_event(2)
+        if self.granularity == "unit":
+            return dist.MultivariateNormal(self.loc[index], scale_tril=factor * self._scale_tril(index)).to_event(1)
+        if self.granularity == "layer":
+            loc, tril = self.loc[index], factor * self._scale_tril(index)
+        else:
+            # Conditional of a block given those before it, from the joint Cholesky factor: with w = mu + L e and the
+            # leading e's recovered by one triangular solve, w_b | w_<b ~ N(mu_b + L_b,<b e_<b, L_bb L_bb^T).
+            counts = [a * b for a, b in self.shapes]
+            start, stop = sum(counts[:index]), sum(counts[: index + 1])
+            joint = self._scale_tril(0)
+            loc, tril = self.loc[0][start:stop], factor * joint[start:stop, start:stop]
+            if index:
+                residuals, at = [], 0
+                for weight, (k_out, k_in) in zip(previous, self.shapes, strict=False):
+                    centred = weight.flatten(-2) - self.loc[0][at : at + k_out * k_in]
+                    residuals.append(centred * (math.sqrt(k_in) if self.scale_by_fan_in else 1.0))
+                    at += k_out * k_in
+                residual = torch.cat(residuals, -1).unsqueeze(-1)
+                noise = torch.linalg.solve_triangular(joint[:start, :start], residual, upper=False)
+                loc = loc + factor * (joint[start:stop, :start] @ noise).squeeze(-1)
+        gaussian = dist.MultivariateNormal(loc, scale_tril=tril)
+        return dist.TransformedDistribution(
+            gaussian, [dist.transforms.ReshapeTransform((shape[0] * shape[1],), shape)]
+        )
+
+
+class LogUniform(TorchDistribution):
+    """Log-uniform over magnitudes with a symmetric sign: density ∝ 1/|w| on ``low <= |w| <= high``.
+
+    Cutting the magnitudes makes the improper prior of variational dropout (Kingma et al. 2015) one that can be sampled;
+    outside the cut the density is continued as ∝ 1/|w|, so that gradients are those of the improper prior.
+
+    Args:
+        low: smallest magnitude.
+        high: largest magnitude.
+    """
+
+    arg_constraints = {"low": constraints.positive, "high": constraints.positive}
+    support = constraints.real
+    has_rsample = False
+
+    def __init__(self, low: Tensor, high: Tensor, validate_args: bool | None = None) -> None:
+        self.low, self.high = torch.broadcast_tensors(low, high)
+        super().__init__(self.low.shape, validate_args=validate_args)
+
+    def expand(self, batch_shape, _instance=None):
+        new = self._get_checked_instance(LogUniform, _instance)
+        new.low, new.high = self.low.expand(batch_shape), self.high.expand(batch_shape)
+        super(LogUniform, new).__init__(torch.Size(batch_shape), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def sample(self, sample_shape=torch.Size()):
+        shape = self._extended_shape(sample_shape)
+        uniform = torch.rand(shape, dtype=self.low.dtype, device=self.low.device)
+        sign = torch.randint(0, 2, shape, device=self.low.device) * 2 - 1
+        return sign * torch.exp(self.low.log() + uniform * (self.high / self.low).log())
+
+    def log_prob(self, value):
+        return -value.abs().clamp_min(1e-30).log() - torch.log(2 * (self.high / self.low).log())
+
+
+class LogUniformPrior(WeightPrior):
+    """The scale-free prior of variational dropout: every order of magnitude of a weight is as likely as any other.
+
+    Args:
+        low: smallest magnitude kept when the prior is sampled.
+        high: largest one.
+    """
+
+    def __init__(self, low: float = 1e-4, high: float = 1.0) -> None:
+        super().__init__()
+        if not 0 < low < high:
+            raise ValueError(f"low, high: got {low}, {high}; they must satisfy 0 < low < high")
+        self.register_buffer("low", torch.tensor(float(low)))
+        self.register_buffer("high", torch.tensor(float(high)))
+
+    def layer(self, index: int, previous: list[Tensor]) -> TorchDistribution:
+        return LogUniform(self.low, self.high).expand(self.shapes[index]).to_event(2)

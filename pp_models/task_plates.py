@@ -1,0 +1,25 @@
+"""The independent task dimensions as named Pyro plates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pyro
+import torch
+
+TASK_PLATE = "tasks"
+
+
+def task_plate_name(position: int) -> str:
+    """Name of the task plate at dim ``-1 - position``: ``tasks``, ``tasks_1``, ``tasks_2`` …"""
+    return TASK_PLATE if position == 0 else f"{TASK_PLATE}_{position}"
+
+
+@contextmanager
+def task_plates(batch_shape: torch.Size, device: torch.device | None = None) -> Iterator[None]:
+    """Enters one plate for each task dimension of ``batch_shape``, the rightmost named ``tasks``."""
+    with ExitStack() as stack:
+        for position, size in enumerate(reversed(batch_shape)):
+            stack.enter_context(pyro.plate(task_plate_name(position), size, dim=-1 - position, device=device))
+        yield
