@@ -4,5 +4,6 @@ from guides.amortised_mean_field import AmortisedMeanFieldGuide
 from guides.bernoulli_dropout import BernoulliExpertGuide
 from guides.local_reparameterization import local_reparameterization
 from guides.mc_dropout import MCDropoutGuide
+from guides.neural_process_guide import NeuralProcessGuide
 
-__all__ = ["AmortisedMeanFieldGuide", "BernoulliExpertGuide", "MCDropoutGuide", "local_reparameterization"]
+__all__ = ["AmortisedMeanFieldGuide", "BernoulliExpertGuide", "MCDropoutGuide", "NeuralProcessGuide", "local_reparameterization"]

@@ -1,0 +1,17 @@
+"""Objectives, fitting, prediction and reference samplers."""
+
+from inference import objectives
+from inference.checkpoint import CheckpointError
+from inference.fit import FitResult, TrainingDiverged, fit
+from inference.predict import Prediction, predict, sample_posterior
+
+__all__ = [
+    "CheckpointError",
+    "FitResult",
+    "Prediction",
+    "TrainingDiverged",
+    "fit",
+    "objectives",
+    "predict",
+    "sample_posterior",
+]

@@ -8,6 +8,7 @@ from pp_models.likelihoods import (
     GaussianHeadLikelihood,
     GaussianLikelihood,
 )
+from pp_models.neural_process import NeuralProcess
 from pp_models.priors import FixedGaussianPrior, LearnedGaussianPrior, LogUniformPrior
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "GaussianLikelihood",
     "LearnedGaussianPrior",
     "LogUniformPrior",
+    "NeuralProcess",
     "TaskBatch",
 ]

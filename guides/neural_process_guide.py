@@ -1,0 +1,61 @@
+"""The encoder of a neural process as a guide over its global latent and its deterministic path."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from guides.set_encoder import SetEncoder
+from pp_models.data import Dataset
+from pp_models.neural_process import NeuralProcess
+from pp_models.parameter_module import ParameterModule, mlp
+from pp_models.task_plates import task_plates
+
+
+class NeuralProcessGuide(ParameterModule):
+    """q(z | D) = N(μ(D), σ²(D)), σ = 0.1 + 0.9 sigmoid, and a point mass on the deterministic path (NVDP, section 2.5).
+
+    Which sites it has follows from the model: CNP, NP, NP+CNP or ANP. Trained with ``npvi`` it is the neural process of
+    Garnelo et al. 2018; with ``conditional-prior`` (``kl_reduction="sum"``) the variational-prior variant "+VP".
+
+    Args:
+        model: the decoder.
+        width: width of the encoders.
+        pooling: pooling of the latent path's encoder.
+    """
+
+    def __init__(self, model: NeuralProcess, width: int = 128, pooling: str = "mean") -> None:
+        super().__init__()
+        if not isinstance(model, NeuralProcess):
+            raise TypeError(
+                f"model: got {type(model).__name__}; NeuralProcessGuide is a guide for a NeuralProcess"
+            )
+        self.latent_dim, self.representation_dim = model.latent_dim, model.representation_dim
+        self.attention = model.attention
+        if model.latent_dim:
+            self.latent_encoder = SetEncoder(model.dim_x, model.dim_y, width, width, depth=3, pooling=pooling)
+            self.latent_head = mlp([width, width, 2 * model.latent_dim])
+        if model.representation_dim:
+            kind = "set-transformer" if model.attention else "mean"
+            self.path_encoder = SetEncoder(model.dim_x, model.dim_y, width, model.representation_dim, pooling=kind)
+
+    def forward(self, data: Dataset) -> dict[str, Tensor]:
+        """Samples the latent sites given the data; returns the values by site."""
+        values = {}
+        with task_plates(data.batch_shape, data.x.device):
+            if self.latent_dim:
+                mean, raw = self.latent_head(self.latent_encoder(data)).chunk(2, -1)
+                latent = dist.Normal(mean, 0.1 + 0.9 * torch.sigmoid(raw)).to_event(1)
+                values["z"] = pyro.sample("z", latent)
+            if self.representation_dim and self.attention:
+                embedded, _ = self.path_encoder.embed(data)
+                exists = data.full_mask().unsqueeze(-1).to(embedded.dtype)
+                memory = torch.cat([data.x, embedded, exists], -1)
+                values["memory"] = pyro.sample("memory", dist.Delta(memory, event_dim=2))
+            elif self.representation_dim:
+                values["representation"] = pyro.sample(
+                    "representation", dist.Delta(self.path_encoder(data), event_dim=1)
+                )
+        return values

@@ -1,0 +1,353 @@
+"""Fitting: one loop for every model, guide and objective, on Lightning Fabric, resumable to the byte."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from inference import checkpoint
+from inference.objectives import TaskObjective, make
+from inference.progress import FitProgress
+from pp_models.data import Dataset, TaskBatch
+
+logger = logging.getLogger("guidebook")
+
+#: non-finite steps in a row after which a fit stops
+MAX_BAD_STEPS = 3
+
+
+class TrainingDiverged(RuntimeError):
+    """Three steps in a row had a loss or gradient that was not finite; the message says where and what to try."""
+
+
+@dataclass
+class FitResult:
+    """What a fit leaves behind.
+
+    Args:
+        model: the trained model.
+        guide: the trained guide.
+        objective: the objective.
+        steps: steps done, those of an earlier run that was resumed included.
+        history: one dict per logged step: ``step``, ``loss``, ``log_likelihood`` (nats per scored value), ``kl``,
+            ``grad_norm``, ``skipped`` (so far).
+        skipped: ``(step, parameter)`` for every step that was skipped as not finite.
+        seconds: wall time of this call.
+    """
+
+    model: nn.Module
+    guide: nn.Module
+    objective: Any
+    steps: int
+    history: list[dict[str, float]] = field(default_factory=list)
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class _Sealed:
+    """Hides a batch from Fabric, which would copy and cast a dataclass field by field."""
+
+    def __init__(self, batch: Any) -> None:
+        self.batch = batch
+
+
+class TrainingStep(nn.Module):
+    """Model, guide and objective as one module whose forward pass is the loss."""
+
+    def __init__(self, model: nn.Module, guide: nn.Module, objective: pyro.infer.ELBO) -> None:
+        super().__init__()
+        self.model, self.guide = model, guide
+        self.objective = objective
+
+    def forward(self, sealed: _Sealed) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, mean log-likelihood per scored value and mean KL per task; the last two NaN where unknown."""
+        batch = sealed.batch
+        if isinstance(self.objective, TaskObjective):
+            terms = self.objective.terms(self.model, self.guide, batch)
+            per_value = (terms.log_likelihood.sum() / terms.points.sum().clamp_min(1)).detach()
+            return self.objective.reduce(terms), per_value, terms.kl.mean().detach()
+        data = batch.full if isinstance(batch, TaskBatch) else batch
+        loss = self.objective.differentiable_loss(self.model, self.guide, data)
+        unknown = loss.detach().new_full((), torch.nan)
+        return loss, unknown, unknown
+
+
+def _make_fabric(device: Any, precision: str) -> Fabric:
+    if isinstance(device, Fabric):
+        return device
+    name = str(device)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"device: got {device!r}; it must be 'auto', 'cpu', 'cuda', 'cuda:N', 'mps' or a Fabric")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: got {device!r}, but this machine has no usable CUDA device")
+    try:
+        return Fabric(accelerator=kind, devices=[int(index)] if index else 1, precision=precision)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"precision: got {precision!r}; {str(error).splitlines()[0]}") from None
+
+
+def _make_optimizer(optimizer: Any, parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    if optimizer is None:
+        # the fused step can leave everything as it was when told that a gradient is not finite
+        fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+        return torch.optim.Adam(parameters, lr=learning_rate, fused=fused)
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return optimizer
+    if isinstance(optimizer, pyro.optim.PyroOptim):
+        options = optimizer.pt_optim_args
+        if callable(options):
+            raise ValueError("optimizer: a Pyro optimizer with per-parameter options; pass a torch optimizer instead")
+        return optimizer.pt_optim_constructor(parameters, **options)
+    if callable(optimizer):
+        return optimizer(parameters)
+    raise ValueError(
+        f"optimizer: got {type(optimizer).__name__}; it must be a torch.optim.Optimizer, a Pyro optimizer, or a "
+        "function from parameters to an optimizer"
+    )
+
+
+def _batches(tasks: Any, done: int, rank: int, world: int) -> Callable[[int], Any]:
+    """A function from step to batch, ready for step ``done``."""
+    if isinstance(tasks, Dataset | TaskBatch):
+        return lambda step: tasks
+    if hasattr(tasks, "batch"):  # a TaskStream: any batch by its index
+        start = tasks.position if hasattr(tasks, "position") else 0
+        return lambda step: tasks.batch(start + step * world + rank)
+    if not isinstance(tasks, Iterable):
+        raise TypeError(f"tasks: got {type(tasks).__name__}; it must be a TaskBatch, a Dataset or an iterable of them")
+    iterator: Iterator = iter(tasks)
+    for _ in range(done * world + rank):
+        next(iterator)
+
+    def following(step: int) -> Any:
+        try:
+            batch = next(iterator)
+            for _ in range(world - 1):
+                next(iterator)
+        except StopIteration:
+            raise ValueError(f"tasks: the iterable ended at step {step}; it must go on for all steps") from None
+        return batch
+
+    return following
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _skips_on_device(optimizer: torch.optim.Optimizer, precision: str) -> bool:
+    """Whether the optimizer itself leaves everything as it was when ``found_inf`` is set (torch's fused ones do)."""
+    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return bool(fused) and all(group.get("fused") for group in optimizer.param_groups) and precision != "16-mixed"
+
+
+def fit(
+    model: nn.Module,
+    guide: nn.Module,
+    tasks: Any,
+    objective: str | pyro.infer.ELBO = "elbo",
+    steps: int = 1000,
+    seed: int = 0,
+    optimizer: Any = None,
+    device: Any = "auto",
+    precision: str = "32-true",
+    compile: bool | str = "auto",
+    checkpoint_dir: str | os.PathLike | None = None,
+    resume: bool | str = False,
+    progress: bool = True,
+    callbacks: Sequence[Callable[[dict[str, float]], Any]] = (),
+    *,
+    learning_rate: float = 1e-3,
+    max_grad_norm: float | None = None,
+    log_every: int = 50,
+    checkpoint_every: int = 1000,
+) -> FitResult:
+    """Trains a model and guide on a stream of tasks.
+
+    A run depends on its arguments and ``seed`` alone, not on the process's random state, which is left as it was. With
+    ``checkpoint_dir`` it can be killed at any moment: resumed, it ends with the bytes it would have had.
+
+    A step whose loss or gradient is not finite is skipped (parameters and optimizer stay as they were), counted and
+    logged with the parameter concerned; three in a row raise :class:`TrainingDiverged`.
+
+    Args:
+        model: a Pyro model of one Dataset, an ``nn.Module``.
+        guide: its guide.
+        tasks: a TaskStream, any iterable of TaskBatch or Dataset, or one TaskBatch or Dataset used at every step.
+        objective: a name for ``inference.objectives.make``, or any ``pyro.infer.ELBO`` (one that is not ours is called
+            on the whole task).
+        steps: optimizer steps in all.
+        seed: seed of every draw made while fitting.
+        optimizer: None for Adam; a torch optimizer; a Pyro optimizer; or a function from parameters to an optimizer.
+        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or a launched Lightning ``Fabric`` (several processes).
+        precision: a Fabric precision, such as ``"32-true"``, ``"64-true"`` or ``"bf16-mixed"``.
+        compile: ``True`` compiles the step with ``torch.compile``; ``"auto"`` and ``False`` do not.
+        checkpoint_dir: folder for checkpoints and ``metrics.jsonl``; None to write nothing.
+        resume: continue from the folder's newest checkpoint if it has one; ``"previous"`` from the one before.
+        progress: show a progress bar.
+        callbacks: called with the metrics at every logged step; one that returns True ends the fit.
+        learning_rate: of the default optimizer.
+        max_grad_norm: clip the gradient's norm to this.
+        log_every: steps between logged metrics.
+        checkpoint_every: steps between checkpoints.
+
+    Raises:
+        ValueError: an argument out of range, or tasks that end early.
+        CheckpointError: the folder cannot be written, already holds a run, or holds one that does not fit or is damaged.
+        TrainingDiverged: three steps in a row were not finite.
+    """
+    for name, value in (("steps", steps), ("log_every", log_every), ("checkpoint_every", checkpoint_every)):
+        if value < 1:
+            raise ValueError(f"{name}: got {value}; it must be at least 1")
+    if seed < 0:
+        raise ValueError(f"seed: got {seed}; it must be a non-negative integer")
+    if resume not in (True, False, "previous"):
+        raise ValueError(f"resume: got {resume!r}; it must be True, False or 'previous'")
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"compile: got {compile!r}; it must be True, False or 'auto'")
+    if isinstance(objective, str):
+        objective = make(objective)
+    fabric = _make_fabric(device, precision)
+    folder = None if checkpoint_dir is None else checkpoint.make_folder(checkpoint_dir, "checkpoint_dir")
+    if folder is not None and not resume and checkpoint.read_index(folder):
+        newest = checkpoint.read_index(folder)[0]["step"]
+        raise checkpoint.CheckpointError(
+            f"checkpoint_dir: {folder} already holds a run at step {newest}; pass resume=True or name another folder"
+        )
+
+    step_module: nn.Module = TrainingStep(model, guide, objective)
+    step_module.train()
+    modules = {"model": model, "guide": guide}
+    parameters = [p for p in step_module.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("model, guide: neither has a trainable parameter")
+    names = [n for n, p in step_module.named_parameters() if p.requires_grad]
+    fabric.to_device(step_module)
+    inner = _make_optimizer(optimizer, parameters, learning_rate)
+    wrapped, fabric_optimizer = fabric.setup(torch.compile(step_module) if compile is True else step_module, inner)
+    dtype = next(p.dtype for p in parameters if p.dtype.is_floating_point)
+
+    result = FitResult(model, guide, objective, 0)
+    done = 0
+    if folder is not None and resume and checkpoint.read_index(folder):
+        done, tensors, state = checkpoint.load(folder, which=1 if resume == "previous" else 0)
+        checkpoint.load_into(modules, tensors)
+        inner.load_state_dict(state["optimizer"])
+        result.history = list(state["history"])
+        result.skipped = [(int(step), str(name)) for step, name in state["skipped"]]
+    if folder is not None and fabric.global_rank == 0:
+        lines = "".join(json.dumps(row) + "\n" for row in result.history)
+        checkpoint.write_atomically(folder / "metrics.jsonl", lines.encode())
+
+    def save(step: int) -> None:
+        if folder is None or fabric.global_rank != 0:
+            return
+        tensors = {f"{key}.{name}": t for key, module in modules.items() for name, t in module.state_dict().items()}
+        state = {"optimizer": inner.state_dict(), "history": result.history,
+                 "skipped": [[s, n] for s, n in result.skipped], "seed": seed}
+        checkpoint.save(folder, step, tensors, state)
+
+    batch_at = _batches(tasks, done, fabric.global_rank, fabric.world_size)
+    on_device = _skips_on_device(inner, precision)
+    bad_record: list[tuple[int, Tensor, Tensor]] = []  # step, was it bad, index of the first bad gradient
+    check_every = 1 if fabric.device.type == "cpu" else 10
+    started = time.perf_counter()
+    devices = [fabric.device] if fabric.device.type == "cuda" else []
+    bar = FitProgress(steps, done, enabled=progress and fabric.global_rank == 0)
+    with torch.random.fork_rng(devices=devices), bar:
+        for step in range(done, steps):
+            torch.manual_seed(_step_seed(seed, step, fabric.global_rank))
+            batch = batch_at(step).to(fabric.device, dtype)
+            fabric_optimizer.zero_grad()
+            loss, log_likelihood, kl = wrapped(_Sealed(batch))
+            fabric.backward(loss)
+            used = [(i, p.grad) for i, p in enumerate(parameters) if p.grad is not None]
+            norms = torch.stack(torch._foreach_norm([g for _, g in used]))
+            grad_norm = norms.norm()
+            bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(grad_norm))
+            bad_record.append((step, bad, torch.isfinite(norms).logical_not().to(torch.uint8).argmax()))
+            if max_grad_norm is not None:
+                scale = (max_grad_norm / grad_norm.clamp_min(1e-12)).clamp_max(1.0)
+                torch._foreach_mul_([g for _, g in used], scale)
+            if on_device:
+                inner.found_inf = bad.to(torch.float32)  # type: ignore[attr-defined]
+                fabric_optimizer.step()
+            elif not bool(bad):  # an optimizer that cannot skip by itself costs one host read a step
+                fabric_optimizer.step()
+            at_log = (step + 1) % log_every == 0 or step + 1 == steps
+            at_save = (step + 1) % checkpoint_every == 0 or step + 1 == steps
+            if (step + 1) % check_every == 0 or at_log or at_save:
+                _report_bad_steps(bad_record, [names[i] for i, _ in used], result, folder)
+                bad_record.clear()
+            result.steps = step + 1
+            if at_log:
+                row = _metrics(step + 1, loss, log_likelihood, kl, grad_norm, len(result.skipped))
+                result.history.append(row)
+                bar.update(step + 1, row)
+                if folder is not None and fabric.global_rank == 0:
+                    with open(folder / "metrics.jsonl", "a") as file:
+                        file.write(json.dumps(row) + "\n")
+                stop = [callback(row) for callback in callbacks]
+                if any(outcome is True for outcome in stop):
+                    save(step + 1)
+                    break
+            if at_save:
+                save(step + 1)
+    if hasattr(inner, "found_inf"):
+        del inner.found_inf
+    if not result.steps:
+        result.steps = done
+    step_module.eval()
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def _metrics(step: int, loss: Tensor, log_likelihood: Tensor, kl: Tensor, grad_norm: Tensor, skipped: int) -> dict:
+    """One logged row; the only place where training numbers reach the host. Unknown values are left out."""
+    values = torch.stack([t.detach().double() for t in (loss, log_likelihood, kl, grad_norm)]).tolist()
+    row: dict[str, float] = {"step": step}
+    row |= {k: v for k, v in zip(("loss", "log_likelihood", "kl", "grad_norm"), values, strict=True) if v == v}
+    return row | {"skipped": skipped}
+
+
+def _report_bad_steps(
+    record: list[tuple[int, Tensor, Tensor]], names: list[str], result: FitResult, folder: Path | None
+) -> None:
+    flags = torch.stack([bad for _, bad, _ in record]).tolist()
+    for (step, _, index), bad in zip(record, flags, strict=True):
+        if bad:
+            where = names[int(index)]
+            result.skipped.append((step, where))
+            logger.warning("step %d: loss or gradient not finite (first in %s); step skipped", step, where)
+    if any(flags) and _longest_run(result.skipped) >= MAX_BAD_STEPS:
+        last = result.skipped[-MAX_BAD_STEPS:]
+        kept = "" if folder is None else f" The last checkpoint in {folder} is intact."
+        raise TrainingDiverged(
+            f"steps {', '.join(str(s) for s, _ in last)}: loss or gradient not finite, first in {last[-1][1]}; stopped "
+            "with the parameters of the last good step. Try a smaller learning_rate, max_grad_norm=1.0, "
+            f"precision='64-true', or a likelihood with a larger noise floor.{kept}"
+        )
+
+
+def _longest_run(skipped: list[tuple[int, str]]) -> int:
+    longest = run = 0
+    previous = None
+    for step, _ in skipped:
+        run = run + 1 if previous is not None and step == previous + 1 else 1
+        longest, previous = max(longest, run), step
+    return longest
