@@ -113,7 +113,9 @@ class GPTasks(TaskStream):
             x = low + (high - low) * torch.rand(self.batch_size, m + t, 1, generator=generator, dtype=torch.float64)
         else:
             line = torch.linspace(low, high, self.grid, dtype=torch.float64)
-            x = line[torch.cat(random_subsets(self.batch_size, self.grid, m, generator), -1)].unsqueeze(-1)
+            x = line[
+                torch.cat(random_subsets(self.batch_size, self.grid, (m, self.grid - m), generator), -1)
+            ].unsqueeze(-1)
         x = x.to(self.dtype)
         # the covariance is that of the rounded inputs, so that an oracle reading x back has the exact kernel
         wide = x.to(torch.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 
 def uniform_integer(low: int, high: int, generator: torch.Generator) -> int:
@@ -49,6 +50,14 @@ class PointCounts:
                 "the most context points plus the fewest target points"
             )
 
+    @property
+    def most_points(self) -> int:
+        """The largest number of points a task can have."""
+        if self.max_points is not None and self.num_target[1] is None:
+            return self.max_points
+        most = self.num_context[1] + (self.num_target[1] or 0)
+        return most if self.max_points is None else min(most, self.max_points)
+
     def draw(self, generator: torch.Generator) -> tuple[int, int]:
         """Numbers of context and of target points for one batch."""
         context = uniform_integer(*self.num_context, generator)
@@ -60,11 +69,13 @@ class PointCounts:
         return context, uniform_integer(few, many, generator)
 
 
-def random_subsets(batch_size: int, num_points: int, size: int, generator: torch.Generator):
-    """Splits {0, ..., num_points - 1} at random for each task.
+def random_subsets(
+    batch_size: int, num_points: int, sizes: tuple[int, ...], generator: torch.Generator
+) -> tuple[Tensor, ...]:
+    """Disjoint random subsets of {0, ..., num_points - 1}, of the given sizes, drawn anew for each task.
 
     Returns:
-        Sorted indices of the chosen ``[T, size]`` and of the others ``[T, num_points - size]``.
+        Sorted indices ``[T, size]`` (long) for each size.
     """
     order = torch.rand(batch_size, num_points, generator=generator, dtype=torch.float64).argsort(-1)
-    return order[:, :size].sort(-1).values, order[:, size:].sort(-1).values
+    return tuple(part.sort(-1).values for part in order[:, : sum(sizes)].split(list(sizes), -1))

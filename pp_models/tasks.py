@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pp_models.gp_tasks import GPTasks
+from pp_models.trigonometric_tasks import TrigonometricTasks
 
 #: The counts of the TNP sampler: N_c ~ U{3..46}, N_t ~ U{3..49 - N_c}; ``gp(**TNP_COUNTS)``.
 TNP_COUNTS: dict[str, Any] = {"num_context": (3, 46), "num_target": (3, None), "max_points": 49}
@@ -25,3 +26,8 @@ def gp_test(
     draws of counts and hyper-parameters; the default is one that nobody trains with.
     """
     return GPTasks(kernel, batch_size, seed, grid=grid, **options)
+
+
+def trigonometric(batch_size: int = 16, seed: int = 0, **options: Any) -> TrigonometricTasks:
+    """The functional-ambiguity toy; see :class:`pp_models.trigonometric_tasks.TrigonometricTasks` for the options."""
+    return TrigonometricTasks(batch_size, seed, **options)
