@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pp_models.gp_tasks import GPTasks
+from pp_models.image_data import load_images
+from pp_models.image_tasks import ImageTasks
 from pp_models.trigonometric_tasks import TrigonometricTasks
 
 #: The counts of the TNP sampler: N_c ~ U{3..46}, N_t ~ U{3..49 - N_c}; ``gp(**TNP_COUNTS)``.
@@ -31,3 +33,20 @@ def gp_test(
 def trigonometric(batch_size: int = 16, seed: int = 0, **options: Any) -> TrigonometricTasks:
     """The functional-ambiguity toy; see :class:`pp_models.trigonometric_tasks.TrigonometricTasks` for the options."""
     return TrigonometricTasks(batch_size, seed, **options)
+
+
+def images(
+    name: str = "digits",
+    split: str = "train",
+    batch_size: int = 16,
+    seed: int = 0,
+    *,
+    progress: bool = True,
+    **options: Any,
+) -> ImageTasks:
+    """Image completion on a named data set.
+
+    See :func:`pp_models.image_data.load_images` for the names and :class:`pp_models.image_tasks.ImageTasks` for the
+    options; ``full_image=True`` is the test mode.
+    """
+    return ImageTasks(load_images(name, split, progress), batch_size, seed, **options)
