@@ -100,7 +100,7 @@ def _mnist(split: str, progress: bool) -> ImageData:
 def _read_npz(path: Path, names: Iterable[str]) -> list[np.ndarray]:
     """Arrays of an npz file; pickled content is refused."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return [archive[name] for name in names]
     except KeyError as error:
         raise DataError(f"{path.name}: it has no array {error.args[0].split(' ')[0]}; replace {path}") from error

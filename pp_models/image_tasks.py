@@ -60,7 +60,8 @@ class ImageTasks(TaskStream):
         labels: class indices ``[n]``, or None.
         num_context: smallest and largest m; None is NVDP's (3, 196), at most a quarter of the pixels.
         num_target: see ``PointCounts``.
-        max_points: most pixels a task; None is four more than the most context (NVDP's 200).
+        max_points: most pixels a task; None is four more than the most context (NVDP's 200), or leaves it to
+            ``num_target`` where that has an upper end.
         full_image: the test mode, where all pixels that are no context are target.
         dtype: of x and y.
 
@@ -88,6 +89,8 @@ class ImageTasks(TaskStream):
             self.source = images.source
             labels = images.labels if labels is None else labels
             images = images.images
+        if isinstance(images, np.ndarray) and not images.flags.writeable:
+            images = images.copy()  # torch warns of read-only arrays
         pixels = torch.as_tensor(images)
         if pixels.dtype != torch.uint8:
             raise DataError(f"images: got dtype {pixels.dtype}; it must be uint8")
@@ -104,7 +107,7 @@ class ImageTasks(TaskStream):
             num_context = (3, min(196, available // 4))
         if full_image:
             num_target, max_points = (1, None), available
-        elif max_points is None:
+        elif max_points is None and num_target[1] is None:
             max_points = num_context[1] + max(4, num_target[0])
         self.counts = PointCounts(num_context, num_target, max_points)
         if self.counts.most_points > available:
