@@ -1,7 +1,9 @@
 """What is believed: priors, likelihoods, models, tasks and data."""
 
+from pp_models import tasks
 from pp_models.bayesian_network import BayesianNetwork
 from pp_models.data import DataError, Dataset, TaskBatch
+from pp_models.gp_oracle import oracle_joint_log_likelihood, oracle_log_likelihood, oracle_predict
 from pp_models.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
@@ -24,4 +26,8 @@ __all__ = [
     "LogUniformPrior",
     "NeuralProcess",
     "TaskBatch",
+    "oracle_joint_log_likelihood",
+    "oracle_log_likelihood",
+    "oracle_predict",
+    "tasks",
 ]
