@@ -1,0 +1,74 @@
+# Every target sets up what it needs from nothing, once, in $(VENV).
+#   make install PYTHON=python3.12                  another interpreter
+#   make install TORCH="torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cu126"     a CUDA machine
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+RUN = $(VENV)/bin/python -m
+BASE = $(VENV)/.base-installed
+DEV = $(VENV)/.dev-installed
+DOCS = $(VENV)/.docs-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bench docs clean
+
+help:  ## Say what the targets do
+	@echo "Usage: make TARGET [PYTHON=python3] [VENV=.venv]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST)
+
+$(BASE): pyproject.toml constraints.txt
+	@echo "==> creating $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "==> installing $(firstword $(TORCH)) (the largest download)"
+	@$(PIP) $(TORCH)
+	@echo "==> installing guidebook and what it needs, versions as in constraints.txt"
+	@$(PIP) -e .
+	@touch $@
+
+$(DEV): $(BASE)
+	@echo "==> installing the test and lint tools"
+	@$(PIP) -e ".[dev]"
+	@touch $@
+
+$(DOCS): $(BASE)
+	@echo "==> installing the documentation tools"
+	@$(PIP) -e ".[docs]"
+	@touch $@
+
+install: $(BASE)  ## Create the environment and install guidebook
+	@echo "==> ready: $(VENV)/bin/guidebook --help"
+
+demo: $(BASE)  ## Train the comparison on GP tasks and images; report in demo/report.html
+	@echo "==> running the demo; tables and plots go to demo/"
+	@$(VENV)/bin/guidebook demo --out demo
+
+test: $(DEV)  ## Run the test suite
+	@echo "==> running the tests"
+	@$(RUN) pytest
+
+lint: $(DEV)  ## Check style, types and the rooms' import order
+	@echo "==> ruff check"
+	@$(RUN) ruff check .
+	@echo "==> ruff format --check"
+	@$(RUN) ruff format --check .
+	@echo "==> mypy"
+	@$(RUN) mypy
+	@echo "==> import-linter"
+	@$(VENV)/bin/lint-imports
+
+bench: $(BASE)  ## Run every benchmark under benchmarks/
+	@for file in $(sort $(filter-out %/__init__.py,$(wildcard benchmarks/*.py))); do \
+		echo "==> $$file"; \
+		$(RUN) benchmarks.$$(basename $$file .py) || exit 1; \
+	done
+
+docs: $(DOCS)  ## Build the documentation into site/
+	@echo "==> building the documentation into site/"
+	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet --site-dir site
+	@echo "==> open site/index.html"
+
+clean:  ## Remove the environment and everything generated, runs/ kept
+	@echo "==> removing $(VENV), demo/, site/ and caches"
+	@rm -rf $(VENV) demo site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
