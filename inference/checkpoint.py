@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,19 @@ def make_folder(folder: str | os.PathLike, argument: str) -> Path:
     return path
 
 
+def _canonical(value: Any) -> Any:
+    """The same value built anew: pickle writes shared and merely equal objects differently, and bytes must agree."""
+    if isinstance(value, dict):
+        return {_canonical(k): _canonical(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_canonical(v) for v in value)
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True).contiguous()
+    return value
+
+
 def _entry(folder: Path, name: str, content: bytes) -> dict[str, str]:
     write_atomically(folder / name, content)
     return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
@@ -95,7 +109,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
         CheckpointError: the folder cannot be written to; earlier checkpoints stay.
     """
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(_canonical(state), buffer)
     on_host = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     new = {
         "step": step,

@@ -269,7 +269,8 @@ def fit(
     started = time.perf_counter()
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     bar = FitProgress(steps, done, enabled=progress and fabric.global_rank == 0)
-    with torch.random.fork_rng(devices=devices), bar:
+    # checking every distribution's arguments would read the device at every step; what is not finite is caught below
+    with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False), bar:
         for step in range(done, steps):
             torch.manual_seed(_step_seed(seed, step, fabric.global_rank))
             batch = batch_at(step).to(fabric.device, dtype)
