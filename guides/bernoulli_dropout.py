@@ -21,6 +21,37 @@ PRIOR_CLIP = (-4.0, 4.0)
 PROBABILITY_CLIP = (0.01, 0.99)
 
 
+class RateNetworks(nn.Module):
+    """One MLP a layer from the representation to its rate logits: five linear layers, LeakyReLU(0.1) between.
+
+    The hidden layers of all networks are evaluated together, as batched products.
+
+    Args:
+        width: width of the representation and of the hidden layers.
+        outputs: number of logits of each layer.
+    """
+
+    def __init__(self, width: int, outputs: list[int], depth: int = 5) -> None:
+        super().__init__()
+        networks = [mlp([width] * depth + [count]) for count in outputs]
+        hidden = [[layer for layer in network if isinstance(layer, nn.Linear)] for network in networks]
+        self.hidden_weights = nn.ParameterList(
+            [nn.Parameter(torch.stack([net[i].weight.detach().T for net in hidden])) for i in range(depth - 1)]
+        )
+        self.hidden_biases = nn.ParameterList(
+            [nn.Parameter(torch.stack([net[i].bias.detach() for net in hidden]).unsqueeze(1)) for i in range(depth - 1)]
+        )
+        self.heads = nn.ModuleList([net[-1] for net in hidden])
+
+    def forward(self, encoded: Tensor) -> list[Tensor]:
+        """Representations ``[*B, width]`` to logits ``[*B, count]``, layer by layer."""
+        batch_shape = encoded.shape[:-1]
+        hidden = encoded.reshape(1, -1, encoded.shape[-1]).expand(len(self.heads), -1, -1)
+        for weight, bias in zip(self.hidden_weights, self.hidden_biases, strict=True):
+            hidden = nn.functional.leaky_relu(torch.baddbmm(bias, hidden, weight), 0.1)
+        return [head(h).reshape(*batch_shape, -1) for head, h in zip(self.heads, hidden, strict=True)]
+
+
 class BernoulliExpertGuide(WeightGuide):
     """Neural Variational Dropout Processes (Jeon, Park and Kim, ICLR 2022).
 
@@ -74,10 +105,7 @@ class BernoulliExpertGuide(WeightGuide):
             self.representation_encoder = None
         self.weights = nn.ParameterList([nn.Parameter(initial_weight(shape)) for shape in self.shapes])
         self.temperatures = nn.Parameter(torch.full((len(self.shapes),), 1.5))
-        self.rate_networks = nn.ModuleList(
-            [mlp([width] * 5 + [self.rate_vector_length(i)], nn.LeakyReLU, negative_slope=0.1)
-             for i in range(len(self.shapes))]
-        )
+        self.rate_networks = RateNetworks(width, [self.rate_vector_length(i) for i in range(len(self.shapes))])
 
     def rate_vector_length(self, index: int) -> int:
         """Outputs of a layer's rate network: k_in + k_out + 1 + k_out for the product of experts."""
@@ -87,18 +115,15 @@ class BernoulliExpertGuide(WeightGuide):
     def representation(self, data: Dataset) -> Tensor | None:
         return self.encoder(data) if self.share_encoder else super().representation(data)
 
-    def _probabilities(self, index: int, encoded: Tensor, clip: tuple[float, float]) -> Tensor:
-        logits = self.rate_networks[index](encoded)
-        if self.clip == "logit":
-            logits = logits.clamp(*clip)
-        return torch.sigmoid(logits / self.temperatures[index].clamp(0.5, 5.0))
-
     def layer_rates(self, data: Dataset, clip: tuple[float, float] = POSTERIOR_CLIP) -> list[DropRates]:
         """The rates of each layer given the data."""
-        encoded = self.encoder(data)
+        logits = self.rate_networks(self.encoder(data))
+        if self.clip == "logit":
+            logits = [u.clamp(*clip) for u in logits]
+        temperatures = self.temperatures.clamp(0.5, 5.0)
         found = []
-        for i, (k_out, columns) in enumerate(self.shapes):
-            p = self._probabilities(i, encoded, clip)
+        for (k_out, columns), u, temperature in zip(self.shapes, logits, temperatures, strict=True):
+            p = torch.sigmoid(u / temperature)
             if self.rate_structure == "product":
                 row, column, layer, bias = p.split([columns - 1, k_out, 1, k_out], -1)
                 rates = DropRates(row, column, layer.squeeze(-1), bias)

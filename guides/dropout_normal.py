@@ -145,16 +145,39 @@ class DropoutNormal(TorchDistribution):
         return mean, variance.clamp_min(0.0) + bias_rate * (1 - bias_rate) * bias.square()
 
 
+class _DropoutKL(torch.autograd.Function):
+    """The closed form with its analytic gradient: a third of the passes over memory that autograd would make."""
+
+    @staticmethod
+    def forward(ctx, rate: Tensor, prior_rate: Tensor) -> Tensor:
+        spread, prior_spread = rate * (1 - rate), prior_rate * (1 - prior_rate)
+        ratio = spread / prior_spread
+        moved = (prior_rate - rate).square_().div_(prior_spread)
+        ctx.save_for_backward(rate, prior_rate, spread, prior_spread)
+        return moved.add_(ratio).sub_(1).sub_(ratio.log()).mul_(0.5)
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        rate, prior_rate, spread, prior_spread = ctx.saved_tensors
+        (grad,) = grads
+        slope, prior_slope = 1 - 2 * rate, 1 - 2 * prior_rate
+        # the numerator P(1-P) + (P̂-P)² is P(1-2P̂) + P̂²
+        numerator = torch.addcmul(prior_rate.square(), rate, prior_slope)
+        by_rate = (prior_slope / prior_spread).sub_(slope / spread)
+        by_prior = (2 * (prior_rate - rate)).add_(prior_slope).sub_(numerator * prior_slope / prior_spread)
+        return 0.5 * grad * by_rate, 0.5 * grad * by_prior.div_(prior_spread)
+
+
 def dropout_kl(rate: Tensor, prior_rate: Tensor) -> Tensor:
     """KL of N((1-P)θ, P(1-P)θ²) from N((1-P̂)θ, P̂(1-P̂)θ²), elementwise; θ cancels (NVDP, section 3.2).
 
+        KL = ½ { [P(1-P) + (P̂-P)²] / [P̂(1-P̂)] + ln P̂(1-P̂) - ln P(1-P) - 1 }
+
     Args:
         rate: P, in (0, 1).
-        prior_rate: P̂, in (0, 1).
+        prior_rate: P̂, in (0, 1), of the same shape.
     """
-    spread, prior_spread = rate * (1 - rate), prior_rate * (1 - prior_rate)
-    moved = (prior_rate - rate).square()
-    return 0.5 * ((spread + moved) / prior_spread - 1 - torch.log(spread / prior_spread))
+    return _DropoutKL.apply(*torch.broadcast_tensors(rate, prior_rate))
 
 
 @register_kl(DropoutNormal, DropoutNormal)

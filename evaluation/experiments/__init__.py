@@ -1,0 +1,64 @@
+"""The papers' experiments, each by one name: ``guidebook reproduce nvdp/gp-random``."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from evaluation.experiments import (
+    nvdp_ablations,
+    nvdp_active_learning,
+    nvdp_gp,
+    nvdp_inpainting,
+    nvdp_trigonometric,
+)
+from evaluation.experiments.experiment import SCALES, Check, Experiment, Outcome, Workshop, write_outcome
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "nvdp/gp-random": Experiment("1-D GP regression, random RBF kernel", partial(nvdp_gp.run, "random")),
+    "nvdp/gp-fixed": Experiment("1-D GP regression, fixed RBF kernel", partial(nvdp_gp.run, "fixed")),
+    "nvdp/trigonometric": Experiment("functional ambiguity: sine, cosine or tanh", nvdp_trigonometric.run),
+    "nvdp/inpainting-digits": Experiment(
+        "image completion, embedded 8x8 digits", partial(nvdp_inpainting.run, "digits", "digits")
+    ),
+    "nvdp/inpainting-mnist": Experiment("image completion, MNIST", partial(nvdp_inpainting.run, "mnist", "mnist")),
+    "nvdp/inpainting-omniglot-mnist": Experiment(
+        "image completion, Omniglot to MNIST", partial(nvdp_inpainting.run, "omniglot", "mnist")
+    ),
+    "nvdp/inpainting-celeba": Experiment("image completion, CelebA", partial(nvdp_inpainting.run, "celeba", "celeba")),
+    "nvdp/active-learning": Experiment("queries by predictive variance against random", nvdp_active_learning.run),
+    "nvdp/ablations": Experiment("variational prior, KL scale, rate structure, path", nvdp_ablations.run),
+}
+
+
+def reproduce(
+    name: str, scale: str = "small", seeds: list[int] | None = None, out: str | Path = "runs", progress: bool = True
+) -> Outcome:
+    """Runs an experiment and writes its tables, figures and report.
+
+    Args:
+        name: a name of ``EXPERIMENTS``.
+        scale: ``"smoke"``, ``"small"`` or ``"paper"``.
+        seeds: seeds; 0, 1, 2 by default (0 at smoke scale).
+        out: folder; fits are kept in ``out/FAMILY/fits`` and results in ``out/FAMILY/EXPERIMENT-SCALE``.
+        progress: show progress.
+
+    Raises:
+        ValueError: unknown experiment or scale, or no seeds.
+    """
+    if name not in EXPERIMENTS:
+        raise ValueError(f"experiment: got {name!r}; it must be one of {', '.join(EXPERIMENTS)}")
+    if scale not in SCALES:
+        raise ValueError(f"scale: got {scale!r}; it must be one of {', '.join(SCALES)}")
+    seeds = ([0] if scale == "smoke" else [0, 1, 2]) if seeds is None else seeds
+    if not seeds or min(seeds) < 0:
+        raise ValueError(f"seeds: got {seeds}; at least one non-negative integer is needed")
+    family, short = name.split("/")
+    workshop = Workshop(Path(out) / family, progress)
+    outcome = EXPERIMENTS[name].run(scale, seeds, workshop)
+    outcome.command = f"guidebook reproduce {name} --scale {scale} --seeds {','.join(map(str, seeds))}"
+    write_outcome(outcome, Path(out) / family / f"{short}-{scale}")
+    return outcome
+
+
+__all__ = ["EXPERIMENTS", "SCALES", "Check", "Experiment", "Outcome", "Workshop", "reproduce"]

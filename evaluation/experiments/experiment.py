@@ -1,0 +1,213 @@
+"""What every experiment shares: scales, trained methods that are kept and resumed, checks, and the files written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+
+from evaluation.methods import Method, Task, build
+from inference import fit
+from inference.checkpoint import make_folder, write_atomically
+from pp_models.task_stream import TaskStream
+
+SCALES = ("smoke", "small", "paper")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Size of a run.
+
+    Args:
+        name: ``"smoke"`` (seconds; proves that it runs), ``"small"`` (minutes on two CPU cores) or ``"paper"``.
+        steps: optimizer steps.
+        width: hidden width of every network.
+        batch_size: tasks a step.
+        learning_rate: of Adam.
+        betas: of Adam.
+        test_batches: test batches.
+        test_batch_size: tasks in each; all tasks of a batch share their number of context points.
+    """
+
+    name: str
+    steps: int
+    width: int
+    batch_size: int
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    test_batches: int = 150
+    test_batch_size: int = 4
+
+
+@dataclass(frozen=True)
+class Check:
+    """A claim and what was measured.
+
+    Args:
+        name: what is claimed, in words.
+        criterion: the threshold, in words.
+        measured: the numbers.
+        holds: whether it holds; None where it is reported without being a claim.
+    """
+
+    name: str
+    criterion: str
+    measured: str
+    holds: bool | None
+
+
+@dataclass
+class Outcome:
+    """What an experiment found.
+
+    Args:
+        name: ``family/experiment``.
+        command: the command that reproduces it.
+        table: one row a method and seed.
+        checks: claims with their measurements.
+        figures: matplotlib figures by file stem, with a caption each.
+        notes: what a reader must know.
+        tables: further tables by title.
+    """
+
+    name: str
+    command: str
+    table: pd.DataFrame
+    checks: list[Check] = field(default_factory=list)
+    figures: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment by name.
+
+    Args:
+        title: one line.
+        run: from ``(scale name, seeds, workshop)`` to an Outcome.
+    """
+
+    title: str
+    run: Callable[[str, list[int], Workshop], Outcome]
+
+
+class Workshop:
+    """Trains methods into a folder and finds them there again.
+
+    Args:
+        folder: where fits are kept.
+        progress: show progress bars.
+    """
+
+    def __init__(self, folder: str | Path, progress: bool = True) -> None:
+        self.folder = make_folder(folder, "out")
+        self.progress = progress
+        self.console = Console(stderr=True, quiet=not progress)
+
+    def train(
+        self, key: str, name: str, task: Task, tasks: TaskStream, scale: Scale, seed: int, steps: int | None = None
+    ) -> tuple[Method, list[dict[str, float]]]:
+        """A method trained with a seed; continued from (or read from) its checkpoint where there is one.
+
+        Args:
+            key: names the task distribution and scale; fits under one key are shared between experiments.
+            name: the method.
+            task: its widths.
+            tasks: the training stream.
+            scale: steps and optimizer.
+            seed: seed of the initial parameters and of the fit.
+            steps: steps, if not the scale's.
+
+        Returns:
+            The method and its training history.
+        """
+        steps = steps or scale.steps
+        self.console.print(f"{key}: {name}, seed {seed}, {steps} steps")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            method = build(name, task)
+        optimizer = partial(torch.optim.Adam, lr=scale.learning_rate, betas=scale.betas, fused=True)
+        result = fit(
+            method.model,
+            method.guide,
+            tasks,
+            method.objective,
+            steps=steps,
+            seed=seed,
+            optimizer=optimizer,
+            checkpoint_dir=self.folder / "fits" / key / f"{name}-seed{seed}",
+            resume=True,
+            progress=self.progress,
+        )
+        return method, result.history
+
+
+def write_outcome(outcome: Outcome, folder: Path) -> None:
+    """Writes ``results.json``, ``table.csv`` (and other tables), one PNG a figure and ``report.html``.
+
+    Raises:
+        CheckpointError: the folder cannot be written to.
+    """
+    from evaluation.report import Section, write_report
+
+    folder = make_folder(folder, "out")
+    checks = [vars(check) for check in outcome.checks]
+    result = {
+        "name": outcome.name,
+        "command": outcome.command,
+        "checks": checks,
+        "notes": outcome.notes,
+        "table": json.loads(outcome.table.to_json(orient="records")),
+    }
+    write_atomically(folder / "results.json", json.dumps(result, indent=1).encode())
+    write_atomically(folder / "table.csv", outcome.table.to_csv(index=False).encode())
+    for title, table in outcome.tables.items():
+        name = "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-")
+        write_atomically(folder / f"{name}.csv", table.to_csv(index=False).encode())
+    for stem, (figure, _) in outcome.figures.items():
+        figure.savefig(folder / f"{stem}.png", dpi=130)
+    sections = [Section("Results", table=summary(outcome.table), prose=outcome.notes)]
+    if checks:
+        sections.append(Section("Claims and measurements", table=check_table(outcome.checks)))
+    sections += [Section(title, table=table) for title, table in outcome.tables.items()]
+    sections += [Section(stem.replace("_", " "), figure=figure, caption=caption)
+                 for stem, (figure, caption) in outcome.figures.items()]
+    sections.append(Section("To reproduce", code=outcome.command))
+    write_report(folder / "report.html", outcome.name, sections)
+
+
+def check_table(checks: Iterable[Check]) -> pd.DataFrame:
+    """Checks as a table; ``holds`` reads yes, MISSED or (reported)."""
+    word = {True: "yes", False: "MISSED", None: "(reported)"}
+    return pd.DataFrame(
+        [{"claim": c.name, "criterion": c.criterion, "measured": c.measured, "holds": word[c.holds]} for c in checks],
+        columns=["claim", "criterion", "measured", "holds"],
+    )
+
+
+def summary(table: pd.DataFrame, by: str = "model") -> pd.DataFrame:
+    """Mean and standard error over seeds of every numeric column, one row a model, in order of appearance."""
+    numeric = [c for c in table.columns if c not in (by, "seed") and pd.api.types.is_numeric_dtype(table[c])]
+    rows = []
+    for name in table[by].unique():
+        part = table[table[by] == name]
+        row: dict[str, Any] = {by: name, "seeds": part["seed"].nunique() if "seed" in part else 1}
+        for column in numeric:
+            values = part[column].dropna()
+            error = f" ± {values.sem():.3f}" if len(values) > 1 else ""
+            row[column] = f"{values.mean():.3f}{error}" if len(values) else ""
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def signed(values: Iterable[float]) -> str:
+    """Numbers with their signs, for a table cell."""
+    return ", ".join(f"{value:+.3f}" for value in values)

@@ -1,0 +1,101 @@
+"""Active learning on GP tasks: query where the predictive variance is largest, or at random (NVDP, section 4.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import torch
+
+from evaluation.experiments.experiment import Check, Outcome, Workshop
+from evaluation.experiments.nvdp_gp import SCALES, train_all
+from evaluation.metrics import log_likelihoods, rmse
+from inference import predict
+from pp_models import Dataset, TaskBatch, tasks
+
+METHODS = ["nvdp", "cnp", "np", "np+cnp+vp"]
+ACQUISITIONS = ("max sd", "random")
+
+
+def acquire(
+    model: Any, guide: Any, pool: Dataset, start: int, budget: int, acquisition: str, seed: int
+) -> list[TaskBatch]:
+    """Adds points to the context one at a time, in every task at once.
+
+    Args:
+        model: the model.
+        guide: its guide.
+        pool: all points of the tasks ``[T, N]``, with y; no mask.
+        start: random points in the first context.
+        budget: points in the last context.
+        acquisition: ``"max sd"`` or ``"random"``.
+        seed: seed of the first context and of random queries.
+
+    Returns:
+        The batches with ``start`` … ``budget`` context points; the points not yet queried are the target.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tasks_count, total = pool.x.shape[0], pool.num_points
+    order = torch.rand(tasks_count, total, generator=generator).argsort(-1)
+    chosen = torch.zeros(tasks_count, total, dtype=torch.bool).scatter(1, order[:, :start], True)
+    steps = [_split(pool, chosen)]
+    for count in range(start, budget):
+        if acquisition == "max sd":
+            sd = predict(model, guide, steps[-1].context, pool, 1, weights="mean").std.mean(-1)
+            query = sd.masked_fill(chosen, -1.0).argmax(-1, keepdim=True)
+        else:
+            query = order[:, count : count + 1]
+        chosen = chosen.scatter(1, query, True)
+        steps.append(_split(pool, chosen))
+    return steps
+
+
+def _split(pool: Dataset, chosen: torch.Tensor) -> TaskBatch:
+    """Context and target from a selection with equally many points in every task."""
+    assert pool.y is not None
+
+    def part(where: torch.Tensor) -> Dataset:
+        count = int(where[0].sum())
+        index = where.to(torch.uint8).argsort(-1, descending=True, stable=True)[:, :count].unsqueeze(-1)
+        assert pool.y is not None
+        return Dataset(pool.x.gather(1, index.expand(-1, -1, pool.x.shape[-1])),
+                       pool.y.gather(1, index.expand(-1, -1, pool.y.shape[-1])))
+
+    return TaskBatch(part(chosen), part(~chosen))
+
+
+def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
+    """Uses the fits of nvdp/gp-random (trains them where they are not there yet); 4 to 20 points."""
+    from evaluation import plots
+
+    scale = SCALES[scale_name]
+    fitted = train_all("random", scale, METHODS, seeds, workshop)
+    pool = tasks.gp_test("rbf", 60, seed=3_000_000).batch(0).full
+    budget = 20 if scale_name != "smoke" else 6
+    rows = []
+    for (name, seed), (method, _) in fitted.items():
+        for acquisition in ACQUISITIONS:
+            for batch in acquire(method.model, method.guide, pool, 4, budget, acquisition, seed):
+                prediction = predict(method.model, method.guide, batch.context, batch.full, 1, weights="mean")
+                found = log_likelihoods(prediction, batch)
+                rows.append({"model": name, "seed": seed, "acquisition": acquisition, "points": batch.context.num_points,
+                             "ll": float(found.ll.mean()), "rmse": float(rmse(prediction, batch.full.y).mean())})
+    long = pd.DataFrame(rows)
+    last = long[long.points == budget].pivot_table(index=["model", "seed"], columns="acquisition", values="ll", sort=False)
+    table = last.reset_index().rename(columns={a: f"ll, {a}" for a in ACQUISITIONS})
+    table["lost by max sd"] = table["ll, random"] - table["ll, max sd"]
+    outcome = Outcome("nvdp/active-learning", "", table)
+    outcome.tables["Every step"] = long
+    lost = table.groupby("model")["lost by max sd"].mean()
+    outcome.checks = [
+        Check("max sd against random queries", "reported: LL lost by querying the largest predictive sd",
+              ", ".join(f"{name} {value:+.3f}" for name, value in lost.items()), None),
+        Check("NVDP loses less by its own queries than NP", "reported",
+              f"{lost['nvdp']:+.3f} against {lost['np']:+.3f}", None),
+    ]
+    outcome.notes = [
+        f"60 tasks, from 4 to {budget} points of a 400-point grid; a query goes to the largest predictive standard "
+        "deviation or to a random point. LL over all 400 points.",
+    ]
+    outcome.figures["queries"] = (plots.query_curves(long), "LL against queried points, mean over seeds.")
+    return outcome

@@ -1,0 +1,132 @@
+"""The methods that experiments, the demo and the command line know by name: a model, a guide and an objective each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.infer
+from torch import nn
+
+from guides import AmortisedMeanFieldGuide, BernoulliExpertGuide, MCDropoutGuide, NeuralProcessGuide
+from inference.objectives import make
+from pp_models import BayesianNetwork, NeuralProcess
+
+
+@dataclass
+class Method:
+    """A model and guide with the objective they are trained with.
+
+    Args:
+        name: the method's name.
+        model: the model.
+        guide: its guide.
+        objective: what trains them.
+    """
+
+    name: str
+    model: nn.Module
+    guide: nn.Module
+    objective: pyro.infer.ELBO
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method needs to know of a task distribution.
+
+    Args:
+        dim_x: input width.
+        dim_y: output width.
+        width: hidden width of every network.
+        beta: weight of the KL for the dropout guide (1.4 for GP regression, 0.5 for images in NVDP's code).
+        shared_path: NVDP reads the representation that also drives its rates (the trigonometric experiment).
+    """
+
+    dim_x: int
+    dim_y: int
+    width: int = 64
+    beta: float = 1.4
+    shared_path: bool = False
+
+
+def _network(task: Task, representation: int = 0, depth: int = 5) -> BayesianNetwork:
+    sizes = [task.dim_x, *[task.width] * (depth - 1), 2 * task.dim_y]
+    return BayesianNetwork(sizes, likelihood="gaussian-head", representation_dim=representation)
+
+
+def _nvdp(task: Task, deterministic: bool = False, guide: dict[str, Any] | None = None, **objective: Any) -> tuple:
+    options = dict(guide or {})
+    if task.shared_path:
+        model = _network(task, task.width, depth=4)
+        options["share_encoder"] = True
+    else:
+        model = _network(task, task.width if deterministic else 0)
+    built = BernoulliExpertGuide(model, width=task.width, **options)
+    return model, built, make("conditional-prior", **{"beta": task.beta, **objective})
+
+
+def _neural_process(task: Task, latent: bool, path: bool, objective: str, attention: bool = False) -> tuple:
+    model = NeuralProcess(
+        task.dim_x,
+        task.dim_y,
+        latent_dim=128 if latent else 0,
+        representation_dim=task.width if path else 0,
+        attention=attention,
+        width=task.width,
+    )
+    return model, NeuralProcessGuide(model, task.width), make(objective, kl_reduction="sum", normalize=True)
+
+
+def _mean_field(task: Task) -> tuple:
+    model = _network(task)
+    return model, AmortisedMeanFieldGuide(model, task.width), make("elbo", normalize=True, local_reparameterization=True)
+
+
+def _mc_dropout(task: Task) -> tuple:
+    model = _network(task)
+    return model, MCDropoutGuide(model), make("elbo", normalize=True, local_reparameterization=True)
+
+
+#: name -> (what it is, how it is built)
+METHODS: dict[str, tuple[str, Callable[[Task], tuple]]] = {
+    "nvdp": ("Neural Variational Dropout Process: context through dropout rates only", _nvdp),
+    "nvdp+det": ("NVDP with a deterministic path as well", lambda t: _nvdp(t, deterministic=True)),
+    "nvdp-no-prior": ("NVDP without its variational prior (β = 0)", lambda t: _nvdp(t, beta=0.0)),
+    "nvdp-stop-prior": (
+        "NVDP with no gradient through the prior branch",
+        lambda t: _nvdp(t, stop_prior_gradient=True),
+    ),
+    "nvdp-sum": (
+        "NVDP with the literal summed KL, β = 1",
+        lambda t: _nvdp(t, beta=1.0, kl_reduction="sum", normalize=True),
+    ),
+    "nvdp-layer": ("NVDP with one rate a layer", lambda t: _nvdp(t, guide={"rates": "layer"})),
+    "nvdp-full": ("NVDP with a rate for every weight", lambda t: _nvdp(t, guide={"rates": "full"})),
+    "cnp": ("Conditional Neural Process", lambda t: _neural_process(t, False, True, "conditional-prior")),
+    "np": ("Neural Process", lambda t: _neural_process(t, True, False, "npvi")),
+    "np+vp": ("Neural Process, variational prior", lambda t: _neural_process(t, True, False, "conditional-prior")),
+    "np+cnp": ("Neural Process with a deterministic path", lambda t: _neural_process(t, True, True, "npvi")),
+    "np+cnp+vp": (
+        "Neural Process with a deterministic path, variational prior",
+        lambda t: _neural_process(t, True, True, "conditional-prior"),
+    ),
+    "anp": (
+        "Attentive Neural Process",
+        lambda t: _neural_process(t, True, True, "npvi", attention=True),
+    ),
+    "mean-field": ("amortised mean-field Gaussian over the weights", _mean_field),
+    "mc-dropout": ("dropout at one fixed rate: cannot adapt to a task", _mc_dropout),
+}
+
+
+def build(name: str, task: Task) -> Method:
+    """Builds a method.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in METHODS:
+        raise ValueError(f"model: got {name!r}; it must be one of {', '.join(METHODS)}")
+    model, guide, objective = METHODS[name][1](task)
+    return Method(name, model, guide, objective)
