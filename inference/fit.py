@@ -246,6 +246,8 @@ def fit(
     done = 0
     if folder is not None and resume and checkpoint.read_index(folder):
         done, tensors, state = checkpoint.load(folder, which=1 if resume == "previous" else 0)
+        if done > steps:
+            raise ValueError(f"steps: got {steps}, but the run in {folder} is already at step {done}")
         checkpoint.load_into(modules, tensors)
         inner.load_state_dict(state["optimizer"])
         result.history = list(state["history"])

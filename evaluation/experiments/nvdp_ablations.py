@@ -35,7 +35,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
             half = {}
             if name in ("nvdp", "nvdp-sum"):
                 stream = tasks.gp("rbf", scale.batch_size, seed)
-                method, _ = workshop.train(key, name, task, stream, scale, seed, max(1, scale.steps // 2))
+                method, _ = workshop.train(f"{key}-half", name, task, stream, scale, seed, max(1, scale.steps // 2))
                 half["rate_spread_half_way"] = _hidden_spread(method.guide, many.context)
             stream = tasks.gp("rbf", scale.batch_size, seed)
             method, history = workshop.train(key, name, task, stream, scale, seed)
