@@ -80,7 +80,11 @@ def _neural_process(task: Task, latent: bool, path: bool, objective: str, attent
 
 def _mean_field(task: Task) -> tuple:
     model = _network(task)
-    return model, AmortisedMeanFieldGuide(model, task.width), make("elbo", normalize=True, local_reparameterization=True)
+    return (
+        model,
+        AmortisedMeanFieldGuide(model, task.width),
+        make("elbo", normalize=True, local_reparameterization=True),
+    )
 
 
 def _mc_dropout(task: Task) -> tuple:

@@ -6,4 +6,10 @@ from guides.local_reparameterization import local_reparameterization
 from guides.mc_dropout import MCDropoutGuide
 from guides.neural_process_guide import NeuralProcessGuide
 
-__all__ = ["AmortisedMeanFieldGuide", "BernoulliExpertGuide", "MCDropoutGuide", "NeuralProcessGuide", "local_reparameterization"]
+__all__ = [
+    "AmortisedMeanFieldGuide",
+    "BernoulliExpertGuide",
+    "MCDropoutGuide",
+    "NeuralProcessGuide",
+    "local_reparameterization",
+]

@@ -129,7 +129,9 @@ class BernoulliExpertGuide(WeightGuide):
                 rates = DropRates(row, column, layer.squeeze(-1), bias)
             elif self.rate_structure == "layer":
                 both = p.unsqueeze(-2).expand(*p.shape[:-1], k_out, 2)
-                rates = DropRates(dense=torch.cat([both[..., :1].expand(*both.shape[:-1], columns - 1), both[..., 1:]], -1))
+                rates = DropRates(
+                    dense=torch.cat([both[..., :1].expand(*both.shape[:-1], columns - 1), both[..., 1:]], -1)
+                )
             else:
                 rates = DropRates(dense=p.unflatten(-1, (k_out, columns)))
             if self.clip == "probability":  # a clipped product is no longer a product

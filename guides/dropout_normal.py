@@ -119,17 +119,25 @@ class DropoutNormal(TorchDistribution):
     def preactivation_moments(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance ``[*B, N, k_out]`` of the pre-activations of inputs ``[*B, N, k_in]`` (NVDP, section 3.3).
 
-        With factored rates no per-task matrix is built: θ and θ² are shared by all tasks, and the factors scale the
-        inputs and the outputs of those shared products.
+        Two evaluations of the same numbers: with factored rates and few points, shared products without any per-task
+        matrix; with many points, where the per-task matrices are the smaller objects, batched products.
         """
+        few_points = 2 * inputs.shape[-2] <= self.weight.shape[1]
+        if self.rates.dense is None and few_points:
+            return self.factored_preactivation_moments(inputs)
+        return self.dense_preactivation_moments(inputs)
+
+    def dense_preactivation_moments(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """By per-task matrices of means and variances."""
+        mean, variance = self._moments()
+        return (
+            torch.matmul(inputs, mean[..., :-1].mT) + mean[..., None, :, -1],
+            torch.matmul(inputs.square(), variance[..., :-1].mT) + variance[..., None, :, -1],
+        )
+
+    def factored_preactivation_moments(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """By products with θ and θ², shared by all tasks, whose inputs and outputs the rate factors scale."""
         rates = self.rates
-        if rates.dense is not None:
-            mean, variance = self._moments()
-            squared = inputs.square()
-            return (
-                torch.matmul(inputs, mean[..., :-1].mT) + mean[..., None, :, -1],
-                torch.matmul(squared, variance[..., :-1].mT) + variance[..., None, :, -1],
-            )
         assert rates.row is not None and rates.column is not None and rates.layer is not None
         assert rates.bias is not None
         weight, bias = self.weight[:, :-1], self.weight[:, -1]

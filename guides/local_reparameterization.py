@@ -84,5 +84,3 @@ class local_reparameterization(Messenger):  # noqa: N801 - an effect handler, na
         noise = torch.randn(shape, dtype=mean.dtype, device=mean.device)
         msg["value"] = torch.addcmul(mean, (variance + VARIANCE_FLOOR).sqrt(), noise)
         msg["done"] = True
-
-

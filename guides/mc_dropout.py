@@ -36,8 +36,10 @@ class MCDropoutGuide(WeightGuide):
 
     def rates(self, data: Dataset) -> dict[str, Tensor]:
         """The rate ``[*B, k_out, k_in + 1]`` by site."""
-        full = {s: torch.full(w.shape, self.rate, dtype=w.dtype, device=w.device)
-                for s, w in zip(self.sites, self.weights, strict=True)}
+        full = {
+            s: torch.full(w.shape, self.rate, dtype=w.dtype, device=w.device)
+            for s, w in zip(self.sites, self.weights, strict=True)
+        }
         return {site: rate.expand(*data.batch_shape, *rate.shape) for site, rate in full.items()}
 
     def layer_distributions(self, data: Dataset) -> list[TorchDistribution]:

@@ -29,9 +29,7 @@ class NeuralProcessGuide(ParameterModule):
     def __init__(self, model: NeuralProcess, width: int = 128, pooling: str = "mean") -> None:
         super().__init__()
         if not isinstance(model, NeuralProcess):
-            raise TypeError(
-                f"model: got {type(model).__name__}; NeuralProcessGuide is a guide for a NeuralProcess"
-            )
+            raise TypeError(f"model: got {type(model).__name__}; NeuralProcessGuide is a guide for a NeuralProcess")
         self.latent_dim, self.representation_dim = model.latent_dim, model.representation_dim
         self.attention = model.attention
         if model.latent_dim:

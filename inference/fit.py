@@ -260,8 +260,12 @@ def fit(
         if folder is None or fabric.global_rank != 0:
             return
         tensors = {f"{key}.{name}": t for key, module in modules.items() for name, t in module.state_dict().items()}
-        state = {"optimizer": inner.state_dict(), "history": result.history,
-                 "skipped": [[s, n] for s, n in result.skipped], "seed": seed}
+        state = {
+            "optimizer": inner.state_dict(),
+            "history": result.history,
+            "skipped": [[s, n] for s, n in result.skipped],
+            "seed": seed,
+        }
         checkpoint.save(folder, step, tensors, state)
 
     batch_at = _batches(tasks, done, fabric.global_rank, fabric.world_size)

@@ -106,9 +106,10 @@ class Prediction:
         return (self.likelihood.variance.mean(0) + spread).sqrt()
 
     def _scores(self, y: Tensor) -> Tensor:
-        if y.shape[-1 if y.dtype == torch.long else -2] != self.samples.shape[
-            -1 if self.samples.dtype == torch.long else -2
-        ]:
+        if (
+            y.shape[-1 if y.dtype == torch.long else -2]
+            != self.samples.shape[-1 if self.samples.dtype == torch.long else -2]
+        ):
             raise DataError(f"y: got shape {list(y.shape)}; the prediction has shape {list(self.samples.shape[1:])}")
         return self.likelihood.log_prob(y)
 

@@ -186,9 +186,14 @@ class Dataset:
         """
         if not datasets:
             raise DataError("datasets: got an empty sequence; Dataset.pad needs at least one")
-        kinds = {(d.batch_shape, d.x.shape[-1], None if d.y is None else (d.y.dtype, d.y.shape[d.x.dim() - 1 :])) for d in datasets}
+        kinds = {
+            (d.batch_shape, d.x.shape[-1], None if d.y is None else (d.y.dtype, d.y.shape[d.x.dim() - 1 :]))
+            for d in datasets
+        }
         if len(kinds) > 1:
-            raise DataError(f"datasets: members differ in task dimensions, widths or kind of y: {sorted(map(str, kinds))}")
+            raise DataError(
+                f"datasets: members differ in task dimensions, widths or kind of y: {sorted(map(str, kinds))}"
+            )
         longest = max(d.num_points for d in datasets)
 
         def padded(t: Tensor, point_dim: int) -> Tensor:
@@ -271,7 +276,9 @@ class TaskBatch:
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> TaskBatch:
         """Moves every tensor, as ``Dataset.to``."""
-        truth = {k: v.to(device=device, dtype=dtype if v.dtype.is_floating_point else None) for k, v in self.truth.items()}
+        truth = {
+            k: v.to(device=device, dtype=dtype if v.dtype.is_floating_point else None) for k, v in self.truth.items()
+        }
         return self._trusted(self.context.to(device, dtype), self.target.to(device, dtype), truth)
 
     def __getitem__(self, index) -> TaskBatch:

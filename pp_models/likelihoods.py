@@ -39,8 +39,9 @@ class Likelihood(nn.Module):
         elif not y.dtype.is_floating_point:
             raise DataError(f"y: got dtype {y.dtype}; {name} needs floating-point outputs [*B, N, Dy]")
         elif y.shape[-1] != self.dim_y(outputs):
-            raise DataError(f"y: got width {y.shape[-1]}; a network of {outputs} outputs with {name} has "
-                            f"{self.dim_y(outputs)}")
+            raise DataError(
+                f"y: got width {y.shape[-1]}; a network of {outputs} outputs with {name} has {self.dim_y(outputs)}"
+            )
 
 
 class GaussianLikelihood(Likelihood):

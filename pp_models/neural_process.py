@@ -115,7 +115,9 @@ class NeuralProcess(ParameterModule):
                 shape = torch.broadcast_shapes(hidden.shape[:-1], found.shape[:-1])
                 hidden = torch.cat([hidden.expand(*shape, -1), found.expand(*shape, -1)], -1)
             elif self.representation_dim:
-                hidden = join(hidden, pyro.sample("representation", flat_representation(self.representation_dim, data.x)))
+                hidden = join(
+                    hidden, pyro.sample("representation", flat_representation(self.representation_dim, data.x))
+                )
             outputs = self.decoder(hidden)
             observe(self.likelihood(outputs), data)
         return outputs

@@ -114,9 +114,7 @@ class LearnedGaussianPrior(WeightPrior):
                 noise = torch.linalg.solve_triangular(joint[:start, :start], residual, upper=False)
                 loc = loc + factor * (joint[start:stop, :start] @ noise).squeeze(-1)
         gaussian = dist.MultivariateNormal(loc, scale_tril=tril)
-        return dist.TransformedDistribution(
-            gaussian, [dist.transforms.ReshapeTransform((shape[0] * shape[1],), shape)]
-        )
+        return dist.TransformedDistribution(gaussian, [dist.transforms.ReshapeTransform((shape[0] * shape[1],), shape)])
 
 
 class LogUniform(TorchDistribution):

@@ -178,8 +178,10 @@ def write_outcome(outcome: Outcome, folder: Path) -> None:
     if checks:
         sections.append(Section("Claims and measurements", table=check_table(outcome.checks)))
     sections += [Section(title, table=table) for title, table in outcome.tables.items()]
-    sections += [Section(stem.replace("_", " "), figure=figure, caption=caption)
-                 for stem, (figure, caption) in outcome.figures.items()]
+    sections += [
+        Section(stem.replace("_", " "), figure=figure, caption=caption)
+        for stem, (figure, caption) in outcome.figures.items()
+    ]
     sections.append(Section("To reproduce", code=outcome.command))
     write_report(folder / "report.html", outcome.name, sections)
 

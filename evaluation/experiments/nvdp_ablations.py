@@ -56,18 +56,42 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     half, half_sum = full.rate_spread_half_way, by["nvdp-sum"].rate_spread_half_way
     gain, layer_gain = full.ll - none.ll, full.ll - layer.ll
     outcome.checks = [
-        Check("rates differ between tasks with the mean-reduced KL", "spread > 0.05 in every seed, half-way",
-              signed(half), claim((half > 0.05).all())),
-        Check("the literal summed KL switches the adaptation off", "spread < 0.01 in every seed, half-way",
-              signed(half_sum), claim((half_sum < 0.01).all())),
-        Check("the variational prior keeps both branches together", "KL per weight < 1 with it, > 50 without",
-              f"{signed(full.kl)} with; {signed(none.kl)} without", claim((full.kl < 1).all() and (none.kl > 50).all())),
-        Check("and costs no likelihood", "LL difference > -0.02, mean over seeds", signed(gain),
-              claim(gain.mean() > -0.02)),
-        Check("row and column experts matter", "LL gain over one rate a layer > 0.08, mean over seeds",
-              signed(layer_gain), claim(layer_gain.mean() > 0.08)),
-        Check("no variant above the floored exact GP", f"LL <= {oracle.ll.mean():.3f} + 0.05",
-              f"{table.ll.max():+.3f}", bool(table.ll.max() <= oracle.ll.mean() + 0.05)),
+        Check(
+            "rates differ between tasks with the mean-reduced KL",
+            "spread > 0.05 in every seed, half-way",
+            signed(half),
+            claim((half > 0.05).all()),
+        ),
+        Check(
+            "the literal summed KL switches the adaptation off",
+            "spread < 0.01 in every seed, half-way",
+            signed(half_sum),
+            claim((half_sum < 0.01).all()),
+        ),
+        Check(
+            "the variational prior keeps both branches together",
+            "KL per weight < 1 with it, > 50 without",
+            f"{signed(full.kl)} with; {signed(none.kl)} without",
+            claim((full.kl < 1).all() and (none.kl > 50).all()),
+        ),
+        Check(
+            "and costs no likelihood",
+            "LL difference > -0.02, mean over seeds",
+            signed(gain),
+            claim(gain.mean() > -0.02),
+        ),
+        Check(
+            "row and column experts matter",
+            "LL gain over one rate a layer > 0.08, mean over seeds",
+            signed(layer_gain),
+            claim(layer_gain.mean() > 0.08),
+        ),
+        Check(
+            "no variant above the floored exact GP",
+            f"LL <= {oracle.ll.mean():.3f} + 0.05",
+            f"{table.ll.max():+.3f}",
+            bool(table.ll.max() <= oracle.ll.mean() + 0.05),
+        ),
     ]
     outcome.notes = [
         "kl is the mean KL per weight (NVDP's reduction) for all but nvdp-sum, where it is nats per task; it is averaged "

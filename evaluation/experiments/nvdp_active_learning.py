@@ -58,8 +58,10 @@ def _split(pool: Dataset, chosen: torch.Tensor) -> TaskBatch:
         count = int(where[0].sum())
         index = where.to(torch.uint8).argsort(-1, descending=True, stable=True)[:, :count].unsqueeze(-1)
         assert pool.y is not None
-        return Dataset(pool.x.gather(1, index.expand(-1, -1, pool.x.shape[-1])),
-                       pool.y.gather(1, index.expand(-1, -1, pool.y.shape[-1])))
+        return Dataset(
+            pool.x.gather(1, index.expand(-1, -1, pool.x.shape[-1])),
+            pool.y.gather(1, index.expand(-1, -1, pool.y.shape[-1])),
+        )
 
     return TaskBatch(part(chosen), part(~chosen))
 
@@ -78,20 +80,38 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
             for batch in acquire(method.model, method.guide, pool, 4, budget, acquisition, seed):
                 prediction = predict(method.model, method.guide, batch.context, batch.full, 1, weights="mean")
                 found = log_likelihoods(prediction, batch)
-                rows.append({"model": name, "seed": seed, "acquisition": acquisition, "points": batch.context.num_points,
-                             "ll": float(found.ll.mean()), "rmse": float(rmse(prediction, batch.full.y).mean())})
+                rows.append(
+                    {
+                        "model": name,
+                        "seed": seed,
+                        "acquisition": acquisition,
+                        "points": batch.context.num_points,
+                        "ll": float(found.ll.mean()),
+                        "rmse": float(rmse(prediction, batch.full.y).mean()),
+                    }
+                )
     long = pd.DataFrame(rows)
-    last = long[long.points == budget].pivot_table(index=["model", "seed"], columns="acquisition", values="ll", sort=False)
+    last = long[long.points == budget].pivot_table(
+        index=["model", "seed"], columns="acquisition", values="ll", sort=False
+    )
     table = last.reset_index().rename(columns={a: f"ll, {a}" for a in ACQUISITIONS})
     table["lost by max sd"] = table["ll, random"] - table["ll, max sd"]
     outcome = Outcome("nvdp/active-learning", "", table)
     outcome.tables["Every step"] = long
     lost = table.groupby("model")["lost by max sd"].mean()
     outcome.checks = [
-        Check("max sd against random queries", "reported: LL lost by querying the largest predictive sd",
-              ", ".join(f"{name} {value:+.3f}" for name, value in lost.items()), None),
-        Check("NVDP loses less by its own queries than NP", "reported",
-              f"{lost['nvdp']:+.3f} against {lost['np']:+.3f}", None),
+        Check(
+            "max sd against random queries",
+            "reported: LL lost by querying the largest predictive sd",
+            ", ".join(f"{name} {value:+.3f}" for name, value in lost.items()),
+            None,
+        ),
+        Check(
+            "NVDP loses less by its own queries than NP",
+            "reported",
+            f"{lost['nvdp']:+.3f} against {lost['np']:+.3f}",
+            None,
+        ),
     ]
     outcome.notes = [
         f"60 tasks, from 4 to {budget} points of a 400-point grid; a query goes to the largest predictive standard "

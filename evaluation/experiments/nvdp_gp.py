@@ -58,8 +58,11 @@ def run(hyperparameters: str, scale_name: str, seeds: list[int], workshop: Works
     rows = []
     for (name, seed), (method, history) in fitted.items():
         found = scores[name, seed]
-        row = {"model": name, "seed": seed, **{c: found[c].mean() for c in (*SCORES, "rmse", "crps", "within_1sd",
-               "within_2sd")}}
+        row = {
+            "model": name,
+            "seed": seed,
+            **{c: found[c].mean() for c in (*SCORES, "rmse", "crps", "within_1sd", "within_2sd")},
+        }
         row["parameters"] = parameter_count(method.model, method.guide)
         row["final_kl"] = history[-1].get("kl", float("nan"))
         rows.append(row)
@@ -85,8 +88,10 @@ def run(hyperparameters: str, scale_name: str, seeds: list[int], workshop: Works
     outcome.tables["LL by context size"] = by_m
     first = seeds[0]
     show = TaskBatch(batches[1].context[:3], batches[1].target[:3], {k: v[:3] for k, v in batches[1].truth.items()})
-    predictions = {n: predict(fitted[n, first][0].model, fitted[n, first][0].guide, show.context, show.full, 100, seed=0)
-                   for n in names[:4]}
+    predictions = {
+        n: predict(fitted[n, first][0].model, fitted[n, first][0].guide, show.context, show.full, 100, seed=0)
+        for n in names[:4]
+    }
     nvdp = fitted["nvdp", first][0]
     outcome.tables["Dropout rates of NVDP by layer"] = pd.DataFrame(
         [{"layer": site, **vars(found)} for site, found in rate_spread(nvdp.guide, _many(batches).context).items()]
@@ -118,7 +123,13 @@ def _mean_over(scores: dict, name: str, seeds: list[int], low: int, high: int) -
 
 
 def _checks(
-    scale: str, kernels: str, seeds: list[int], names: list[str], scores: dict, table: pd.DataFrame, oracle: pd.DataFrame
+    scale: str,
+    kernels: str,
+    seeds: list[int],
+    names: list[str],
+    scores: dict,
+    table: pd.DataFrame,
+    oracle: pd.DataFrame,
 ) -> list[Check]:
     def gaps(other: str, column: str) -> list[float]:
         return [float((scores["nvdp", s][column] - scores[other, s][column]).mean()) for s in seeds]
@@ -136,26 +147,49 @@ def _checks(
     kl = table[table.model == "np"]["final_kl"]
     checks = [
         Check("NVDP above NP in LL", "mean over seeds > 0.07", signed(ll_np), claim(mean(ll_np) > 0.07)),
-        Check("NVDP above NP in RLL", "every seed > 0, mean > 0.10", signed(rll_np),
-              claim(min(rll_np) > 0 and mean(rll_np) > 0.10)),
+        Check(
+            "NVDP above NP in RLL",
+            "every seed > 0, mean > 0.10",
+            signed(rll_np),
+            claim(min(rll_np) > 0 and mean(rll_np) > 0.10),
+        ),
         Check("NVDP above NP+CNP+VP in LL", "mean over seeds > 0.03", signed(ll_path), claim(mean(ll_path) > 0.03)),
-        Check("LL of NVDP", "mean over seeds in [-0.40, -0.22]", signed(nvdp.ll),
-              claim(-0.40 <= nvdp.ll.mean() <= -0.22)),
+        Check(
+            "LL of NVDP", "mean over seeds in [-0.40, -0.22]", signed(nvdp.ll), claim(-0.40 <= nvdp.ll.mean() <= -0.22)
+        ),
         Check("latent KL of NP collapses", "every seed < 2 nats", signed(kl), claim(bool((kl < 2).all()))),
     ]
     for seed in seeds:
         difference = paired_difference(*(_column(scores[n, seed], "ll") for n in ("nvdp", "cnp")))
         checks.append(Check(f"NVDP - CNP in LL, seed {seed}", "reported, never claimed", str(difference), None))
     one, two = nvdp.within_1sd.mean(), nvdp.within_2sd.mean()
-    checks.append(Check("coverage of NVDP", "1σ in 0.60–0.80, 2σ in 0.90–0.98", f"{one:.3f}, {two:.3f}",
-                        claim(0.60 <= one <= 0.80 and 0.90 <= two <= 0.98)))
+    checks.append(
+        Check(
+            "coverage of NVDP",
+            "1σ in 0.60–0.80, 2σ in 0.90–0.98",
+            f"{one:.3f}, {two:.3f}",
+            claim(0.60 <= one <= 0.80 and 0.90 <= two <= 0.98),
+        )
+    )
     bins = [_mean_over(scores, "nvdp", seeds, lo, hi) for lo, hi in BINS]
-    checks.append(Check("LL of NVDP rises with context size", "over 4–9, 10–24, 25–49, 50–96", signed(bins),
-                        claim(bins == sorted(bins))))
+    checks.append(
+        Check(
+            "LL of NVDP rises with context size",
+            "over 4–9, 10–24, 25–49, 50–96",
+            signed(bins),
+            claim(bins == sorted(bins)),
+        )
+    )
     limit = oracle.ll.mean()
     worst = max(table[table.model == n].ll.max() for n in names)
-    checks.append(Check("no method above the floored exact GP", f"LL <= {limit:.3f} + 0.05", f"{worst:+.3f}",
-                        bool(worst <= limit + 0.05)))
+    checks.append(
+        Check(
+            "no method above the floored exact GP",
+            f"LL <= {limit:.3f} + 0.05",
+            f"{worst:+.3f}",
+            bool(worst <= limit + 0.05),
+        )
+    )
     top = max(float(table[table.model.isin(names)][c].max()) for c in ("ll", "rll", "pll"))
     checks.append(Check("no score above the head's ceiling", "<= 1.3836", f"{top:+.3f}", bool(top <= 1.3836)))
     return checks

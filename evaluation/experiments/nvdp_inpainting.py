@@ -43,8 +43,9 @@ def run(train: str, test: str, scale_name: str, seeds: list[int], workshop: Work
     counts = [c for c in COUNTS if c < pixels]
     fixed = {
         c: [
-            tasks.images(test, "test", scale.test_batch_size, 1_000_000 + c, num_context=(c, c), full_image=True,
-                         progress=False).batch(i)
+            tasks.images(
+                test, "test", scale.test_batch_size, 1_000_000 + c, num_context=(c, c), full_image=True, progress=False
+            ).batch(i)
             for i in range(max(1, scale.test_batches // 3))
         ]
         for c in counts
@@ -66,8 +67,9 @@ def run(train: str, test: str, scale_name: str, seeds: list[int], workshop: Work
     for other in METHODS[1:]:
         for seed in seeds:
             pair = [torch.as_tensor(scores[n, seed].ll.to_numpy()) for n in ("nvdp", other)]
-            outcome.checks.append(Check(f"NVDP - {other.upper()} in LL, seed {seed}", "reported",
-                                        str(paired_difference(*pair)), None))
+            outcome.checks.append(
+                Check(f"NVDP - {other.upper()} in LL, seed {seed}", "reported", str(paired_difference(*pair)), None)
+            )
     top = float(table[["ll", "rll", "pll"]].max().max())
     outcome.checks.append(Check("no score above the head's ceiling", "<= 1.3836", f"{top:+.3f}", bool(top <= 1.3836)))
     outcome.notes = [

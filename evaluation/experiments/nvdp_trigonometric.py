@@ -36,8 +36,14 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
                     scale.test_batch_size, 1_000_000 + count, num_context=(count, count), full_grid=True
                 )
                 found = score_tasks(method.model, method.guide, [test.batch(i) for i in range(scale.test_batches)])
-                rows.append({"model": name, "seed": seed, "m": count, **{c: found[c].mean() for c in
-                             ("ll", "pll", "rmse", "sd", "within_1sd", "within_2sd")}})
+                rows.append(
+                    {
+                        "model": name,
+                        "seed": seed,
+                        "m": count,
+                        **{c: found[c].mean() for c in ("ll", "pll", "rmse", "sd", "within_1sd", "within_2sd")},
+                    }
+                )
     long = pd.DataFrame(rows)
     wide = long.pivot_table(index=["model", "seed"], columns="m", values=["ll", "rmse", "sd"], sort=False)
     wide.columns = [f"{value} m={m}" for value, m in wide.columns]
@@ -46,15 +52,28 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     for count in (20, 50):
         rmse = long[long.m == count].pivot(index="seed", columns="model", values="rmse")
         gap = rmse["nvdp"] - rmse["np"]
-        outcome.checks.append(Check(f"NVDP closer than NP at m = {count}", "RMSE difference < 0, mean over seeds",
-                                    signed(gap), bool(gap.mean() < 0) if scale_name == "small" else None))
+        outcome.checks.append(
+            Check(
+                f"NVDP closer than NP at m = {count}",
+                "RMSE difference < 0, mean over seeds",
+                signed(gap),
+                bool(gap.mean() < 0) if scale_name == "small" else None,
+            )
+        )
     sd = long[long.model == "nvdp"].groupby("m").sd.mean()
-    outcome.checks.append(Check("NVDP's predictive sd shrinks as contexts disambiguate", "sd falls from m = 1 to 50",
-                                signed(sd), bool(sd.loc[1] > sd.loc[50]) if scale_name == "small" else None))
+    outcome.checks.append(
+        Check(
+            "NVDP's predictive sd shrinks as contexts disambiguate",
+            "sd falls from m = 1 to 50",
+            signed(sd),
+            bool(sd.loc[1] > sd.loc[50]) if scale_name == "small" else None,
+        )
+    )
     outcome.notes = ["NVDP here reads the encoder's representation as well as its rates, as the paper's demo does."]
     few = tasks.trigonometric(3, 7, num_context=(2, 2), full_grid=True).batch(0)
     first = seeds[0]
-    predictions = {n: predict(fitted[n, first].model, fitted[n, first].guide, few.context, few.full, 100, seed=0)
-                   for n in METHODS}
+    predictions = {
+        n: predict(fitted[n, first].model, fitted[n, first].guide, few.context, few.full, 100, seed=0) for n in METHODS
+    }
     outcome.figures["ambiguity"] = (plots.fan_plot(predictions, few), "Two context points: which family is it?")
     return outcome

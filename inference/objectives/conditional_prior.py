@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.trace_struct import Trace
 
-from inference.objectives.task_objective import TaskObjective, context_and_full
+from inference.objectives.task_objective import Branches, TaskObjective, context_and_full
 
 
 class ConditionalPrior(TaskObjective):
@@ -47,9 +46,7 @@ class ConditionalPrior(TaskObjective):
         )
         self.stop_prior_gradient = stop_prior_gradient
 
-    def posterior_and_reference(
-        self, model: Any, guide: Any, args: tuple, kwargs: dict
-    ) -> tuple[Trace, Trace | None, tuple]:
+    def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
         context, full = context_and_full(args[0])
         rest = args[1:]
         posterior = self.run_guide(guide, (context, *rest), kwargs)
@@ -58,4 +55,4 @@ class ConditionalPrior(TaskObjective):
         replayed = poutine.replay(prior_guide, trace=posterior)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_prior_gradient):
             prior = self.run_guide(replayed, (full, *rest), kwargs)
-        return posterior, prior, (full, *rest)
+        return Branches(posterior, prior, (full, *rest))

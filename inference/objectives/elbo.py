@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pyro.poutine.trace_struct import Trace
-
-from inference.objectives.task_objective import TaskObjective
+from inference.objectives.task_objective import Branches, TaskObjective
 from pp_models.data import TaskBatch
 
 
@@ -31,9 +29,7 @@ class TaskELBO(TaskObjective):
             raise ValueError(f"on: got {on!r}; it must be 'full' or 'context'")
         self.on = on
 
-    def posterior_and_reference(
-        self, model: Any, guide: Any, args: tuple, kwargs: dict
-    ) -> tuple[Trace, Trace | None, tuple]:
+    def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
         if args and isinstance(args[0], TaskBatch):
             args = (args[0].full if self.on == "full" else args[0].context, *args[1:])
-        return self.run_guide(guide, args, kwargs), None, args
+        return Branches(self.run_guide(guide, args, kwargs), None, args)

@@ -7,7 +7,7 @@ from typing import Any
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 
-from inference.objectives.task_objective import TaskObjective, context_and_full, is_point_mass
+from inference.objectives.task_objective import Branches, TaskObjective, context_and_full, is_point_mass
 
 
 class NPVI(TaskObjective):
@@ -23,9 +23,7 @@ class NPVI(TaskObjective):
         **options: see :class:`TaskObjective`.
     """
 
-    def posterior_and_reference(
-        self, model: Any, guide: Any, args: tuple, kwargs: dict
-    ) -> tuple[Trace, Trace | None, tuple]:
+    def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
         context, full = context_and_full(args[0])
         rest = args[1:]
         reference = self.run_guide(guide, (context, *rest), kwargs)
@@ -34,4 +32,4 @@ class NPVI(TaskObjective):
             if site["type"] == "sample" and is_point_mass(site["fn"]):
                 path.add_node(name, **site)
         posterior = self.run_guide(poutine.replay(guide, trace=path), (full, *rest), kwargs)
-        return posterior, reference, (full, *rest)
+        return Branches(posterior, reference, (full, *rest))

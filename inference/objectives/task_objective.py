@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,21 @@ from pp_models.task_plates import TASK_PLATE
 
 PARTICLE_PLATE = "particles"
 KL_REDUCTIONS = ("sum", "mean")
+
+
+@dataclass
+class Branches:
+    """The runs that an objective compares.
+
+    Args:
+        posterior: the guide's trace that the model is replayed against.
+        reference: the trace whose distributions the KL is taken to; None for the model's prior.
+        model_args: what the model is called with.
+    """
+
+    posterior: Trace
+    reference: Trace | None
+    model_args: tuple
 
 
 @dataclass
@@ -87,11 +103,8 @@ class TaskObjective(ELBO):
 
     # -- what a subclass says -----------------------------------------------------------------------------------
 
-    def posterior_and_reference(
-        self, model: Any, guide: Any, args: tuple, kwargs: dict
-    ) -> tuple[Trace, Trace | None, tuple]:
-        """The trace of the guide that is sampled, the trace the KL is taken to (None: the model's prior), and the
-        arguments the model is run on."""
+    def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
+        """Runs the guide on the data that the objective shows it."""
         raise NotImplementedError
 
     # -- Pyro's contract ----------------------------------------------------------------------------------------
@@ -117,8 +130,8 @@ class TaskObjective(ELBO):
         return loss.detach()
 
     def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
-        posterior, _, model_args = self.posterior_and_reference(model, guide, args, kwargs)
-        return self.run_model(model, posterior, model_args, kwargs), posterior
+        runs = self.run_branches(model, guide, args, kwargs)
+        return self.run_model(model, runs.posterior, runs.model_args, kwargs), runs.posterior
 
     # -- machinery ----------------------------------------------------------------------------------------------
 
@@ -156,17 +169,14 @@ class TaskObjective(ELBO):
             return self._terms(model, guide, args, kwargs)
 
     def _terms(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> BoundTerms:
-        if self.local_reparameterization:
-            with local_reparameterization(lazy=True):
-                posterior, reference, model_args = self.posterior_and_reference(model, guide, args, kwargs)
-                model_trace = self.run_model(model, posterior, model_args, kwargs)
-        else:
-            posterior, reference, model_args = self.posterior_and_reference(model, guide, args, kwargs)
-            model_trace = self.run_model(model, posterior, model_args, kwargs)
+        with local_reparameterization(lazy=True) if self.local_reparameterization else nullcontext():
+            runs = self.run_branches(model, guide, args, kwargs)
+            model_trace = self.run_model(model, runs.posterior, runs.model_args, kwargs)
+        reference = runs.reference
         log_likelihood, points = self._log_likelihood(model_trace)
         kls: dict[str, Tensor] = {}
         means: list[Tensor] = []
-        for name, site in posterior.nodes.items():
+        for name, site in runs.posterior.nodes.items():
             if site["type"] != "sample" or site["is_observed"] or site["infer"].get("is_auxiliary", False):
                 continue
             if type(site["fn"]).__name__ == "_Subsample":

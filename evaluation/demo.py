@@ -1,0 +1,171 @@
+"""The demo: NVDP and baselines on GP tasks and on images, compared, and opened in ArviZ; minutes on two CPU cores."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from evaluation import plots
+from evaluation.arviz_conversion import to_arviz
+from evaluation.arviz_container import draw_summary, write_netcdf
+from evaluation.metrics import rate_spread
+from evaluation.methods import Method, Task, build
+from evaluation.report import Section, write_report
+from evaluation.scoring import parameter_count, score_oracle, score_tasks
+from inference import fit, predict
+from inference.checkpoint import make_folder, write_atomically
+from pp_models import TaskBatch, oracle_predict, tasks
+
+#: methods of the demo, the share of NVDP's steps each is given (a step of NVDP costs several of theirs)
+GP_METHODS = {"nvdp": 1.0, "cnp": 1.5, "np": 1.5}
+IMAGE_METHODS = {"nvdp": 0.5, "cnp": 0.75}
+FLOOR = 0.1
+
+
+def _train(names: dict[str, float], task: Task, stream, steps: int, seed: int, label: str) -> dict[str, tuple]:
+    fitted = {}
+    for name, share in names.items():
+        print(f"training {name} on {label}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            method = build(name, task)
+        optimizer = partial(torch.optim.Adam, lr=1e-3, fused=True)
+        result = fit(method.model, method.guide, stream, method.objective, max(1, int(steps * share)), seed, optimizer)
+        fitted[name] = (method, result.history)
+    return fitted
+
+
+def _scores(fitted: dict[str, tuple], batches: list[TaskBatch]) -> pd.DataFrame:
+    rows = []
+    for name, (method, _) in fitted.items():
+        found = score_tasks(method.model, method.guide, batches)
+        row = {"model": name, **{c: float(found[c].mean()) for c in ("ll", "rll", "pll", "joint_pll", "crps")}}
+        row |= {"within 1 sd": float(found.within_1sd.mean()), "within 2 sd": float(found.within_2sd.mean())}
+        rows.append(row | {"parameters": parameter_count(method.model, method.guide)})
+    return pd.DataFrame(rows)
+
+
+def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, steps: int = 1_200) -> pd.DataFrame:
+    """Trains, compares and writes the report.
+
+    Args:
+        out: folder for ``report.html``, the tables, the plots and ``posterior.nc``.
+        images: an image data set.
+        seed: seed of everything.
+        steps: steps of NVDP on GP tasks.
+
+    Returns:
+        The GP table, the exact GP's row included.
+
+    Raises:
+        CheckpointError: the folder cannot be written to.
+        ValueError: ``steps`` below 1, or unknown images.
+    """
+    if steps < 1:
+        raise ValueError(f"steps: got {steps}; it must be at least 1")
+    folder = make_folder(out, "out")
+    held_out = tasks.images(images, "test", 4, 1_000_000, full_image=True)  # an unknown name stops before any training
+
+    stream = tasks.gp("rbf", 8, seed)
+    fitted = _train(GP_METHODS, Task(1, 1, 64), stream, steps, seed, "Gaussian-process tasks")
+    test = tasks.gp_test("rbf", 4)
+    batches = [test.batch(i) for i in range(40)]
+    table = _scores(fitted, batches)
+    oracle = score_oracle(batches, FLOOR)
+    limits = {c: float(oracle[c].mean()) for c in ("ll", "rll", "pll", "joint_pll")}
+    table = pd.concat([table, pd.DataFrame([{"model": f"exact GP, sd >= {FLOOR}", **limits}])], ignore_index=True)
+
+    images_stream = tasks.images(images, "train", 16, seed)
+    pixel = images_stream.batch(0).target.y
+    assert pixel is not None
+    image_task = Task(2, pixel.shape[-1], 64, beta=0.5)
+    image_fits = _train(IMAGE_METHODS, image_task, images_stream, steps, seed, f"images ({images})")
+    image_batches = [held_out.batch(i) for i in range(20)]
+    image_table = _scores(image_fits, image_batches)
+
+    figures = _figures(fitted, image_fits, batches, held_out, table, limits)
+    for stem, (figure, _, _) in figures.items():
+        figure.savefig(folder / f"{stem}.png", dpi=130)
+    nvdp: Method = fitted["nvdp"][0]
+    few = batches[1]
+    idata = to_arviz(nvdp.model, nvdp.guide, few, num_samples=200, seed=seed)
+    write_netcdf(idata, folder / "posterior.nc")
+    write_atomically(folder / "gp.csv", table.to_csv(index=False).encode())
+    write_atomically(folder / "images.csv", image_table.to_csv(index=False).encode())
+    rates = pd.DataFrame([{"layer": s, **vars(r)} for s, r in rate_spread(nvdp.guide, few.context).items()])
+    sections = [
+        Section(
+            "Gaussian-process regression",
+            prose=[
+                "Log-likelihoods in nats per point on 160 test tasks of 400 points each, the same for every method: LL "
+                "over all points, RLL over the context, PLL over the others; 'joint' scores the points of a task "
+                "together. The exact GP knows each task's kernel; no model can honestly be above it.",
+                "These are minutes of training. The ordering of NVDP and CNP is not settled at this budget: see "
+                "docs/results/nvdp.md for the longer runs over three seeds.",
+            ],
+            table=table,
+        ),
+        *(Section(title, figure=figure, caption=caption) for figure, title, caption in list(figures.values())[:4]),
+        Section(
+            "Dropout rates by layer",
+            table=rates,
+            prose=[
+                "Mean drop probability, and its standard deviation across tasks: 0 would mean that the context is ignored."
+            ],
+        ),
+        Section(f"Images as functions ({images})", table=image_table, prose=[held_out.source]),
+        *(Section(title, figure=figure, caption=caption) for figure, title, caption in list(figures.values())[4:]),
+        Section(
+            "The posterior in ArviZ",
+            prose=[
+                "The widest entries of NVDP's weight posterior for four test tasks; the whole of it is posterior.nc."
+            ],
+            table=draw_summary(idata, most=10),
+            code="import arviz as az\nidata = az.from_netcdf('posterior.nc')\naz.summary(idata, var_names=['layer_0.weight'])",
+        ),
+        Section("To reproduce", code=f"guidebook demo --images {images} --seed {seed} --steps {steps} --out demo"),
+    ]
+    write_report(folder / "report.html", "guidebook demo: NVDP beside its baselines", sections)
+    return table
+
+
+def _figures(fitted, image_fits, batches, held_out, table, limits) -> dict[str, tuple]:
+    """Figure, title and caption by file name."""
+    show = TaskBatch(batches[1].context[:3], batches[1].target[:3], {k: v[:3] for k, v in batches[1].truth.items()})
+    pairs = {n: (method.model, method.guide) for n, (method, _) in fitted.items()}
+    drawn = {n: predict(*pair, show.context, show.full, 100, seed=0) for n, pair in pairs.items()}
+    nvdp, image_nvdp = fitted["nvdp"][0], image_fits["nvdp"][0]
+    found = [plots.calibration_of(n, *pair, batches[:20]) for n, pair in pairs.items()]
+    pixels = held_out.batch(0).full.num_points
+    counts = (10, 30, 100) if pixels > 200 else (4, 10, 30)
+    return {
+        "functions": (
+            plots.fan_plot(drawn, show, oracle=oracle_predict(show, show.full.x)),
+            "Predictions",
+            "Central 50, 80 and 95 % bands, coherent function draws and the context points of three tasks.",
+        ),
+        "comparison": (plots.comparison_plot(table[:-1], limits), "Comparison", "Means over the test tasks."),
+        "calibration": (
+            plots.calibration_plot(found),
+            "Calibration",
+            "Nominal against empirical coverage of central intervals.",
+        ),
+        "rates": (
+            plots.rate_maps(nvdp.guide, show),
+            "Dropout rates",
+            "Drop probability of every weight by layer and task, and its spread across the tasks.",
+        ),
+        "completions": (
+            plots.image_completions(image_nvdp.model, image_nvdp.guide, held_out, counts=counts),
+            "Completions",
+            f"From {counts[0]}, {counts[1]} and {counts[2]} of {pixels} pixels: what was seen, mean, sd.",
+        ),
+        "learning": (
+            plots.learning_curves({n: h for n, (_, h) in fitted.items()}),
+            "Training",
+            "Training curves on GP tasks.",
+        ),
+    }

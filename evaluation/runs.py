@@ -1,0 +1,133 @@
+"""A fit as a folder: what was asked for, the checkpoint, and how to get the fitted pair back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evaluation.methods import Method, Task, build
+from inference import FitResult, checkpoint, fit
+from inference.objectives import make
+from pp_models.task_names import task_stream
+
+CONFIGURATION = "run.json"
+
+
+@dataclass(frozen=True)
+class RunConfiguration:
+    """Everything a run depends on.
+
+    Args:
+        model: name of the method (``guidebook list models``).
+        tasks: name of the task distribution.
+        objective: name of an objective; None for the method's own.
+        steps: optimizer steps.
+        seed: seed of the parameters, the tasks and the fit.
+        width: hidden width of every network.
+        batch_size: tasks a step.
+        learning_rate: of Adam.
+        beta: weight of the KL; None for the default of the kind of tasks.
+    """
+
+    model: str
+    tasks: str
+    objective: str | None = None
+    steps: int = 3_000
+    seed: int = 0
+    width: int = 64
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    beta: float | None = None
+
+    def build(self) -> Method:
+        """Model, guide and objective with their initial parameters.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        example = task_stream(self.tasks, self.batch_size, self.seed).batch(0)
+        y = example.target.y
+        assert y is not None
+        images = not (self.tasks.startswith("gp-") or self.tasks == "trigonometric")
+        beta = self.beta if self.beta is not None else (0.5 if images else 1.4)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            method = build(self.model, Task(example.target.x.shape[-1], y.shape[-1], self.width, beta))
+        if self.objective is not None:
+            options: dict[str, Any] = {} if self.beta is None else {"beta": self.beta}
+            method.objective = make(self.objective, normalize=True, **options)
+        return method
+
+
+def start(configuration: RunConfiguration, folder: str | Path, resume: bool = False, **options: Any) -> FitResult:
+    """Fits into a folder, which afterwards holds ``run.json``, the checkpoint and ``metrics.jsonl``.
+
+    Args:
+        configuration: what to fit.
+        folder: where.
+        resume: continue the run that is there; its configuration must be this one, but for more steps.
+        **options: passed to :func:`inference.fit`.
+
+    Raises:
+        CheckpointError: the folder cannot be written to, or holds another run.
+    """
+    method = configuration.build()
+    path = checkpoint.make_folder(folder, "out")
+    held = path / CONFIGURATION
+    if held.exists():
+        before = read_configuration(path)
+        if not resume:
+            raise checkpoint.CheckpointError(f"out: {path} already holds a run; use --resume or another folder")
+        for name, value in asdict(configuration).items():
+            if name != "steps" and value != getattr(before, name):
+                raise checkpoint.CheckpointError(
+                    f"{name}: got {value!r}, but the run in {path} has {getattr(before, name)!r}; a resumed run keeps it"
+                )
+    checkpoint.write_atomically(held, json.dumps(asdict(configuration), indent=1).encode())
+    return fit(
+        method.model,
+        method.guide,
+        task_stream(configuration.tasks, configuration.batch_size, configuration.seed),
+        method.objective,
+        steps=configuration.steps,
+        seed=configuration.seed,
+        optimizer=partial(torch.optim.Adam, lr=configuration.learning_rate, fused=True),
+        checkpoint_dir=path,
+        resume=resume,
+        **options,
+    )
+
+
+def read_configuration(folder: str | Path) -> RunConfiguration:
+    """The configuration of the run in a folder.
+
+    Raises:
+        CheckpointError: there is none, or it is not readable.
+    """
+    path = Path(folder) / CONFIGURATION
+    try:
+        return RunConfiguration(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise checkpoint.CheckpointError(f"{folder}: holds no run ({CONFIGURATION} is missing)") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise checkpoint.CheckpointError(f"{path}: is not a run configuration ({error})") from None
+
+
+def open_run(folder: str | Path) -> tuple[RunConfiguration, Method, int]:
+    """A fitted method from its folder: configuration, method with the fitted parameters, steps done.
+
+    Raises:
+        CheckpointError: no run, or a damaged checkpoint.
+    """
+    configuration = read_configuration(folder)
+    method = configuration.build()
+    step, tensors, _ = checkpoint.load(folder)
+    checkpoint.load_into({"model": method.model, "guide": method.guide}, tensors)
+    method.model.eval()
+    method.guide.eval()
+    return configuration, method, step

@@ -1,0 +1,39 @@
+"""Task distributions under the names the command line uses."""
+
+from __future__ import annotations
+
+from pp_models import tasks
+from pp_models.gp_kernels import KERNELS
+from pp_models.image_data import LOADERS
+from pp_models.task_stream import TaskStream
+
+TASK_NAMES = (*(f"gp-{kernel}" for kernel in (*KERNELS, "mix")), "trigonometric", *LOADERS)
+#: seeds of test streams start here, out of the way of training seeds
+TEST_SEED = 1_000_000
+
+
+def task_stream(
+    name: str, batch_size: int = 16, seed: int = 0, *, test: bool = False, progress: bool = True
+) -> TaskStream:
+    """A task distribution by name, for training or with the test protocol of its kind.
+
+    Args:
+        name: ``gp-rbf`` … ``gp-mix``, ``trigonometric``, or an image data set (``digits``, ``mnist`` …).
+        batch_size: tasks a batch.
+        seed: seed of the stream; a test stream adds ``TEST_SEED``.
+        test: all points of a grid (or of an image) instead of the training counts, from the test split.
+        progress: show a bar while an image data set is downloaded.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if name not in TASK_NAMES:
+        raise ValueError(f"tasks: got {name!r}; it must be one of {', '.join(TASK_NAMES)}")
+    if test:
+        seed += TEST_SEED
+    if name.startswith("gp-"):
+        return (tasks.gp_test if test else tasks.gp)(name.removeprefix("gp-"), batch_size, seed)
+    if name == "trigonometric":
+        return tasks.trigonometric(batch_size, seed, full_grid=test)
+    split = "test" if test else "train"
+    return tasks.images(name, split, batch_size, seed, progress=progress, full_image=test)
