@@ -71,22 +71,23 @@ def image_completions(
     x = pixel_grid(height, width, images.dtype).expand(num_images, -1, -1)
     full = Dataset(x, images.pixels[chosen].to(images.dtype) / 255 - 0.5)
     order = torch.randperm(available, generator=generator)
-    rows: list[list[Tensor]] = [[place_pixels(full, height, width)]]
-    spreads = []
+    seen, means, spreads = [], [], []
     device = next(guide.parameters(), torch.empty(0)).device
     for count in counts:
         context = full.points(order[:count])
         found = predict(model, guide, context.to(device), full.x.to(device), num_samples, seed=seed)
-        mean = place_pixels(Dataset(full.x, found.mean.cpu().to(images.dtype)), height, width)
+        seen.append(place_pixels(context, height, width))
+        means.append(place_pixels(Dataset(full.x, found.mean.cpu().to(images.dtype)), height, width))
         spreads.append(found.std.cpu().mean(-1).unflatten(-1, (height, width)))
-        rows.append([place_pixels(context, height, width), mean])
-    return _draw(rows, spreads, list(counts))
+    return _draw(place_pixels(full, height, width), seen, means, spreads, counts)
 
 
-def _draw(parts: list[list[Tensor]], spreads: list[Tensor], counts: list[int]) -> Figure:
-    truth = parts[0][0]
+def _draw(
+    truth: Tensor, seen: list[Tensor], means: list[Tensor], spreads: list[Tensor], counts: Sequence[int]
+) -> Figure:
+    """Lays the pictures ``[rows, H, W, C]`` out; seen, means and spreads have one entry a count."""
     norm = Normalize(0, max(float(spread.max()) for spread in spreads))
-    rows, columns = len(truth), 1 + 3 * len(counts)
+    rows = len(truth)
     # a narrow empty column before each group
     ratios = [1.0] + [0.25, 1.0, 1.0, 1.0] * len(counts)
     side = 1.02 * WIDTH / sum(ratios) * truth.shape[1] / truth.shape[2]
@@ -100,12 +101,11 @@ def _draw(parts: list[list[Tensor]], spreads: list[Tensor], counts: list[int]) -
             picture_axes(axes)
         for row in range(rows):
             _show(grid[row, 0], truth[row])
-            for group, spread in enumerate(spreads):
-                seen, mean, sd = grid[row, 1 + 3 * group : 4 + 3 * group]
-                _show(seen, parts[1 + group][0][row])
-                _show(mean, parts[1 + group][1][row])
-                sd.imshow(spread[row].numpy(), interpolation="nearest", cmap=SPREAD, norm=norm)
-        assert grid.shape == (rows, columns)
+            for group in range(len(counts)):
+                axes = grid[row, 1 + 3 * group : 4 + 3 * group]
+                _show(axes[0], seen[group][row])
+                _show(axes[1], means[group][row])
+                axes[2].imshow(spreads[group][row].numpy(), interpolation="nearest", cmap=SPREAD, norm=norm)
         grid[0, 0].set_title("truth", fontsize=9)
         for group, count in enumerate(counts):
             for axes, what in zip(grid[0, 1 + 3 * group : 4 + 3 * group], ("seen", "mean", "sd"), strict=True):

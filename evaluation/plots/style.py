@@ -18,7 +18,7 @@ SOFT = "#666666"
 SEQUENTIAL = "viridis"
 SPREAD = "magma"
 
-_STYLE = {
+_STYLE: Any = {
     "axes.edgecolor": "#999999",
     "axes.labelcolor": INK,
     "axes.titlesize": 11,
@@ -32,6 +32,7 @@ _STYLE = {
     "legend.fontsize": 9.5,
     "legend.frameon": False,
     "text.color": INK,
+    "text.parse_math": False,  # a dollar sign in a model's name is a dollar sign
     "xtick.color": SOFT,
     "xtick.labelsize": 9,
     "ytick.color": SOFT,
@@ -42,8 +43,7 @@ _STYLE = {
 @contextmanager
 def look() -> Iterator[None]:
     """Draws the block in the house style; matplotlib's settings are as before when it ends."""
-    with mpl.rc_context(), sns.axes_style("whitegrid", rc=None):
-        mpl.rcParams.update(_STYLE)
+    with sns.axes_style("whitegrid"), mpl.rc_context(_STYLE):
         yield
 
 
