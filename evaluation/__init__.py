@@ -1,5 +1,6 @@
-"""What came out: metrics, diagnostics, ArviZ, plots, experiments and the command line."""
+"""What came out: metrics, ArviZ, plots, experiments, reports and the command line."""
 
+from evaluation import metrics, plots
 from evaluation.arviz_conversion import to_arviz
 
-__all__ = ["to_arviz"]
+__all__ = ["metrics", "plots", "to_arviz"]

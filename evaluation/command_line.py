@@ -9,12 +9,9 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-
-from inference import CheckpointError, TrainingDiverged
 
 app = typer.Typer(
     name="guidebook",
@@ -35,8 +32,23 @@ def show(title: str, frame, index: bool = False) -> None:
     for i, column in enumerate(frame.columns):
         table.add_column(str(column), justify="left" if i == 0 else "right", overflow="fold")
     for row in frame.itertuples(index=False):
-        table.add_row(*(f"{v:.3f}" if isinstance(v, float) else str(v) for v in row))
+        table.add_row(*(_words(value) for value in row))
     console.print(table)
+
+
+def _words(value: object) -> str:
+    if isinstance(value, float):
+        if value != value:
+            return "–"
+        return str(int(value)) if value.is_integer() and abs(value) >= 1000 else f"{value:.3f}"
+    return str(value)
+
+
+def _prepare() -> None:
+    """Settings of this process that a library must not touch."""
+    import torch
+
+    torch.set_flush_denormal(True)  # denormal numbers make a CPU step many times slower
 
 
 def _list_of(kind: str) -> Table:
@@ -92,6 +104,8 @@ def demo(
     """
     from evaluation.demo import run_demo
 
+    _prepare()
+
     table = run_demo(out, images=images, seed=seed, steps=steps)
     show("GP regression: test log-likelihood, nats per point", table)
     console.print(f"open {out / 'report.html'}; the posterior is in {out / 'posterior.nc'}")
@@ -119,6 +133,8 @@ def fit_command(
     """
     from evaluation.runs import RunConfiguration, start
 
+    _prepare()
+
     configuration = RunConfiguration(model, tasks, objective, steps, seed, width, batch_size, learning_rate, beta)
     result = start(configuration, out, resume, device=device, precision=precision)
     last = result.history[-1]
@@ -137,6 +153,8 @@ def inspect(
     Writes posterior.nc and report.html into the run's folder. Example: `guidebook inspect runs/first`
     """
     from evaluation.inspection import inspect_run
+
+    _prepare()
 
     scores, summary = inspect_run(run, draws)
     show("Scores on test tasks", scores)
@@ -158,6 +176,8 @@ def reproduce(
     from evaluation.experiments import reproduce as run
     from evaluation.experiments.experiment import check_table, summary
 
+    _prepare()
+
     try:
         chosen = [int(s) for s in seeds.split(",") if s.strip()] or None
     except ValueError:
@@ -178,6 +198,8 @@ def doctor() -> None:
     """
     from importlib.metadata import PackageNotFoundError, version
 
+    import torch
+
     from pp_models.downloads import cache_folder, data_folder
 
     table = Table(title="guidebook doctor", title_justify="left", show_header=False, box=None, padding=(0, 2))
@@ -187,9 +209,9 @@ def doctor() -> None:
             table.add_row(name, version(name))
         except PackageNotFoundError:
             table.add_row(name, "not installed")
-    from evaluation.arviz_conversion import installed_container
+    from evaluation.arviz_container import choose_container
 
-    table.add_row("ArviZ container", installed_container())
+    table.add_row("ArviZ container", choose_container("auto"))
     cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none usable"
     table.add_row("GPU", cuda)
     table.add_row("CPU", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
@@ -203,11 +225,13 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point: errors of the user or the machine are one line on stderr and exit status 1."""
-    torch.set_flush_denormal(True)  # denormal numbers make a CPU step many times slower
     try:
         app()
-    except (ValueError, CheckpointError, TrainingDiverged, OSError) as error:
-        if os.environ.get("GUIDEBOOK_TRACEBACK"):
+    except Exception as error:
+        from inference import CheckpointError, TrainingDiverged
+
+        expected = isinstance(error, ValueError | OSError | CheckpointError | TrainingDiverged)
+        if not expected or os.environ.get("GUIDEBOOK_TRACEBACK"):
             raise
         print(f"error: {str(error).splitlines()[0] if str(error) else type(error).__name__}", file=sys.stderr)
         raise SystemExit(1) from None

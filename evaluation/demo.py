@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 
 from evaluation import plots
 from evaluation.arviz_conversion import to_arviz
-from evaluation.arviz_container import draw_summary, write_netcdf
-from evaluation.metrics import rate_spread
+from evaluation.arviz_summary import widest_entries
 from evaluation.methods import Method, Task, build
-from evaluation.report import Section, write_report
+from evaluation.metrics import rate_spread
+from evaluation.report import Code, Heading, Picture, Prose, Section, Table, write_report
 from evaluation.scoring import parameter_count, score_oracle, score_tasks
 from inference import fit, predict
 from inference.checkpoint import make_folder, write_atomically
@@ -90,68 +91,83 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
     for stem, (figure, _, _) in figures.items():
         figure.savefig(folder / f"{stem}.png", dpi=130)
     nvdp: Method = fitted["nvdp"][0]
-    few = batches[1]
-    idata = to_arviz(nvdp.model, nvdp.guide, few, num_samples=200, seed=seed)
-    write_netcdf(idata, folder / "posterior.nc")
+    idata = to_arviz(nvdp.model, nvdp.guide, batches[1][:2], num_samples=100, seed=seed)
+    idata.to_netcdf(str(folder / "posterior.nc"))
     write_atomically(folder / "gp.csv", table.to_csv(index=False).encode())
     write_atomically(folder / "images.csv", image_table.to_csv(index=False).encode())
-    rates = pd.DataFrame([{"layer": s, **vars(r)} for s, r in rate_spread(nvdp.guide, few.context).items()])
-    sections = [
-        Section(
-            "Gaussian-process regression",
-            prose=[
-                "Log-likelihoods in nats per point on 160 test tasks of 400 points each, the same for every method: LL "
-                "over all points, RLL over the context, PLL over the others; 'joint' scores the points of a task "
-                "together. The exact GP knows each task's kernel; no model can honestly be above it.",
-                "These are minutes of training. The ordering of NVDP and CNP is not settled at this budget: see "
-                "docs/results/nvdp.md for the longer runs over three seeds.",
-            ],
-            table=table,
+    rates = pd.DataFrame([{"layer": s, **vars(r)} for s, r in rate_spread(nvdp.guide, batches[1].context).items()])
+    drawn: dict[str, list[Section]] = {
+        stem: [Heading(title), Picture(figure, caption)] for stem, (figure, title, caption) in figures.items()
+    }
+    sections: list[Section] = [
+        Heading("Gaussian-process regression"),
+        Prose(
+            "Log-likelihoods in nats per point on 160 test tasks of 400 points each, the same for every method: LL "
+            "over all points, RLL over the context, PLL over the others; 'joint' scores the points of a task "
+            "together. The exact GP knows each task's kernel; no model can honestly be above it."
         ),
-        *(Section(title, figure=figure, caption=caption) for figure, title, caption in list(figures.values())[:4]),
-        Section(
-            "Dropout rates by layer",
-            table=rates,
-            prose=[
-                "Mean drop probability, and its standard deviation across tasks: 0 would mean that the context is ignored."
-            ],
+        Table(table),
+        Prose(
+            "These are minutes of training. The ordering of NVDP and CNP is not settled at this budget: "
+            "docs/results/nvdp.md has the longer runs over three seeds."
         ),
-        Section(f"Images as functions ({images})", table=image_table, prose=[held_out.source]),
-        *(Section(title, figure=figure, caption=caption) for figure, title, caption in list(figures.values())[4:]),
-        Section(
-            "The posterior in ArviZ",
-            prose=[
-                "The widest entries of NVDP's weight posterior for four test tasks; the whole of it is posterior.nc."
-            ],
-            table=draw_summary(idata, most=10),
-            code="import arviz as az\nidata = az.from_netcdf('posterior.nc')\naz.summary(idata, var_names=['layer_0.weight'])",
+        *drawn["functions"],
+        *drawn["comparison"],
+        *drawn["calibration"],
+        *drawn["rates"],
+        Heading("Dropout rates by layer"),
+        Prose(
+            "Mean drop probability and its standard deviation across tasks; 0 would mean that the context is ignored."
         ),
-        Section("To reproduce", code=f"guidebook demo --images {images} --seed {seed} --steps {steps} --out demo"),
+        Table(rates),
+        *drawn["learning"],
+        Heading(f"Images as functions ({images})"),
+        Prose(held_out.source),
+        Table(image_table),
+        *drawn["completions"],
+        Heading("The posterior in ArviZ"),
+        Prose("The widest entries of NVDP's weight posterior for two test tasks; the whole of it is posterior.nc."),
+        Table(widest_entries(idata)),
+        Code(
+            "import arviz as az\nidata = az.from_netcdf('posterior.nc')\n"
+            "az.summary(idata, var_names=['layer_0.weight'])"
+        ),
+        Heading("To reproduce"),
+        Code(f"guidebook demo --images {images} --seed {seed} --steps {steps} --out demo"),
     ]
     write_report(folder / "report.html", "guidebook demo: NVDP beside its baselines", sections)
     return table
 
 
-def _figures(fitted, image_fits, batches, held_out, table, limits) -> dict[str, tuple]:
+def _figures(
+    fitted: dict[str, tuple],
+    image_fits: dict[str, tuple],
+    batches: list[TaskBatch],
+    held_out: Any,
+    table: pd.DataFrame,
+    limits: dict[str, float],
+) -> dict[str, tuple]:
     """Figure, title and caption by file name."""
     show = TaskBatch(batches[1].context[:3], batches[1].target[:3], {k: v[:3] for k, v in batches[1].truth.items()})
     pairs = {n: (method.model, method.guide) for n, (method, _) in fitted.items()}
     drawn = {n: predict(*pair, show.context, show.full, 100, seed=0) for n, pair in pairs.items()}
     nvdp, image_nvdp = fitted["nvdp"][0], image_fits["nvdp"][0]
-    found = [plots.calibration_of(n, *pair, batches[:20]) for n, pair in pairs.items()]
+    many = tasks.gp_test("rbf", 64, grid=100, num_context=(20, 20)).batch(0)
+    calibrated = {n: predict(*pair, many.context, many.target, 100, seed=0) for n, pair in pairs.items()}
     pixels = held_out.batch(0).full.num_points
     counts = (10, 30, 100) if pixels > 200 else (4, 10, 30)
+    assert many.target.y is not None
     return {
         "functions": (
-            plots.fan_plot(drawn, show, oracle=oracle_predict(show, show.full.x)),
+            plots.fan_plot(drawn, show, show.full.x, tasks=(0, 1, 2), oracle=oracle_predict(show, show.full.x)),
             "Predictions",
             "Central 50, 80 and 95 % bands, coherent function draws and the context points of three tasks.",
         ),
         "comparison": (plots.comparison_plot(table[:-1], limits), "Comparison", "Means over the test tasks."),
         "calibration": (
-            plots.calibration_plot(found),
+            plots.calibration_plot(calibrated, many.target.y),
             "Calibration",
-            "Nominal against empirical coverage of central intervals.",
+            "Nominal against empirical coverage of central intervals, 64 tasks with 20 context points.",
         ),
         "rates": (
             plots.rate_maps(nvdp.guide, show),
@@ -161,10 +177,10 @@ def _figures(fitted, image_fits, batches, held_out, table, limits) -> dict[str, 
         "completions": (
             plots.image_completions(image_nvdp.model, image_nvdp.guide, held_out, counts=counts),
             "Completions",
-            f"From {counts[0]}, {counts[1]} and {counts[2]} of {pixels} pixels: what was seen, mean, sd.",
+            f"From {counts[0]}, {counts[1]} and {counts[2]} of {pixels} pixels: what was seen, the mean, the sd.",
         ),
         "learning": (
-            plots.learning_curves({n: h for n, (_, h) in fitted.items()}),
+            plots.learning_curves({n: history for n, (_, history) in fitted.items()}),
             "Training",
             "Training curves on GP tasks.",
         ),

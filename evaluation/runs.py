@@ -86,7 +86,7 @@ def start(configuration: RunConfiguration, folder: str | Path, resume: bool = Fa
         for name, value in asdict(configuration).items():
             if name != "steps" and value != getattr(before, name):
                 raise checkpoint.CheckpointError(
-                    f"{name}: got {value!r}, but the run in {path} has {getattr(before, name)!r}; a resumed run keeps it"
+                    f"{name}: got {value!r}, but the run to resume in {path} has {getattr(before, name)!r}"
                 )
     checkpoint.write_atomically(held, json.dumps(asdict(configuration), indent=1).encode())
     return fit(

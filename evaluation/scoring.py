@@ -76,12 +76,6 @@ def score_oracle(batches: Iterable[TaskBatch], min_scale: float | None = None) -
     return pd.concat(rows, ignore_index=True)
 
 
-def mean_and_error(values: pd.Series) -> tuple[float, float]:
-    """Mean and standard error over tasks."""
-    clean = values.dropna()
-    return float(clean.mean()), float(clean.std(ddof=1) / max(len(clean), 1) ** 0.5)
-
-
 def parameter_count(*modules: torch.nn.Module) -> int:
     """Trainable parameters of some modules."""
     return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions import kl_divergence, register_kl
-from torch.nn.functional import pad
 
 #: inside every square root of a variance, whose gradient is infinite at zero
 VARIANCE_FLOOR = 1e-10
@@ -64,7 +64,7 @@ class DropoutNormal(TorchDistribution):
     Shapes: batch ``*B``, event ``[k_out, k_in + 1]``.
     """
 
-    arg_constraints: dict = {}
+    arg_constraints: ClassVar[dict] = {}
     support = constraints.independent(constraints.real, 2)
     has_rsample = True
 
@@ -108,7 +108,7 @@ class DropoutNormal(TorchDistribution):
         mean, variance = self._moments()
         return dist.Normal(mean, variance.sqrt(), validate_args=False).to_event(2)
 
-    def rsample(self, sample_shape=torch.Size()):
+    def rsample(self, sample_shape=()):
         mean, variance = self._moments()
         shape = self._extended_shape(torch.Size(sample_shape))
         return mean + variance.sqrt() * torch.randn(shape, dtype=mean.dtype, device=mean.device)

@@ -34,7 +34,7 @@ def preactivation_moments(fn: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-class local_reparameterization(Messenger):  # noqa: N801 - an effect handler, named like Pyro's
+class local_reparameterization(Messenger):
     """Replaces the draw of every Gaussian weight matrix by a draw of the pre-activations it gives at each point.
 
     Wrap it around guide *and* model together: ``with local_reparameterization(): svi.step(batch)``. The marginal of

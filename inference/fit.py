@@ -79,7 +79,9 @@ class TrainingStep(nn.Module):
             per_value = (terms.log_likelihood.sum() / terms.points.sum().clamp_min(1)).detach()
             return self.objective.reduce(terms), per_value, terms.kl.mean().detach()
         data = batch.full if isinstance(batch, TaskBatch) else batch
-        loss = self.objective.differentiable_loss(self.model, self.guide, data)
+        loss = self.objective.differentiable_loss(  # type: ignore[attr-defined]
+            self.model, self.guide, data
+        )
         unknown = loss.detach().new_full((), torch.nan)
         return loss, unknown, unknown
 
@@ -114,7 +116,7 @@ def _make_optimizer(optimizer: Any, parameters: list[nn.Parameter], learning_rat
             raise ValueError("optimizer: a Pyro optimizer with per-parameter options; pass a torch optimizer instead")
         return optimizer.pt_optim_constructor(parameters, **options)
     if callable(optimizer):
-        return optimizer(parameters)
+        return optimizer(parameters)  # type: ignore[operator]
     raise ValueError(
         f"optimizer: got {type(optimizer).__name__}; it must be a torch.optim.Optimizer, a Pyro optimizer, or a "
         "function from parameters to an optimizer"
@@ -208,7 +210,7 @@ def fit(
 
     Raises:
         ValueError: an argument out of range, or tasks that end early.
-        CheckpointError: the folder cannot be written, already holds a run, or holds one that does not fit or is damaged.
+        CheckpointError: the folder cannot be written, or holds a run that is in the way, does not fit or is damaged.
         TrainingDiverged: three steps in a row were not finite.
     """
     for name, value in (("steps", steps), ("log_every", log_every), ("checkpoint_every", checkpoint_every)):
@@ -239,7 +241,8 @@ def fit(
     names = [n for n, p in step_module.named_parameters() if p.requires_grad]
     fabric.to_device(step_module)
     inner = _make_optimizer(optimizer, parameters, learning_rate)
-    wrapped, fabric_optimizer = fabric.setup(torch.compile(step_module) if compile is True else step_module, inner)
+    compiled: Any = torch.compile(step_module) if compile is True else step_module
+    wrapped, fabric_optimizer = fabric.setup(compiled, inner)
     dtype = next(p.dtype for p in parameters if p.dtype.is_floating_point)
 
     result = FitResult(model, guide, objective, 0)

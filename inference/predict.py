@@ -19,7 +19,7 @@ from inference.objectives.task_objective import PARTICLE_PLATE
 from pp_models.data import DataError, Dataset, TaskBatch
 
 
-class mean_sites(Messenger):  # noqa: N801 - an effect handler, named like Pyro's
+class mean_sites(Messenger):
     """Sets every latent site to the mean of its distribution instead of a draw (NVDP predicts with mean weights)."""
 
     def _pyro_sample(self, msg) -> None:
@@ -232,7 +232,7 @@ def _stack(parts: list[TorchDistribution], shape: torch.Size) -> TorchDistributi
         return base.to_event(first.reinterpreted_batch_ndims)
     names = [name for name in first.arg_constraints if name in first.__dict__]
     full = [p.expand(p.batch_shape[:1] + shape[1:]) for p in parts]
-    parameters = {name: torch.cat([getattr(p, name) for p in full]) for name in names}
+    parameters: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in full]) for name in names}
     return type(first)(**parameters, validate_args=False)
 
 

@@ -124,5 +124,5 @@ def covariance(kernel: Tensor, lengthscale: Tensor, scale: Tensor, period: Tenso
 
 
 def noise_variance(noise: Tensor, scale: Tensor) -> Tensor:
-    """Observation variance ``[*B]``, at least 1e-8 of the prior variance so that Cholesky factors exist without noise."""
+    """Observation variance ``[*B]``, at least 1e-8 of the prior's, so that Cholesky factors exist without noise."""
     return torch.maximum(noise**2, 1e-8 * scale**2)

@@ -13,7 +13,7 @@ from pp_models.task_stream import TaskStream
 
 
 def pixel_grid(height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Coordinates ``[H * W, 2]`` of the pixels in row-major order: row from -1 (top) to 1, column from -1 (left) to 1."""
+    """Coordinates ``[H * W, 2]`` of the pixels in row-major order: row from -1 (top), column from -1 (left)."""
     rows = torch.linspace(-1, 1, height, dtype=torch.float64)
     columns = torch.linspace(-1, 1, width, dtype=torch.float64)
     return torch.cartesian_prod(rows, columns).to(dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pyro.distributions as dist
 import torch
@@ -69,7 +70,7 @@ class GaussianLikelihood(Likelihood):
 class GaussianHeadLikelihood(Likelihood):
     """A mean and a scale per point from the network: sigma = min_scale + (1 - min_scale) softplus(u).
 
-    With the floor 0.1 of the NVDP experiments no log-density per output dimension can exceed 1.3836 (NVDP, section 2.4).
+    With the floor 0.1 of NVDP's experiments no log-density per output dimension exceeds 1.3836 (NVDP, section 2.4).
 
     Args:
         min_scale: the floor of the standard deviation.
@@ -118,7 +119,7 @@ def make_likelihood(likelihood: str | Likelihood, noise_scale: float = 0.1) -> L
     """
     if isinstance(likelihood, Likelihood):
         return likelihood
-    known = {
+    known: dict[str, Callable[[], Likelihood]] = {
         "gaussian": lambda: GaussianLikelihood(noise_scale),
         "gaussian-head": GaussianHeadLikelihood,
         "bernoulli": BernoulliLikelihood,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -35,6 +36,8 @@ class FixedGaussianPrior(WeightPrior):
         scale_by_fan_in: divide the variance by the fan-in, the bias column counted (BNNP, section 1).
         scale: standard deviation before that division.
     """
+
+    _anchor: Tensor
 
     def __init__(self, scale_by_fan_in: bool = True, scale: float = 1.0) -> None:
         super().__init__()
@@ -75,7 +78,8 @@ class LearnedGaussianPrior(WeightPrior):
     def build(self, layer_sizes: list[int]) -> None:
         super().build(layer_sizes)
         if self.granularity == "weight":
-            blocks, full = list(self.shapes), False
+            blocks: list[tuple[int, ...]] = list(self.shapes)
+            full = False
         elif self.granularity == "unit":
             blocks, full = list(self.shapes), True
         else:
@@ -114,7 +118,9 @@ class LearnedGaussianPrior(WeightPrior):
                 noise = torch.linalg.solve_triangular(joint[:start, :start], residual, upper=False)
                 loc = loc + factor * (joint[start:stop, :start] @ noise).squeeze(-1)
         gaussian = dist.MultivariateNormal(loc, scale_tril=tril)
-        return dist.TransformedDistribution(gaussian, [dist.transforms.ReshapeTransform((shape[0] * shape[1],), shape)])
+        return dist.TransformedDistribution(
+            gaussian, [dist.transforms.ReshapeTransform(torch.Size([shape[0] * shape[1]]), torch.Size(shape))]
+        )
 
 
 class LogUniform(TorchDistribution):
@@ -128,7 +134,7 @@ class LogUniform(TorchDistribution):
         high: largest magnitude.
     """
 
-    arg_constraints = {"low": constraints.positive, "high": constraints.positive}
+    arg_constraints: ClassVar[dict] = {"low": constraints.positive, "high": constraints.positive}
     support = constraints.real
     has_rsample = False
 
@@ -143,8 +149,8 @@ class LogUniform(TorchDistribution):
         new._validate_args = self._validate_args
         return new
 
-    def sample(self, sample_shape=torch.Size()):
-        shape = self._extended_shape(sample_shape)
+    def sample(self, sample_shape=()):
+        shape = self._extended_shape(torch.Size(sample_shape))
         uniform = torch.rand(shape, dtype=self.low.dtype, device=self.low.device)
         sign = torch.randint(0, 2, shape, device=self.low.device) * 2 - 1
         return sign * torch.exp(self.low.log() + uniform * (self.high / self.low).log())
@@ -160,6 +166,9 @@ class LogUniformPrior(WeightPrior):
         low: smallest magnitude kept when the prior is sampled.
         high: largest one.
     """
+
+    low: Tensor
+    high: Tensor
 
     def __init__(self, low: float = 1e-4, high: float = 1.0) -> None:
         super().__init__()

@@ -21,5 +21,6 @@ def task_plates(batch_shape: torch.Size, device: torch.device | None = None) -> 
     """Enters one plate for each task dimension of ``batch_shape``, the rightmost named ``tasks``."""
     with ExitStack() as stack:
         for position, size in enumerate(reversed(batch_shape)):
-            stack.enter_context(pyro.plate(task_plate_name(position), size, dim=-1 - position, device=device))
+            name, at = task_plate_name(position), -1 - position
+            stack.enter_context(pyro.plate(name, size, dim=at, device=device))  # type: ignore[arg-type]
         yield

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from evaluation.methods import Method, Task, build
+from evaluation.report import Code, Heading, Picture, Prose, Section, Table, write_report
 from inference import fit
 from inference.checkpoint import make_folder, write_atomically
 from pp_models.task_stream import TaskStream
@@ -156,8 +157,6 @@ def write_outcome(outcome: Outcome, folder: Path) -> None:
     Raises:
         CheckpointError: the folder cannot be written to.
     """
-    from evaluation.report import Section, write_report
-
     folder = make_folder(folder, "out")
     checks = [vars(check) for check in outcome.checks]
     result = {
@@ -174,15 +173,14 @@ def write_outcome(outcome: Outcome, folder: Path) -> None:
         write_atomically(folder / f"{name}.csv", table.to_csv(index=False).encode())
     for stem, (figure, _) in outcome.figures.items():
         figure.savefig(folder / f"{stem}.png", dpi=130)
-    sections = [Section("Results", table=summary(outcome.table), prose=outcome.notes)]
+    sections: list[Section] = [Heading("Results"), Table(summary(outcome.table)), *(Prose(n) for n in outcome.notes)]
     if checks:
-        sections.append(Section("Claims and measurements", table=check_table(outcome.checks)))
-    sections += [Section(title, table=table) for title, table in outcome.tables.items()]
-    sections += [
-        Section(stem.replace("_", " "), figure=figure, caption=caption)
-        for stem, (figure, caption) in outcome.figures.items()
-    ]
-    sections.append(Section("To reproduce", code=outcome.command))
+        sections += [Heading("Claims and measurements"), Table(check_table(outcome.checks))]
+    for title, table in outcome.tables.items():
+        sections += [Heading(title), Table(table)]
+    for stem, (figure, caption) in outcome.figures.items():
+        sections += [Heading(stem.replace("_", " ").capitalize()), Picture(figure, caption)]
+    sections += [Heading("To reproduce"), Code(outcome.command)]
     write_report(folder / "report.html", outcome.name, sections)
 
 

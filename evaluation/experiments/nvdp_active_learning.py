@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from evaluation import plots
 from evaluation.experiments.experiment import Check, Outcome, Workshop
 from evaluation.experiments.nvdp_gp import SCALES, train_all
 from evaluation.metrics import log_likelihoods, rmse
@@ -56,7 +57,7 @@ def _split(pool: Dataset, chosen: torch.Tensor) -> TaskBatch:
 
     def part(where: torch.Tensor) -> Dataset:
         count = int(where[0].sum())
-        index = where.to(torch.uint8).argsort(-1, descending=True, stable=True)[:, :count].unsqueeze(-1)
+        index = where.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :count].unsqueeze(-1)
         assert pool.y is not None
         return Dataset(
             pool.x.gather(1, index.expand(-1, -1, pool.x.shape[-1])),
@@ -68,8 +69,6 @@ def _split(pool: Dataset, chosen: torch.Tensor) -> TaskBatch:
 
 def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     """Uses the fits of nvdp/gp-random (trains them where they are not there yet); 4 to 20 points."""
-    from evaluation import plots
-
     scale = SCALES[scale_name]
     fitted = train_all("random", scale, METHODS, seeds, workshop)
     pool = tasks.gp_test("rbf", 60, seed=3_000_000).batch(0).full
@@ -79,7 +78,8 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
         for acquisition in ACQUISITIONS:
             for batch in acquire(method.model, method.guide, pool, 4, budget, acquisition, seed):
                 prediction = predict(method.model, method.guide, batch.context, batch.full, 1, weights="mean")
-                found = log_likelihoods(prediction, batch)
+                found, y = log_likelihoods(prediction, batch), batch.full.y
+                assert y is not None
                 rows.append(
                     {
                         "model": name,
@@ -87,7 +87,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
                         "acquisition": acquisition,
                         "points": batch.context.num_points,
                         "ll": float(found.ll.mean()),
-                        "rmse": float(rmse(prediction, batch.full.y).mean()),
+                        "rmse": float(rmse(prediction, y).mean()),
                     }
                 )
     long = pd.DataFrame(rows)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pandas as pd
+import torch
 
+from evaluation import plots
 from evaluation.experiments.experiment import Check, Outcome, Scale, Workshop, signed
-from evaluation.metrics import paired_difference, rate_spread
 from evaluation.methods import Task
-from evaluation.scoring import SCORES, mean_and_error, parameter_count, score_oracle, score_tasks
+from evaluation.metrics import paired_difference, rate_spread
+from evaluation.scoring import SCORES, parameter_count, score_oracle, score_tasks
 from inference import predict
-from pp_models import TaskBatch, tasks
+from pp_models import TaskBatch, oracle_predict, tasks
 
 SCALES = {
     "smoke": Scale("smoke", 30, 16, 4, test_batches=4),
@@ -46,8 +48,6 @@ def train_all(
 
 def run(hyperparameters: str, scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     """Trains the methods on RBF tasks and scores them on the same test tasks as the exact GP."""
-    from evaluation import plots
-
     scale, names = SCALES[scale_name], METHODS[scale_name]
     test = tasks.gp_test("rbf", scale.test_batch_size, hyperparameters=hyperparameters)
     batches = [test.batch(i) for i in range(scale.test_batches)]
@@ -94,12 +94,15 @@ def run(hyperparameters: str, scale_name: str, seeds: list[int], workshop: Works
     }
     nvdp = fitted["nvdp", first][0]
     outcome.tables["Dropout rates of NVDP by layer"] = pd.DataFrame(
-        [{"layer": site, **vars(found)} for site, found in rate_spread(nvdp.guide, _many(batches).context).items()]
+        [{"layer": site, **vars(found)} for site, found in rate_spread(nvdp.guide, batches[0].context).items()]
     )
-    limits = {f"exact GP, σ ≥ {FLOOR}": {c: float(oracle[c].mean()) for c in SCORES}}
+    limits = {c: float(oracle[c].mean()) for c in SCORES}
     outcome.figures = {
         "comparison": (plots.comparison_plot(table[table.seed >= 0], limits), "Test log-likelihood, one dot a seed."),
-        "functions": (plots.fan_plot(predictions, show), "Predictive bands and coherent function draws."),
+        "functions": (
+            plots.fan_plot(predictions, show, show.full.x, tasks=(0, 1, 2), oracle=oracle_predict(show, show.full.x)),
+            "Predictive bands and coherent function draws.",
+        ),
         "rates": (plots.rate_maps(nvdp.guide, show), "Drop probabilities by layer and task, and their spread."),
         "learning": (
             plots.learning_curves({n: fitted[n, first][1] for n in names}),
@@ -107,11 +110,6 @@ def run(hyperparameters: str, scale_name: str, seeds: list[int], workshop: Works
         ),
     }
     return outcome
-
-
-def _many(batches: list[TaskBatch]) -> TaskBatch:
-    """The batch with the most tasks for its context size (all share one here): the first."""
-    return batches[0]
 
 
 def _bin(table: pd.DataFrame, low: int, high: int) -> float:
@@ -195,10 +193,5 @@ def _checks(
     return checks
 
 
-def _column(table: pd.DataFrame, name: str):
-    import torch
-
+def _column(table: pd.DataFrame, name: str) -> torch.Tensor:
     return torch.as_tensor(table[name].to_numpy())
-
-
-__all__ = ["METHODS", "SCALES", "fits_key", "mean_and_error", "run", "train_all"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pandas as pd
+import torch
 
+from evaluation import plots
 from evaluation.experiments.experiment import Check, Outcome, Scale, Workshop
-from evaluation.metrics import paired_difference
 from evaluation.methods import Task
+from evaluation.metrics import paired_difference
 from evaluation.scoring import SCORES, score_tasks
 from pp_models import tasks
 
@@ -29,10 +31,6 @@ def run(train: str, test: str, scale_name: str, seeds: list[int], workshop: Work
         seeds: seeds.
         workshop: where fits are kept.
     """
-    import torch
-
-    from evaluation import plots
-
     scale = SCALES[scale_name]
     source = tasks.images(train, "train", scale.batch_size, 0, progress=workshop.progress)
     width = source.batch(0).target.y.shape[-1]  # type: ignore[union-attr]
@@ -73,14 +71,14 @@ def run(train: str, test: str, scale_name: str, seeds: list[int], workshop: Work
     top = float(table[["ll", "rll", "pll"]].max().max())
     outcome.checks.append(Check("no score above the head's ceiling", "<= 1.3836", f"{top:+.3f}", bool(top <= 1.3836)))
     outcome.notes = [
-        f"Training pixels: {source.source}. Test pixels: {held_out.source}. {len(batches) * scale.test_batch_size} test "
-        "images, all pixels scored, nats per pixel and channel. y is the grey level minus one half.",
+        f"Training pixels: {source.source}. Test pixels: {held_out.source}. {len(batches) * scale.test_batch_size} "
+        "test images, all pixels scored, nats per pixel and channel. y is the grey level minus one half.",
         "The paper's printed table was not available to us; no figure here is the paper's.",
     ]
     first = seeds[0]
-    some = tasks.images(test, "test", 4, 1_000_007, full_image=True, progress=False)
+    shown = tasks.images(test, "test", 4, 1_000_007, full_image=True, progress=False)
     outcome.figures["completions"] = (
-        plots.image_completions(fitted["nvdp", first].model, fitted["nvdp", first].guide, some, counts=counts),
+        plots.image_completions(fitted["nvdp", first].model, fitted["nvdp", first].guide, shown, counts=counts),
         "NVDP: observed pixels, predictive mean and standard deviation.",
     )
     return outcome

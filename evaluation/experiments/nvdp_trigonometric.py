@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from evaluation import plots
 from evaluation.experiments.experiment import Check, Outcome, Scale, Workshop, signed
 from evaluation.methods import Task
 from evaluation.scoring import score_tasks
@@ -21,8 +22,6 @@ COUNTS = (1, 4, 8, 20, 50)
 
 def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     """Trains with contexts of 1 to 96 points and scores at fixed context sizes."""
-    from evaluation import plots
-
     scale = SCALES[scale_name]
     task = Task(1, 1, scale.width, beta=1.0, shared_path=True)
     rows, fitted = [], {}
@@ -75,5 +74,8 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     predictions = {
         n: predict(fitted[n, first].model, fitted[n, first].guide, few.context, few.full, 100, seed=0) for n in METHODS
     }
-    outcome.figures["ambiguity"] = (plots.fan_plot(predictions, few), "Two context points: which family is it?")
+    outcome.figures["ambiguity"] = (
+        plots.fan_plot(predictions, few, few.full.x, tasks=(0, 1, 2)),
+        "Two context points: which family is it?",
+    )
     return outcome

@@ -6,9 +6,17 @@ Save one with ``figure.savefig("name.png", dpi=180)``, or put it into a page wit
 from __future__ import annotations
 
 from evaluation.plots.calibration import calibration_plot
-from evaluation.plots.comparison import comparison_plot, learning_curves
+from evaluation.plots.comparison import comparison_plot, learning_curves, query_curves
 from evaluation.plots.functions import fan_plot
 from evaluation.plots.images import image_completions
 from evaluation.plots.rates import rate_maps
 
-__all__ = ["calibration_plot", "comparison_plot", "fan_plot", "image_completions", "learning_curves", "rate_maps"]
+__all__ = [
+    "calibration_plot",
+    "comparison_plot",
+    "fan_plot",
+    "image_completions",
+    "learning_curves",
+    "query_curves",
+    "rate_maps",
+]

@@ -135,3 +135,39 @@ def learning_curves(
         handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=min(3, len(labels)))
     return figure
+
+
+def query_curves(table: pd.DataFrame, score: str = "ll") -> Figure:
+    """Active learning: one panel a model, the score against the points queried so far, one line an acquisition.
+
+    Args:
+        table: columns ``model``, ``acquisition``, ``points``, ``seed`` and the score.
+        score: the column to show.
+
+    Raises:
+        ValueError: a column is missing or the table is empty.
+    """
+    missing = [c for c in ("model", "acquisition", "points", score) if c not in table.columns]
+    if missing or not len(table):
+        raise ValueError(f"table: {f'column {missing[0]} is missing' if missing else 'it has no row'}")
+    names = list(table["model"].unique())
+    ways = list(table["acquisition"].unique())
+    with look():
+        figure = Figure(figsize=(WIDTH, 1.2 + 2.0 * ((len(names) + 1) // 2)), layout="constrained")
+        grid = figure.subplots((len(names) + 1) // 2, 2, sharex=True, sharey=True, squeeze=False)
+        for axes, name in zip(grid.flat, names, strict=False):
+            for way, colour in zip(ways, colours(len(ways)), strict=True):
+                rows = table[(table["model"] == name) & (table["acquisition"] == way)]
+                curve = rows.groupby("points")[score].agg(["mean", "sem"])
+                axes.plot(curve.index, curve["mean"], color=colour, linewidth=1.8, label=way)
+                error = curve["sem"].fillna(0.0)
+                axes.fill_between(curve.index, curve["mean"] - error, curve["mean"] + error, color=colour, alpha=0.2)
+            axes.set_title(name)
+        for axes in list(grid.flat)[len(names) :]:
+            axes.set_visible(False)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("nats per point" if score.startswith(("ll", "pll", "rll")) else score)
+        for axes in grid[-1]:
+            axes.set_xlabel("context points")
+        grid[0, 0].legend(loc="lower right")
+    return figure

@@ -7,7 +7,7 @@ from typing import Any
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 
-from inference.objectives.task_objective import Branches, TaskObjective, context_and_full, is_point_mass
+from inference.objectives.task_objective import Branches, TaskObjective, context_and_full, is_point_mass, sample_sites
 
 
 class NPVI(TaskObjective):
@@ -28,8 +28,8 @@ class NPVI(TaskObjective):
         rest = args[1:]
         reference = self.run_guide(guide, (context, *rest), kwargs)
         path = Trace()
-        for name, site in reference.nodes.items():
-            if site["type"] == "sample" and is_point_mass(site["fn"]):
+        for name, site in sample_sites(reference):
+            if is_point_mass(site["fn"]):
                 path.add_node(name, **site)
         posterior = self.run_guide(poutine.replay(guide, trace=path), (full, *rest), kwargs)
         return Branches(posterior, reference, (full, *rest))

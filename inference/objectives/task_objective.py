@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -176,12 +176,10 @@ class TaskObjective(ELBO):
         log_likelihood, points = self._log_likelihood(model_trace)
         kls: dict[str, Tensor] = {}
         means: list[Tensor] = []
-        for name, site in runs.posterior.nodes.items():
-            if site["type"] != "sample" or site["is_observed"] or site["infer"].get("is_auxiliary", False):
+        for name, site in sample_sites(runs.posterior):
+            if site["is_observed"] or site["infer"].get("is_auxiliary", False):
                 continue
-            if type(site["fn"]).__name__ == "_Subsample":
-                continue
-            other = (model_trace if reference is None else reference).nodes.get(name)
+            other: Any = (model_trace if reference is None else reference).nodes.get(name)
             if other is None:
                 raise ValueError(f"site {name!r}: the guide samples it, but {self._reference_name(reference)} does not")
             value = self._kl(name, site, other)
@@ -235,16 +233,16 @@ class TaskObjective(ELBO):
     def _output_width(trace: Trace) -> float:
         widths = [
             site["fn"].event_shape[-1]
-            for site in trace.nodes.values()
-            if site["type"] == "sample" and site["is_observed"] and len(site["fn"].event_shape) > 1
+            for _, site in sample_sites(trace)
+            if site["is_observed"] and len(site["fn"].event_shape) > 1
         ]
         return float(widths[0]) if widths else 1.0
 
     def _log_likelihood(self, trace: Trace) -> tuple[Tensor, Tensor]:
         total: Tensor | None = None
         count: Tensor | None = None
-        for site in trace.nodes.values():
-            if site["type"] != "sample" or not site["is_observed"] or type(site["fn"]).__name__ == "_Subsample":
+        for _, site in sample_sites(trace):
+            if not site["is_observed"]:
                 continue
             value = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
             found = per_task(value, site)
@@ -276,6 +274,13 @@ def num_values(fn: Any) -> Tensor:
     parameter = next((p for p in vars(fn).values() if isinstance(p, Tensor)), torch.zeros(()))
     dtype = parameter.dtype if parameter.dtype.is_floating_point else torch.get_default_dtype()
     return torch.tensor(float(fn.event_shape.numel()), dtype=dtype, device=parameter.device)
+
+
+def sample_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
+    """Name and content of the sample sites of a trace, plates left out."""
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample":
+            yield name, site
 
 
 def per_task(value: Tensor, site: dict) -> Tensor:

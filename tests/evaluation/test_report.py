@@ -73,8 +73,8 @@ def test_every_kind_of_section_is_there_in_order():
         "layer_sizes",
         "resume",
     ]
-    cells = ["a", "0", "0.123", "1.00e-06", "yes", "b", "12", "–", "2.000", "no"]  # noqa: RUF001
-    assert outline.text["td"] == [*cells, "100", "0.001", "1, 64, 2", "–"]  # noqa: RUF001
+    cells = ["a", "0", "0.123", "1.00e-06", "yes", "b", "12", "–", "2.000", "no"]
+    assert outline.text["td"] == [*cells, "100", "0.001", "1, 64, 2", "–"]
     assert outline.text["code"] == ["guidebook demo"]
     assert outline.text["figcaption"] == ["In nats.", "A line."]
     assert [tag for tag, _ in outline.tags if tag in ("h1", "h2", "h3", "img", "pre")] == [

@@ -1,0 +1,58 @@
+"""A short table out of a posterior with thousands of weights, through whichever ArviZ is installed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray
+
+
+def summarise(container: Any, **options: Any) -> pd.DataFrame:
+    """ArviZ's own summary: ``arviz.summary`` of an InferenceData, ``arviz_stats.summary`` of a DataTree.
+
+    Args:
+        container: what ``to_arviz`` returned.
+        **options: passed on, such as ``var_names`` and ``coords``.
+    """
+    if isinstance(container, xarray.DataTree):
+        import arviz_stats
+
+        return arviz_stats.summary(container, **options)
+    import arviz
+
+    return arviz.summary(container, **options)
+
+
+def widest_entries(container: Any, most: int = 10) -> pd.DataFrame:
+    """ArviZ's summary of the scalar entries with the largest posterior standard deviation, one row an entry.
+
+    Args:
+        container: what ``to_arviz`` returned.
+        most: rows.
+    """
+    posterior = container["posterior"]
+    posterior = posterior.to_dataset() if isinstance(posterior, xarray.DataTree) else posterior
+    found: list[tuple[float, str, np.ndarray]] = []
+    for name, variable in posterior.data_vars.items():
+        spread = variable.std(("chain", "draw"))
+        values, flat = variable.stack(entry=spread.dims), spread.stack(entry=spread.dims)
+        for position in np.argsort(flat.values)[::-1][:most]:
+            index = flat["entry"].values[position]
+            label = f"{name}[{', '.join(str(part) for part in index)}]" if spread.dims else str(name)
+            draws = values.isel(entry=int(position)).transpose("chain", "draw").values
+            found.append((float(flat.values[position]), label, draws))
+    found.sort(key=lambda entry: -entry[0])
+    entries = {label: (("chain", "draw"), draws) for _, label, draws in found[:most]}
+    dataset = xarray.Dataset(entries, coords={"chain": posterior["chain"], "draw": posterior["draw"]})
+    table = summarise(_like(container, dataset), kind="stats")
+    return table.rename_axis("entry").reset_index()
+
+
+def _like(container: Any, dataset: xarray.Dataset) -> Any:
+    if isinstance(container, xarray.DataTree):
+        return xarray.DataTree.from_dict({"posterior": dataset})
+    import arviz
+
+    return arviz.InferenceData(posterior=dataset)

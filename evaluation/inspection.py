@@ -1,0 +1,81 @@
+"""Opens a run: scores on test tasks, the posterior in ArviZ, and a report beside the checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from evaluation import plots
+from evaluation.arviz_conversion import to_arviz
+from evaluation.arviz_summary import widest_entries
+from evaluation.metrics import rate_spread
+from evaluation.report import Code, Heading, Picture, Prose, Section, Settings, Table, write_report
+from evaluation.runs import open_run
+from evaluation.scoring import SCORES, score_oracle, score_tasks
+from inference import predict
+from inference.checkpoint import make_folder
+from pp_models.task_names import task_stream
+
+
+def inspect_run(folder: str | Path, draws: int = 200) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores a run and writes ``posterior.nc`` and ``report.html`` into its folder.
+
+    Args:
+        folder: a run made by ``guidebook fit``.
+        draws: posterior draws.
+
+    Returns:
+        The table of scores and the summary of the posterior's widest entries.
+
+    Raises:
+        CheckpointError: no run there, or a damaged one.
+        ValueError: ``draws`` below 2.
+    """
+    if draws < 2:
+        raise ValueError(f"draws: got {draws}; at least 2 are needed")
+    configuration, method, steps = open_run(folder)
+    path = make_folder(folder, "run")
+    stream = task_stream(configuration.tasks, 4, configuration.seed, test=True)
+    batches = [stream.batch(i) for i in range(25)]
+    rows = [{"model": configuration.model, **_means(score_tasks(method.model, method.guide, batches))}]
+    if configuration.tasks.startswith("gp-"):
+        rows.append({"model": "exact GP, sd >= 0.1", **_means(score_oracle(batches, 0.1))})
+    scores = pd.DataFrame(rows)
+
+    few = batches[0]
+    idata = to_arviz(method.model, method.guide, few, num_samples=draws, seed=configuration.seed)
+    idata.to_netcdf(str(path / "posterior.nc"))
+    summary = widest_entries(idata)
+    sections: list[Section] = [
+        Heading("Scores on test tasks"),
+        Prose(f"After {steps} steps, on {len(batches) * 4} test tasks; nats per point, mean over tasks."),
+        Table(scores),
+    ]
+    if few.full.x.shape[-1] == 1:
+        prediction = predict(method.model, method.guide, few.context, few.full, 100, seed=0)
+        figure = plots.fan_plot({configuration.model: prediction}, few, few.full.x, tasks=(0, 1, 2))
+        sections += [
+            Heading("Predictions"),
+            Picture(figure, "Central 50, 80 and 95 % bands, draws and context points."),
+        ]
+    if hasattr(method.guide, "rates"):
+        rates = rate_spread(method.guide, few.context)
+        table = pd.DataFrame([{"layer": site, **vars(found)} for site, found in rates.items()])
+        figure = plots.rate_maps(method.guide, few)
+        sections += [Heading("Dropout rates"), Picture(figure, "Drop probability by layer and task."), Table(table)]
+    sections += [
+        Heading("Posterior"),
+        Prose("The entries with the largest posterior standard deviation; posterior.nc holds all of it."),
+        Table(summary),
+        Heading("Configuration"),
+        Settings(asdict(configuration)),
+        Code(f"guidebook inspect {path.name} --draws {draws}"),
+    ]
+    write_report(path / "report.html", f"{configuration.model} on {configuration.tasks}", sections)
+    return scores, summary
+
+
+def _means(table: pd.DataFrame) -> dict[str, float]:
+    return {c: float(table[c].mean()) for c in (*SCORES, "crps", "within_1sd", "within_2sd") if c in table}
