@@ -116,7 +116,8 @@ def _make_optimizer(optimizer: Any, parameters: list[nn.Parameter], learning_rat
             raise ValueError("optimizer: a Pyro optimizer with per-parameter options; pass a torch optimizer instead")
         return optimizer.pt_optim_constructor(parameters, **options)
     if callable(optimizer):
-        return optimizer(parameters)  # type: ignore[operator]
+        build: Any = optimizer
+        return build(parameters)
     raise ValueError(
         f"optimizer: got {type(optimizer).__name__}; it must be a torch.optim.Optimizer, a Pyro optimizer, or a "
         "function from parameters to an optimizer"

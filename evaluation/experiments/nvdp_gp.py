@@ -194,4 +194,4 @@ def _checks(
 
 
 def _column(table: pd.DataFrame, name: str) -> torch.Tensor:
-    return torch.as_tensor(table[name].to_numpy())
+    return torch.tensor(table[name].to_numpy(copy=True))

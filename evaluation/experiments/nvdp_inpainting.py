@@ -64,7 +64,7 @@ def run(train: str, test: str, scale_name: str, seeds: list[int], workshop: Work
     outcome = Outcome(f"nvdp/inpainting-{short}", "", table)
     for other in METHODS[1:]:
         for seed in seeds:
-            pair = [torch.as_tensor(scores[n, seed].ll.to_numpy()) for n in ("nvdp", other)]
+            pair = [torch.tensor(scores[n, seed].ll.to_numpy(copy=True)) for n in ("nvdp", other)]
             outcome.checks.append(
                 Check(f"NVDP - {other.upper()} in LL, seed {seed}", "reported", str(paired_difference(*pair)), None)
             )
