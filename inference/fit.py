@@ -114,7 +114,7 @@ def _make_optimizer(optimizer: Any, parameters: list[nn.Parameter], learning_rat
         options = optimizer.pt_optim_args
         if callable(options):
             raise ValueError("optimizer: a Pyro optimizer with per-parameter options; pass a torch optimizer instead")
-        return optimizer.pt_optim_constructor(parameters, **options)
+        return optimizer.pt_optim_constructor(parameters, **options)  # type: ignore[operator]
     if callable(optimizer):
         build: Any = optimizer
         return build(parameters)

@@ -179,6 +179,8 @@ class TaskObjective(ELBO):
         for name, site in sample_sites(runs.posterior):
             if site["is_observed"] or site["infer"].get("is_auxiliary", False):
                 continue
+            if reference is not None and is_point_mass(site["fn"]):
+                continue  # a deterministic path: both branches hold a point mass, which no divergence can tie
             other: Any = (model_trace if reference is None else reference).nodes.get(name)
             if other is None:
                 raise ValueError(f"site {name!r}: the guide samples it, but {self._reference_name(reference)} does not")
@@ -211,8 +213,6 @@ class TaskObjective(ELBO):
         p, q = site["fn"], other["fn"]
         if isinstance(q, torch.distributions.Distribution) and getattr(q, "_mask", None) is False:
             return None
-        if is_point_mass(p) and is_point_mass(q):
-            return None  # a deterministic path: both branches hold a point mass, which no divergence can tie
         try:
             value = kl_divergence(p, q)
         except NotImplementedError:
