@@ -315,7 +315,7 @@ def test_logit_clip_moves_with_the_temperature():
 
 
 def test_layer_and_full_rates_have_their_own_structure():
-    model, layer = nvdp(rates="layer")
+    _model, layer = nvdp(rates="layer")
     for rate in layer.rates(data()).values():
         assert number(rate[..., :-1].std((-1, -2), correction=0).max()) < 1e-6
     _model, full = nvdp(rates="full")
