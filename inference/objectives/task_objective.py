@@ -165,15 +165,17 @@ class TaskObjective(ELBO):
         if self.num_particles == 1:
             return self._terms(model, guide, args, kwargs)
         nesting = self._nesting(model, guide, args, kwargs)
-        with pyro.plate(PARTICLE_PLATE, self.num_particles, dim=-1 - nesting):
-            return self._terms(model, guide, args, kwargs)
+        return self._terms(model, guide, args, kwargs, pyro.plate(PARTICLE_PLATE, self.num_particles, dim=-1 - nesting))
 
-    def _terms(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> BoundTerms:
-        with local_reparameterization(lazy=True) if self.local_reparameterization else nullcontext():
+    def _terms(self, model: Any, guide: Any, args: tuple, kwargs: dict, particles: Any = None) -> BoundTerms:
+        # the particle plate is inside, so that the handler sees sites that it has expanded: each particle its own noise
+        handler = local_reparameterization(lazy=True) if self.local_reparameterization else nullcontext()
+        with handler, particles or nullcontext():
             runs = self.run_branches(model, guide, args, kwargs)
             model_trace = self.run_model(model, runs.posterior, runs.model_args, kwargs)
         reference = runs.reference
-        log_likelihood, points = self._log_likelihood(model_trace)
+        dims = task_dims(model_trace, runs.posterior)
+        log_likelihood, points = self._log_likelihood(model_trace, dims)
         kls: dict[str, Tensor] = {}
         means: list[Tensor] = []
         for name, site in sample_sites(runs.posterior):
@@ -187,7 +189,7 @@ class TaskObjective(ELBO):
             value = self._kl(name, site, other)
             if value is None:
                 continue
-            kls[name] = per_task(value, site)
+            kls[name] = share(per_task(value, site, dims), log_likelihood.shape)
             means.append(kls[name] / max(site["fn"].event_shape.numel(), 1))
         zero = torch.zeros_like(log_likelihood)
         if not kls:
@@ -238,15 +240,16 @@ class TaskObjective(ELBO):
         ]
         return float(widths[0]) if widths else 1.0
 
-    def _log_likelihood(self, trace: Trace) -> tuple[Tensor, Tensor]:
+    def _log_likelihood(self, trace: Trace, dims: dict[int, int]) -> tuple[Tensor, Tensor]:
+        shape = torch.Size(dims.values())
         total: Tensor | None = None
         count: Tensor | None = None
         for _, site in sample_sites(trace):
             if not site["is_observed"]:
                 continue
             value = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
-            found = per_task(value, site)
-            values = per_task(num_values(site["fn"]).expand(value.shape), site)
+            found = share(per_task(value, site, dims), shape)
+            values = share(per_task(num_values(site["fn"]).expand(value.shape), site, dims), shape)
             total = found if total is None else total + found
             count = values if count is None else count + values
         if total is None or count is None:
@@ -283,16 +286,44 @@ def sample_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
             yield name, site
 
 
-def per_task(value: Tensor, site: dict) -> Tensor:
-    """Reduces a site's log-density to its task dimensions: mean over particles, sum over every other plate."""
+def _task_frames(site: dict) -> dict[int, int]:
+    """Size of each task plate of a site, by its dim."""
+    return {
+        frame.dim: frame.size
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized and (frame.name == TASK_PLATE or frame.name.startswith(TASK_PLATE + "_"))
+    }
+
+
+def task_dims(*traces: Trace) -> dict[int, int]:
+    """Sizes of the task plates of some traces by dim, leftmost first."""
+    found: dict[int, int] = {}
+    for trace in traces:
+        for _, site in sample_sites(trace):
+            found |= _task_frames(site)
+    return dict(sorted(found.items()))
+
+
+def per_task(value: Tensor, site: dict, dims: dict[int, int]) -> Tensor:
+    """Reduces a site's log-density to the task dimensions ``dims``: mean over particles, sum over every other plate.
+
+    A task dimension that the site is not in has size 1.
+    """
     frames = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
-    keep = {dim for dim, name in frames.items() if name == TASK_PLATE or name.startswith(TASK_PLATE + "_")}
+    keep = _task_frames(site)
     for dim in range(-value.dim(), 0):
         if frames.get(dim) == PARTICLE_PLATE:
             value = value.mean(dim, keepdim=True)
         elif dim not in keep:
             value = value.sum(dim, keepdim=True)
-    return value.reshape([value.shape[dim] for dim in sorted(keep) if dim >= -value.dim()])
+    return value.reshape([value.shape[dim] if dim >= -value.dim() else 1 for dim in dims])
+
+
+def share(value: Tensor, shape: torch.Size) -> Tensor:
+    """Expands a term to all tasks; one that several tasks share is divided among them, so that it counts once."""
+    if value.shape == shape:
+        return value
+    return value.expand(shape) * (value.numel() / max(shape.numel(), 1))
 
 
 def context_and_full(data: Any) -> tuple[Dataset, Dataset]:
