@@ -77,13 +77,19 @@ class TrainingStep(nn.Module):
         if isinstance(self.objective, TaskObjective):
             terms = self.objective.terms(self.model, self.guide, batch)
             per_value = (terms.log_likelihood.sum() / terms.points.sum().clamp_min(1)).detach()
-            return self.objective.reduce(terms), per_value, terms.kl.mean().detach()
+            return self._touch_all(self.objective.reduce(terms)), per_value, terms.kl.mean().detach()
         data = batch.full if isinstance(batch, TaskBatch) else batch
         loss = self.objective.differentiable_loss(  # type: ignore[attr-defined]
             self.model, self.guide, data
         )
         unknown = loss.detach().new_full((), torch.nan)
-        return loss, unknown, unknown
+        return self._touch_all(loss), unknown, unknown
+
+    def _touch_all(self, loss: Tensor) -> Tensor:
+        """With several processes every parameter must take part in every loss (an empty context's vector does not)."""
+        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            return loss
+        return loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
 
 
 def _make_fabric(device: Any, precision: str) -> Fabric:
@@ -199,7 +205,8 @@ def fit(
         optimizer: None for Adam; a torch optimizer; a Pyro optimizer; or a function from parameters to an optimizer.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or a launched Lightning ``Fabric`` (several processes).
         precision: a Fabric precision, such as ``"32-true"``, ``"64-true"`` or ``"bf16-mixed"``.
-        compile: ``True`` compiles the step with ``torch.compile``; ``"auto"`` and ``False`` do not.
+        compile: ``True`` compiles the step with ``torch.compile``, which breaks its graph at Pyro's handlers and
+            compiles anew for each number of points; ``"auto"`` and ``False`` do not compile.
         checkpoint_dir: folder for checkpoints and ``metrics.jsonl``; None to write nothing.
         resume: continue from the folder's newest checkpoint if it has one; ``"previous"`` from the one before.
         progress: show a progress bar.
