@@ -36,7 +36,7 @@ def test_sites_and_shapes(kind, batch):
     if kind in ("cnp", "np+cnp"):
         expected["representation"] = (*batch, 8)
     if kind == "anp":
-        expected["memory"] = (*batch, 1, 11)
+        expected["memory"] = (*batch, 7, 11)
     assert shapes == expected | {"y": (*batch, 7, 3)}
 
 
