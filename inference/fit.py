@@ -248,6 +248,8 @@ def fit(
         done, tensors, state = checkpoint.load(folder, which=1 if resume == "previous" else 0)
         if done > steps:
             raise ValueError(f"steps: got {steps}, but the run in {folder} is already at step {done}")
+        if state["seed"] != seed:
+            raise ValueError(f"seed: got {seed}, but the run in {folder} has seed {state['seed']}")
         checkpoint.load_into(modules, tensors)
         inner.load_state_dict(state["optimizer"])
         result.history = list(state["history"])
