@@ -28,7 +28,7 @@ class SetEncoder(nn.Module):
     An empty data set is encoded as a learned vector.
 
     Raises:
-        ValueError: unknown pooling.
+        ValueError: unknown pooling, or a width that the attention heads cannot divide.
     """
 
     def __init__(
@@ -44,6 +44,8 @@ class SetEncoder(nn.Module):
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"pooling: got {pooling!r}; it must be one of {', '.join(POOLINGS)}")
+        if pooling != "mean" and dim_out % num_heads:
+            raise ValueError(f"dim_out: got {dim_out}; {pooling!r} pooling needs a multiple of num_heads, {num_heads}")
         self.dim_y = dim_y
         self.points = mlp([dim_x + dim_y, *[width] * (depth - 1), dim_out])
         self.empty = nn.Parameter(torch.randn(dim_out) * 0.1)

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def _make_fabric(device: Any, precision: str) -> Fabric:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps"):
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
         raise ValueError(f"device: got {device!r}; it must be 'auto', 'cpu', 'cuda', 'cuda:N', 'mps' or a Fabric")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: got {device!r}, but this machine has no usable CUDA device")
@@ -241,7 +242,6 @@ def fit(
         )
 
     step_module: nn.Module = TrainingStep(model, guide, objective)
-    step_module.train()
     modules = {"model": model, "guide": guide}
     parameters = [p for p in step_module.parameters() if p.requires_grad]
     if not parameters:
@@ -259,6 +259,8 @@ def fit(
         done, tensors, state = checkpoint.load(folder, which=1 if resume == "previous" else 0)
         if done > steps:
             raise ValueError(f"steps: got {steps}, but the run in {folder} is already at step {done}")
+        if state["seed"] != seed:
+            raise ValueError(f"seed: got {seed}, but the run in {folder} has seed {state['seed']}")
         checkpoint.load_into(modules, tensors)
         inner.load_state_dict(state["optimizer"])
         result.history = list(state["history"])
@@ -287,7 +289,7 @@ def fit(
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     bar = FitProgress(steps, done, enabled=progress and fabric.global_rank == 0)
     # checking every distribution's arguments would read the device at every step; what is not finite is caught below
-    with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False), bar:
+    with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False), _in_training(step_module, inner), bar:
         for step in range(done, steps):
             torch.manual_seed(_step_seed(seed, step, fabric.global_rank))
             batch = batch_at(step).to(fabric.device, dtype)
@@ -326,13 +328,22 @@ def fit(
                     break
             if at_save:
                 save(step + 1)
-    if hasattr(inner, "found_inf"):
-        del inner.found_inf
     if not result.steps:
         result.steps = done
-    step_module.eval()
     result.seconds = time.perf_counter() - started
     return result
+
+
+@contextmanager
+def _in_training(step_module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Training mode; however the block ends, evaluation mode after it and an optimizer that skips no further step."""
+    step_module.train()
+    try:
+        yield
+    finally:
+        if hasattr(optimizer, "found_inf"):
+            del optimizer.found_inf
+        step_module.eval()
 
 
 def _metrics(step: int, loss: Tensor, log_likelihood: Tensor, kl: Tensor, grad_norm: Tensor, skipped: int) -> dict:

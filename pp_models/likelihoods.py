@@ -31,12 +31,19 @@ class Likelihood(nn.Module):
         """Refuses a y that this likelihood cannot score.
 
         Raises:
-            DataError: wrong dtype or width.
+            DataError: wrong dtype or width, or a class index that names no class.
         """
         name = type(self).__name__
         if self.discrete:
             if y.dtype != torch.long:
                 raise DataError(f"y: got dtype {y.dtype}; {name} needs class indices of dtype torch.int64")
+            # as in Dataset, values are looked at on the host alone
+            if y.device.type == "cpu" and y.numel() and not torch.compiler.is_compiling():
+                low, high = int(y.min()), int(y.max())
+                if low < 0 or high >= outputs:
+                    raise DataError(
+                        f"y: got class indices from {low} to {high}; with {outputs} classes they lie in 0..{outputs - 1}"
+                    )
         elif not y.dtype.is_floating_point:
             raise DataError(f"y: got dtype {y.dtype}; {name} needs floating-point outputs [*B, N, Dy]")
         elif y.shape[-1] != self.dim_y(outputs):
