@@ -92,11 +92,15 @@ def _make_fabric(device: Any, precision: str) -> Fabric:
     name = str(device)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps"):
+    kind, colon, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (colon and not (kind == "cuda" and index.isdecimal())):
         raise ValueError(f"device: got {device!r}; it must be 'auto', 'cpu', 'cuda', 'cuda:N', 'mps' or a Fabric")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: got {device!r}, but this machine has no usable CUDA device")
+    if index and int(index) >= torch.cuda.device_count():
+        raise ValueError(f"device: got {device!r}, but this machine has {torch.cuda.device_count()} CUDA devices")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device: got {device!r}, but this machine has no usable MPS device")
     try:
         return Fabric(accelerator=kind, devices=[int(index)] if index else 1, precision=precision)  # type: ignore[arg-type]
     except ValueError as error:
