@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyro
@@ -118,7 +118,7 @@ def _make_optimizer(optimizer: Any, parameters: list[nn.Parameter], learning_rat
         options = optimizer.pt_optim_args
         if callable(options):
             raise ValueError("optimizer: a Pyro optimizer with per-parameter options; pass a torch optimizer instead")
-        return optimizer.pt_optim_constructor(parameters, **options)
+        return cast(Any, optimizer.pt_optim_constructor)(parameters, **options)
     if callable(optimizer):
         build: Any = optimizer
         return build(parameters)

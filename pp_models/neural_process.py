@@ -37,7 +37,7 @@ class NeuralProcess(ParameterModule):
         num_heads: attention heads.
 
     Raises:
-        ValueError: neither path, or attention without a representation.
+        ValueError: neither path, or attention without a representation or with one that the heads do not divide.
     """
 
     def __init__(
@@ -57,6 +57,10 @@ class NeuralProcess(ParameterModule):
             raise ValueError("latent_dim, representation_dim: both are 0; the decoder would never see the context")
         if attention and representation_dim < 1:
             raise ValueError("representation_dim: got 0; attention needs a deterministic representation")
+        if attention and representation_dim % num_heads:
+            raise ValueError(
+                f"representation_dim: got {representation_dim}; attention needs a multiple of num_heads, {num_heads}"
+            )
         self.dim_x, self.dim_y = dim_x, dim_y
         self.latent_dim, self.representation_dim, self.attention = latent_dim, representation_dim, attention
         self.likelihood = make_likelihood(likelihood)
