@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from evaluation import plots
+from evaluation.arviz_container import write_netcdf
 from evaluation.arviz_conversion import to_arviz
 from evaluation.arviz_summary import widest_entries
 from evaluation.methods import Method, Task, build
@@ -95,7 +96,7 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
         write_atomically(folder / f"{stem}.png", png)
     nvdp: Method = fitted["nvdp"][0]
     idata = to_arviz(nvdp.model, nvdp.guide, batches[1][:2], num_samples=100, seed=seed)
-    idata.to_netcdf(str(folder / "posterior.nc"))
+    write_netcdf(idata, folder / "posterior.nc")
     write_atomically(folder / "gp.csv", table.to_csv(index=False).encode())
     write_atomically(folder / "images.csv", image_table.to_csv(index=False).encode())
     rates = pd.DataFrame([{"layer": s, **vars(r)} for s, r in rate_spread(nvdp.guide, batches[1].context).items()])
