@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,6 +73,20 @@ def pack(
     import arviz  # here, because it takes seconds to import
 
     return arviz.InferenceData(attrs=attrs, **datasets)
+
+
+def write_netcdf(container: Any, path: Path) -> None:
+    """Writes a container to a file that is, at any moment, either what it was or complete.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        container.to_netcdf(str(partial))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _to_xarray(

@@ -7,11 +7,12 @@ import platform
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 app = typer.Typer(
     name="guidebook",
@@ -32,8 +33,13 @@ def show(title: str, frame, index: bool = False) -> None:
     for i, column in enumerate(frame.columns):
         table.add_column(str(column), justify="left" if i == 0 else "right", overflow="fold")
     for row in frame.itertuples(index=False):
-        table.add_row(*(_words(value) for value in row))
+        table.add_row(*(Text(_words(value)) for value in row))  # names may hold brackets, which are markup in a str
     console.print(table)
+
+
+def say(line: str) -> None:
+    """Prints a line as it is: brackets are no markup, and a long path stays in one piece."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _words(value: object) -> str:
@@ -108,7 +114,7 @@ def demo(
 
     table = run_demo(out, images=images, seed=seed, steps=steps)
     show("GP regression: test log-likelihood, nats per point", table)
-    console.print(f"open {out / 'report.html'}; the posterior is in {out / 'posterior.nc'}")
+    say(f"open {out / 'report.html'}; the posterior is in {out / 'posterior.nc'}")
 
 
 @app.command("fit")
@@ -120,6 +126,7 @@ def fit_command(
     seed: Annotated[int, typer.Option(help="seed of parameters, tasks and draws")] = 0,
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/fit"),
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in that folder")] = False,
+    previous: Annotated[bool, typer.Option("--previous", help="resume from the checkpoint before the newest")] = False,
     width: Annotated[int, typer.Option(help="hidden width of every network")] = 64,
     batch_size: Annotated[int, typer.Option(help="tasks a step")] = 8,
     learning_rate: Annotated[float, typer.Option(help="of Adam")] = 1e-3,
@@ -135,12 +142,16 @@ def fit_command(
 
     _prepare()
 
-    configuration = RunConfiguration(model, tasks, objective, steps, seed, width, batch_size, learning_rate, beta)
-    result = start(configuration, out, resume, device=device, precision=precision)
+    configuration = RunConfiguration(
+        model, tasks, objective, steps, seed, width, batch_size, learning_rate, beta, precision
+    )
+    result = start(configuration, out, "previous" if previous else resume, device=device)
     last = result.history[-1]
-    numbers = ", ".join(f"{k} {last[k]:.4f}" for k in ("loss", "log_likelihood", "kl") if k in last)
-    console.print(f"step {result.steps}: {numbers}; {len(result.skipped)} steps skipped; {result.seconds:.0f} s")
-    console.print(f"next: guidebook inspect {out}")
+    numbers = ", ".join(
+        f"{k} {last[k]:.4f}" if k in last else f"{k} not finite" for k in ("loss", "log_likelihood", "kl")
+    )
+    say(f"step {result.steps}: {numbers}; {len(result.skipped)} steps skipped; {result.seconds:.0f} s")
+    say(f"next: guidebook inspect {out}")
 
 
 @app.command()
@@ -159,7 +170,7 @@ def inspect(
     scores, summary = inspect_run(run, draws)
     show("Scores on test tasks", scores)
     show("Posterior: the ten widest entries", summary)
-    console.print(f"wrote {run / 'posterior.nc'} and {run / 'report.html'}")
+    say(f"wrote {run / 'posterior.nc'} and {run / 'report.html'}")
 
 
 @app.command()
@@ -187,7 +198,7 @@ def reproduce(
     if outcome.checks:
         show("claims and measurements", check_table(outcome.checks))
     family, short = experiment.split("/")
-    console.print(f"wrote {out / family / f'{short}-{scale}'}/report.html")
+    say(f"wrote {out / family / f'{short}-{scale}'}/report.html")
 
 
 @app.command()
@@ -200,6 +211,7 @@ def doctor() -> None:
 
     import torch
 
+    from pp_models.data import DataError
     from pp_models.downloads import cache_folder, data_folder
 
     table = Table(title="guidebook doctor", title_justify="left", show_header=False, box=None, padding=(0, 2))
@@ -215,26 +227,52 @@ def doctor() -> None:
     cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none usable"
     table.add_row("GPU", cuda)
     table.add_row("CPU", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
-    folder = data_folder()
-    table.add_row("GUIDEBOOK_DATA", f"{folder}" if folder else "not set: data sets are downloaded")
+    try:
+        folder = str(data_folder() or "not set: data sets are downloaded")
+    except DataError as error:
+        folder = str(error)
+    table.add_row("GUIDEBOOK_DATA", Text(folder))
     table.add_row("downloads go to", str(cache_folder()))
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     table.add_row("disk", f"{free:.1f} GiB free here")
     console.print(table)
 
 
-def main() -> None:
-    """Entry point: errors of the user or the machine are one line on stderr and exit status 1."""
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(status) from None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: what the user or the machine got wrong is one line on stderr.
+
+    Args:
+        arguments: the words after ``guidebook``; those of the process by default.
+
+    Raises:
+        SystemExit: status 1 for an error while running, 2 for a command line that cannot be read, 130 when interrupted.
+    """
     try:
-        app()
+        status = app(arguments, prog_name="guidebook", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
     except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own; it has no public class that all its versions share
+            message = " ".join(error.format_message().split())
+            if not message:  # no argument at all: the help is already printed
+                raise SystemExit(2) from None
+            context = getattr(error, "ctx", None)
+            _fail(f"{message.rstrip('.')}; see {context.command_path if context else 'guidebook'} --help", 2)
         from inference import CheckpointError, TrainingDiverged
 
         expected = isinstance(error, ValueError | OSError | CheckpointError | TrainingDiverged)
         if not expected or os.environ.get("GUIDEBOOK_TRACEBACK"):
             raise
-        print(f"error: {str(error).splitlines()[0] if str(error) else type(error).__name__}", file=sys.stderr)
-        raise SystemExit(1) from None
+        _fail(str(error).splitlines()[0] if str(error) else type(error).__name__, 1)
+    if status == 130:
+        _fail("interrupted; the last checkpoint is complete", 130)
+    if isinstance(status, int) and status:
+        raise SystemExit(status)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ import pandas as pd
 import torch
 
 from evaluation import plots
+from evaluation.arviz_container import write_netcdf
 from evaluation.arviz_conversion import to_arviz
 from evaluation.arviz_summary import widest_entries
 from evaluation.methods import Method, Task, build
 from evaluation.metrics import rate_spread
-from evaluation.report import Code, Heading, Picture, Prose, Section, Table, write_report
+from evaluation.report import Code, Heading, Picture, Prose, Section, Table, as_png, write_report
 from evaluation.scoring import parameter_count, score_oracle, score_tasks
 from inference import fit, predict
 from inference.checkpoint import make_folder, write_atomically
@@ -63,10 +64,12 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
 
     Raises:
         CheckpointError: the folder cannot be written to.
-        ValueError: ``steps`` below 1, or unknown images.
+        ValueError: ``steps`` below 1, a seed out of range, or unknown images.
     """
     if steps < 1:
         raise ValueError(f"steps: got {steps}; it must be at least 1")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed: got {seed}; it must be a non-negative integer below 2^63")
     folder = make_folder(out, "out")
     held_out = tasks.images(images, "test", 4, 1_000_000, full_image=True)  # an unknown name stops before any training
 
@@ -88,16 +91,18 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
     image_table = _scores(image_fits, image_batches)
 
     figures = _figures(fitted, image_fits, batches, held_out, table, limits)
-    for stem, (figure, _, _) in figures.items():
-        figure.savefig(folder / f"{stem}.png", dpi=130)
+    pngs = {stem: as_png(figure) for stem, (figure, _, _) in figures.items()}
+    for stem, png in pngs.items():
+        write_atomically(folder / f"{stem}.png", png)
     nvdp: Method = fitted["nvdp"][0]
     idata = to_arviz(nvdp.model, nvdp.guide, batches[1][:2], num_samples=100, seed=seed)
-    idata.to_netcdf(str(folder / "posterior.nc"))
+    write_netcdf(idata, folder / "posterior.nc")
     write_atomically(folder / "gp.csv", table.to_csv(index=False).encode())
     write_atomically(folder / "images.csv", image_table.to_csv(index=False).encode())
     rates = pd.DataFrame([{"layer": s, **vars(r)} for s, r in rate_spread(nvdp.guide, batches[1].context).items()])
     drawn: dict[str, list[Section]] = {
-        stem: [Heading(title), Picture(figure, caption)] for stem, (figure, title, caption) in figures.items()
+        stem: [Heading(title), Picture(figure, caption, png=pngs[stem])]
+        for stem, (figure, title, caption) in figures.items()
     }
     sections: list[Section] = [
         Heading("Gaussian-process regression"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation import plots
+from evaluation.arviz_container import write_netcdf
 from evaluation.arviz_conversion import to_arviz
 from evaluation.arviz_summary import widest_entries
 from evaluation.metrics import rate_spread
@@ -46,7 +47,7 @@ def inspect_run(folder: str | Path, draws: int = 200) -> tuple[pd.DataFrame, pd.
 
     few = batches[0]
     idata = to_arviz(method.model, method.guide, few, num_samples=draws, seed=configuration.seed)
-    idata.to_netcdf(str(path / "posterior.nc"))
+    write_netcdf(idata, path / "posterior.nc")
     summary = widest_entries(idata)
     sections: list[Section] = [
         Heading("Scores on test tasks"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,11 @@ class RunConfiguration:
         width: hidden width of every network.
         batch_size: tasks a step.
         learning_rate: of Adam.
-        beta: weight of the KL; None for the default of the kind of tasks.
+        beta: weight of the KL; None for the method's or objective's own.
+        precision: a Fabric precision.
+
+    Raises:
+        ValueError: a value of another type, or out of range.
     """
 
     model: str
@@ -43,6 +48,23 @@ class RunConfiguration:
     batch_size: int = 8
     learning_rate: float = 1e-3
     beta: float | None = None
+    precision: str = "32-true"
+
+    def __post_init__(self) -> None:
+        types = {"str": (str,), "int": (int,), "float": (int, float)}
+        for field in fields(self):  # a run.json may hold anything
+            value, (kind, _, optional) = getattr(self, field.name), str(field.type).partition(" | ")
+            if isinstance(value, bool) or not (isinstance(value, types[kind]) or (optional and value is None)):
+                raise ValueError(f"{field.name}: got {value!r}; it must be of type {field.type}")
+        for name in ("steps", "width", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: got {self.seed}; it must be a non-negative integer below 2^63")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate: got {self.learning_rate}; it must be positive and finite")
+        if self.beta is not None and not 0 <= self.beta < math.inf:
+            raise ValueError(f"beta: got {self.beta}; it must be finite and not negative")
 
     def build(self) -> Method:
         """Model, guide and objective with their initial parameters.
@@ -59,18 +81,22 @@ class RunConfiguration:
             torch.manual_seed(self.seed)
             method = build(self.model, Task(example.target.x.shape[-1], y.shape[-1], self.width, beta))
         if self.objective is not None:
-            options: dict[str, Any] = {} if self.beta is None else {"beta": self.beta}
-            method.objective = make(self.objective, normalize=True, **options)
+            method.objective = make(self.objective, normalize=True)
+        if self.beta is not None:
+            method.objective.beta = self.beta  # type: ignore[attr-defined]
         return method
 
 
-def start(configuration: RunConfiguration, folder: str | Path, resume: bool = False, **options: Any) -> FitResult:
+def start(configuration: RunConfiguration, folder: str | Path, resume: bool | str = False, **options: Any) -> FitResult:
     """Fits into a folder, which afterwards holds ``run.json``, the checkpoint and ``metrics.jsonl``.
+
+    A fit that is refused leaves the folder's files as they were.
 
     Args:
         configuration: what to fit.
         folder: where.
-        resume: continue the run that is there; its configuration must be this one, but for more steps.
+        resume: continue the run that is there; its configuration must be this one, but for more steps. ``"previous"``
+            continues from the checkpoint before the newest.
         **options: passed to :func:`inference.fit`.
 
     Raises:
@@ -79,6 +105,7 @@ def start(configuration: RunConfiguration, folder: str | Path, resume: bool = Fa
     method = configuration.build()
     path = checkpoint.make_folder(folder, "out")
     held = path / CONFIGURATION
+    earlier = None
     if held.exists():
         before = read_configuration(path)
         if not resume:
@@ -88,19 +115,28 @@ def start(configuration: RunConfiguration, folder: str | Path, resume: bool = Fa
                 raise checkpoint.CheckpointError(
                     f"{name}: got {value!r}, but the run to resume in {path} has {getattr(before, name)!r}"
                 )
+        earlier = held.read_bytes()
     checkpoint.write_atomically(held, json.dumps(asdict(configuration), indent=1).encode())
-    return fit(
-        method.model,
-        method.guide,
-        task_stream(configuration.tasks, configuration.batch_size, configuration.seed),
-        method.objective,
-        steps=configuration.steps,
-        seed=configuration.seed,
-        optimizer=partial(torch.optim.Adam, lr=configuration.learning_rate, fused=True),
-        checkpoint_dir=path,
-        resume=resume,
-        **options,
-    )
+    try:
+        return fit(
+            method.model,
+            method.guide,
+            task_stream(configuration.tasks, configuration.batch_size, configuration.seed),
+            method.objective,
+            steps=configuration.steps,
+            seed=configuration.seed,
+            optimizer=partial(torch.optim.Adam, lr=configuration.learning_rate, fused=True),
+            precision=configuration.precision,
+            checkpoint_dir=path,
+            resume=resume,
+            **options,
+        )
+    except (ValueError, checkpoint.CheckpointError):
+        if earlier is not None:
+            checkpoint.write_atomically(held, earlier)
+        elif not (path / checkpoint.INDEX).exists():
+            held.unlink()
+        raise
 
 
 def read_configuration(folder: str | Path) -> RunConfiguration:
@@ -112,7 +148,7 @@ def read_configuration(folder: str | Path) -> RunConfiguration:
     path = Path(folder) / CONFIGURATION
     try:
         return RunConfiguration(**json.loads(path.read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise checkpoint.CheckpointError(f"{folder}: holds no run ({CONFIGURATION} is missing)") from None
     except (OSError, ValueError, TypeError) as error:
         raise checkpoint.CheckpointError(f"{path}: is not a run configuration ({error})") from None

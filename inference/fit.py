@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyro
@@ -99,11 +99,15 @@ def _make_fabric(device: Any, precision: str) -> Fabric:
     name = str(device)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
+    kind, colon, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (colon and not (kind == "cuda" and index.isdecimal())):
         raise ValueError(f"device: got {device!r}; it must be 'auto', 'cpu', 'cuda', 'cuda:N', 'mps' or a Fabric")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device: got {device!r}, but this machine has no usable CUDA device")
+    if index and int(index) >= torch.cuda.device_count():
+        raise ValueError(f"device: got {device!r}, but this machine has {torch.cuda.device_count()} CUDA devices")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device: got {device!r}, but this machine has no usable MPS device")
     try:
         return Fabric(accelerator=kind, devices=[int(index)] if index else 1, precision=precision)  # type: ignore[arg-type]
     except ValueError as error:
@@ -121,7 +125,7 @@ def _make_optimizer(optimizer: Any, parameters: list[nn.Parameter], learning_rat
         options = optimizer.pt_optim_args
         if callable(options):
             raise ValueError("optimizer: a Pyro optimizer with per-parameter options; pass a torch optimizer instead")
-        return optimizer.pt_optim_constructor(parameters, **options)  # type: ignore[operator]
+        return cast(Any, optimizer.pt_optim_constructor)(parameters, **options)
     if callable(optimizer):
         build: Any = optimizer
         return build(parameters)

@@ -44,15 +44,15 @@ def reproduce(
         progress: show progress.
 
     Raises:
-        ValueError: unknown experiment or scale, or no seeds.
+        ValueError: unknown experiment or scale, no seeds, or a seed out of range or given twice.
     """
     if name not in EXPERIMENTS:
         raise ValueError(f"experiment: got {name!r}; it must be one of {', '.join(EXPERIMENTS)}")
     if scale not in SCALES:
         raise ValueError(f"scale: got {scale!r}; it must be one of {', '.join(SCALES)}")
     seeds = ([0] if scale == "smoke" else [0, 1, 2]) if seeds is None else seeds
-    if not seeds or min(seeds) < 0:
-        raise ValueError(f"seeds: got {seeds}; at least one non-negative integer is needed")
+    if not seeds or min(seeds) < 0 or max(seeds) >= 2**63 or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds: got {seeds}; it must be non-negative integers below 2^63, each once, at least one")
     family, short = name.split("/")
     workshop = Workshop(Path(out) / family, progress)
     outcome = EXPERIMENTS[name].run(scale, seeds, workshop)

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from evaluation.methods import Method, Task, build
-from evaluation.report import Code, Heading, Picture, Prose, Section, Table, write_report
+from evaluation.report import Code, Heading, Picture, Prose, Section, Table, as_png, write_report
 from inference import fit
 from inference.checkpoint import make_folder, write_atomically
 from pp_models.task_stream import TaskStream
@@ -171,15 +171,16 @@ def write_outcome(outcome: Outcome, folder: Path) -> None:
     for title, table in outcome.tables.items():
         name = "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-")
         write_atomically(folder / f"{name}.csv", table.to_csv(index=False).encode())
-    for stem, (figure, _) in outcome.figures.items():
-        figure.savefig(folder / f"{stem}.png", dpi=130)
+    pngs = {stem: as_png(figure) for stem, (figure, _) in outcome.figures.items()}
+    for stem, png in pngs.items():
+        write_atomically(folder / f"{stem}.png", png)
     sections: list[Section] = [Heading("Results"), Table(summary(outcome.table)), *(Prose(n) for n in outcome.notes)]
     if checks:
         sections += [Heading("Claims and measurements"), Table(check_table(outcome.checks))]
     for title, table in outcome.tables.items():
         sections += [Heading(title), Table(table)]
     for stem, (figure, caption) in outcome.figures.items():
-        sections += [Heading(stem.replace("_", " ").capitalize()), Picture(figure, caption)]
+        sections += [Heading(stem.replace("_", " ").capitalize()), Picture(figure, caption, png=pngs[stem])]
     sections += [Heading("To reproduce"), Code(outcome.command)]
     write_report(folder / "report.html", outcome.name, sections)
 

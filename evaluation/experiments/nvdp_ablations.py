@@ -13,7 +13,7 @@ from evaluation.scoring import SCORES, score_oracle, score_tasks
 from pp_models import tasks
 
 SCALES = {
-    "smoke": Scale("smoke", 30, 16, 4, test_batches=4),
+    "smoke": Scale("smoke", 10, 16, 4, test_batches=4),
     "small": Scale("small", 3_000, 64, 8),
     "paper": Scale("paper", 500_000, 128, 16, 5e-4, (0.99, 0.999), test_batches=3_125, test_batch_size=16),
 }

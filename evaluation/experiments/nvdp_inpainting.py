@@ -13,7 +13,7 @@ from evaluation.scoring import SCORES, score_tasks
 from pp_models import tasks
 
 SCALES = {
-    "smoke": Scale("smoke", 20, 16, 4, test_batches=2),
+    "smoke": Scale("smoke", 10, 16, 4, test_batches=2),
     "small": Scale("small", 2_000, 64, 16, test_batches=60, test_batch_size=4),
     "paper": Scale("paper", 1_875_000, 128, 16, 4e-4, (0.99, 0.999), test_batches=625, test_batch_size=16),
 }

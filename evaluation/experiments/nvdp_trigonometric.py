@@ -12,7 +12,7 @@ from inference import predict
 from pp_models import tasks
 
 SCALES = {
-    "smoke": Scale("smoke", 30, 16, 4, test_batches=2),
+    "smoke": Scale("smoke", 10, 16, 4, test_batches=2),
     "small": Scale("small", 3_000, 64, 16, test_batches=20, test_batch_size=16),
     "paper": Scale("paper", 100_000, 128, 16, 5e-4, (0.99, 0.999), test_batches=125, test_batch_size=16),
 }

@@ -90,8 +90,8 @@ class TaskObjective(ELBO):
     ) -> None:
         if num_particles < 1:
             raise ValueError(f"num_particles: got {num_particles}; it must be at least 1")
-        if beta < 0:
-            raise ValueError(f"beta: got {beta}; it must not be negative")
+        if not 0 <= beta < float("inf"):
+            raise ValueError(f"beta: got {beta}; it must be finite and not negative")
         if kl_reduction not in KL_REDUCTIONS:
             raise ValueError(f"kl_reduction: got {kl_reduction!r}; it must be one of {', '.join(KL_REDUCTIONS)}")
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
