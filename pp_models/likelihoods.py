@@ -41,8 +41,9 @@ class Likelihood(nn.Module):
             if y.device.type == "cpu" and y.numel() and not torch.compiler.is_compiling():
                 low, high = int(y.min()), int(y.max())
                 if low < 0 or high >= outputs:
+                    allowed = f"0..{outputs - 1}"
                     raise DataError(
-                        f"y: got class indices from {low} to {high}; with {outputs} classes they lie in 0..{outputs - 1}"
+                        f"y: got class indices from {low} to {high}; with {outputs} classes they lie in {allowed}"
                     )
         elif not y.dtype.is_floating_point:
             raise DataError(f"y: got dtype {y.dtype}; {name} needs floating-point outputs [*B, N, Dy]")
