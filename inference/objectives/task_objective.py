@@ -154,6 +154,11 @@ class TaskObjective(ELBO):
 
     def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> BoundTerms:
         """Runs guide and model once (all particles) and returns the bound, term by term and per task."""
+        if hasattr(model, "check") and args:  # here, for Pyro's traces add the shapes of all sites to the message
+            parts = (args[0].context, args[0].target) if isinstance(args[0], TaskBatch) else (args[0],)
+            for part in parts:
+                if isinstance(part, Dataset):
+                    model.check(part)
         if self.num_particles > 1 and not self.vectorize_particles:
             runs = [self._terms(model, guide, args, kwargs) for _ in range(self.num_particles)]
             average = {
