@@ -286,7 +286,7 @@ def num_values(fn: Any) -> Tensor:
     return torch.tensor(float(fn.event_shape.numel()), dtype=dtype, device=parameter.device)
 
 
-def _task_frames(site: dict) -> dict[int, int]:
+def _task_frames(site: Any) -> dict[int, int]:
     """Size of each task plate of a site, by its dim."""
     return {
         frame.dim: frame.size
@@ -305,7 +305,7 @@ def task_dims(*traces: Trace) -> dict[int, int]:
     return dict(sorted(found.items()))
 
 
-def per_task(value: Tensor, site: dict, dims: dict[int, int]) -> Tensor:
+def per_task(value: Tensor, site: Any, dims: dict[int, int]) -> Tensor:
     """Reduces a site's log-density to the task dimensions ``dims``: mean over particles, sum over every other plate.
 
     A task dimension that the site is not in has size 1.
