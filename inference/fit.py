@@ -6,22 +6,21 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import pyro
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from inference import checkpoint
 from inference.objectives import TaskObjective, make
 from inference.progress import FitProgress
-from pp_models.data import Dataset, TaskBatch
+from inference.training_setup import batches, make_fabric, make_optimizer, skips_on_device, step_seed
+from pp_models.data import TaskBatch
 
 logger = logging.getLogger("guidebook")
 
@@ -93,83 +92,6 @@ class TrainingStep(nn.Module):
         return loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
 
 
-def _make_fabric(device: Any, precision: str) -> Fabric:
-    if isinstance(device, Fabric):
-        return device
-    name = str(device)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, colon, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (colon and not (kind == "cuda" and index.isdecimal())):
-        raise ValueError(f"device: got {device!r}; it must be 'auto', 'cpu', 'cuda', 'cuda:N', 'mps' or a Fabric")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: got {device!r}, but this machine has no usable CUDA device")
-    if index and int(index) >= torch.cuda.device_count():
-        raise ValueError(f"device: got {device!r}, but this machine has {torch.cuda.device_count()} CUDA devices")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device: got {device!r}, but this machine has no usable MPS device")
-    try:
-        return Fabric(accelerator=kind, devices=[int(index)] if index else 1, precision=precision)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise ValueError(f"precision: got {precision!r}; {str(error).splitlines()[0]}") from None
-
-
-def _make_optimizer(optimizer: Any, parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    if optimizer is None:
-        # the fused step can leave everything as it was when told that a gradient is not finite
-        fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-        return torch.optim.Adam(parameters, lr=learning_rate, fused=fused)
-    if isinstance(optimizer, torch.optim.Optimizer):
-        return optimizer
-    if isinstance(optimizer, pyro.optim.PyroOptim):
-        options = optimizer.pt_optim_args
-        if callable(options):
-            raise ValueError("optimizer: a Pyro optimizer with per-parameter options; pass a torch optimizer instead")
-        return cast(Any, optimizer.pt_optim_constructor)(parameters, **options)
-    if callable(optimizer):
-        build: Any = optimizer
-        return build(parameters)
-    raise ValueError(
-        f"optimizer: got {type(optimizer).__name__}; it must be a torch.optim.Optimizer, a Pyro optimizer, or a "
-        "function from parameters to an optimizer"
-    )
-
-
-def _batches(tasks: Any, done: int, rank: int, world: int) -> Callable[[int], Any]:
-    """A function from step to batch, ready for step ``done``."""
-    if isinstance(tasks, Dataset | TaskBatch):
-        return lambda step: tasks
-    if hasattr(tasks, "batch"):  # a TaskStream: any batch by its index
-        start = tasks.position if hasattr(tasks, "position") else 0
-        return lambda step: tasks.batch(start + step * world + rank)
-    if not isinstance(tasks, Iterable):
-        raise TypeError(f"tasks: got {type(tasks).__name__}; it must be a TaskBatch, a Dataset or an iterable of them")
-    iterator: Iterator = iter(tasks)
-    for _ in range(done * world + rank):
-        next(iterator)
-
-    def following(step: int) -> Any:
-        try:
-            batch = next(iterator)
-            for _ in range(world - 1):
-                next(iterator)
-        except StopIteration:
-            raise ValueError(f"tasks: the iterable ended at step {step}; it must go on for all steps") from None
-        return batch
-
-    return following
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _skips_on_device(optimizer: torch.optim.Optimizer, precision: str) -> bool:
-    """Whether the optimizer itself leaves everything as it was when ``found_inf`` is set (torch's fused ones do)."""
-    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-    return bool(fused) and all(group.get("fused") for group in optimizer.param_groups) and precision != "16-mixed"
-
-
 def fit(
     model: nn.Module,
     guide: nn.Module,
@@ -237,7 +159,7 @@ def fit(
         raise ValueError(f"compile: got {compile!r}; it must be True, False or 'auto'")
     if isinstance(objective, str):
         objective = make(objective)
-    fabric = _make_fabric(device, precision)
+    fabric = make_fabric(device, precision)
     folder = None if checkpoint_dir is None else checkpoint.make_folder(checkpoint_dir, "checkpoint_dir")
     if folder is not None and not resume and checkpoint.read_index(folder):
         newest = checkpoint.read_index(folder)[0]["step"]
@@ -252,7 +174,7 @@ def fit(
         raise ValueError("model, guide: neither has a trainable parameter")
     names = [n for n, p in step_module.named_parameters() if p.requires_grad]
     fabric.to_device(step_module)
-    inner = _make_optimizer(optimizer, parameters, learning_rate)
+    inner = make_optimizer(optimizer, parameters, learning_rate)
     compiled: Any = torch.compile(step_module) if compile is True else step_module
     wrapped, fabric_optimizer = fabric.setup(compiled, inner)
     dtype = next(p.dtype for p in parameters if p.dtype.is_floating_point)
@@ -285,8 +207,8 @@ def fit(
         }
         checkpoint.save(folder, step, tensors, state)
 
-    batch_at = _batches(tasks, done, fabric.global_rank, fabric.world_size)
-    on_device = _skips_on_device(inner, precision)
+    batch_at = batches(tasks, done, fabric.global_rank, fabric.world_size)
+    on_device = skips_on_device(inner, precision)
     bad_record: list[tuple[int, Tensor, Tensor]] = []  # step, was it bad, index of the first bad gradient
     check_every = 1 if fabric.device.type == "cpu" else 10
     started = time.perf_counter()
@@ -295,7 +217,7 @@ def fit(
     # checking every distribution's arguments would read the device at every step; what is not finite is caught below
     with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False), _in_training(step_module, inner), bar:
         for step in range(done, steps):
-            torch.manual_seed(_step_seed(seed, step, fabric.global_rank))
+            torch.manual_seed(step_seed(seed, step, fabric.global_rank))
             batch = batch_at(step).to(fabric.device, dtype)
             fabric_optimizer.zero_grad()
             loss, log_likelihood, kl = wrapped(_Sealed(batch))

@@ -57,7 +57,7 @@ class GaussianLikelihood(Likelihood):
     """One noise scale shared by all points.
 
     Args:
-        noise_scale: its standard deviation.
+        noise_scale: its standard deviation (where it starts, if learned).
         learn_noise: whether it is trained (in log space).
     """
 
@@ -65,14 +65,12 @@ class GaussianLikelihood(Likelihood):
         super().__init__()
         if not noise_scale > 0:
             raise ValueError(f"noise_scale: got {noise_scale}; it must be positive")
-        log_scale = torch.tensor(math.log(noise_scale))
-        if learn_noise:
-            self.log_noise_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_noise_scale", log_scale)
+        self.noise_scale = float(noise_scale)
+        self.log_noise_scale = nn.Parameter(torch.tensor(math.log(noise_scale))) if learn_noise else None
 
     def forward(self, outputs: Tensor) -> TorchDistribution:
-        return dist.Normal(outputs, self.log_noise_scale.exp()).to_event(1)
+        scale = self.noise_scale if self.log_noise_scale is None else self.log_noise_scale.exp()
+        return dist.Normal(outputs, scale).to_event(1)
 
 
 class GaussianHeadLikelihood(Likelihood):

@@ -154,6 +154,11 @@ class TaskObjective(ELBO):
 
     def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> BoundTerms:
         """Runs guide and model once (all particles) and returns the bound, term by term and per task."""
+        if hasattr(model, "check") and args:  # here, for Pyro's traces add the shapes of all sites to the message
+            parts = (args[0].context, args[0].target) if isinstance(args[0], TaskBatch) else (args[0],)
+            for part in parts:
+                if isinstance(part, Dataset):
+                    model.check(part)
         if self.num_particles > 1 and not self.vectorize_particles:
             runs = [self._terms(model, guide, args, kwargs) for _ in range(self.num_particles)]
             average = {
@@ -286,7 +291,7 @@ def sample_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
             yield name, site
 
 
-def _task_frames(site: dict) -> dict[int, int]:
+def _task_frames(site: Any) -> dict[int, int]:
     """Size of each task plate of a site, by its dim."""
     return {
         frame.dim: frame.size
@@ -304,7 +309,7 @@ def task_dims(*traces: Trace) -> dict[int, int]:
     return dict(sorted(found.items()))
 
 
-def per_task(value: Tensor, site: dict, dims: dict[int, int]) -> Tensor:
+def per_task(value: Tensor, site: Any, dims: dict[int, int]) -> Tensor:
     """Reduces a site's log-density to the task dimensions ``dims``: mean over particles, sum over every other plate.
 
     A task dimension that the site is not in has size 1.

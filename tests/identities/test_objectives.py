@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 
 from guides import AmortisedMeanFieldGuide, BernoulliExpertGuide, NeuralProcessGuide
 from inference.objectives import REGISTRY, ConditionalPrior, TaskELBO, make
-from pp_models import BayesianNetwork, Dataset, LearnedGaussianPrior, NeuralProcess, TaskBatch
+from pp_models import BayesianNetwork, DataError, Dataset, LearnedGaussianPrior, NeuralProcess, TaskBatch
 from pp_models.parameter_module import ParameterModule
 from pp_models.task_plates import task_plates
 
@@ -531,6 +531,17 @@ def test_options_reach_every_objective():
             "sum",
             True,
         )
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_data_that_do_not_fit_the_model_are_refused_in_one_line(name):
+    model, guide = small_nvdp()
+    wide = Dataset(torch.randn(3, 8, 2).double(), torch.randn(3, 8, 1).double())
+    with pytest.raises(DataError, match=r"^x: got input width 2; this model was built for 1$"):
+        make(name).terms(model, guide, wide.split(3))
+    two = Dataset(torch.randn(3, 8, 1).double(), torch.randn(3, 8, 2).double())
+    with pytest.raises(DataError, match=r"^y: got width 2; a network of 2 outputs with GaussianHeadLikelihood has 1$"):
+        make(name).terms(model, guide, two)
 
 
 def test_nothing_observed_is_an_error():
