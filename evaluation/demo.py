@@ -82,6 +82,8 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
     limits = {c: float(oracle[c].mean()) for c in ("ll", "rll", "pll", "joint_pll")}
     table = pd.concat([table, pd.DataFrame([{"model": f"exact GP, sd >= {FLOOR}", **limits}])], ignore_index=True)
 
+    table["parameters"] = table["parameters"].astype("Int64")
+
     images_stream = tasks.images(images, "train", 16, seed)
     pixel = images_stream.batch(0).target.y
     assert pixel is not None

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from guides.set_encoder import SetEncoder
+from guides.set_encoder import PointEncoder, SetEncoder
 from pp_models.data import Dataset
 from pp_models.neural_process import NeuralProcess
 from pp_models.parameter_module import ParameterModule, mlp
@@ -36,8 +36,9 @@ class NeuralProcessGuide(ParameterModule):
             self.latent_encoder = SetEncoder(model.dim_x, model.dim_y, width, width, depth=3, pooling=pooling)
             self.latent_head = mlp([width, width, 2 * model.latent_dim])
         if model.representation_dim:
-            kind = "set-transformer" if model.attention else "mean"
-            self.path_encoder = SetEncoder(model.dim_x, model.dim_y, width, model.representation_dim, pooling=kind)
+            sizes = (model.dim_x, model.dim_y, width, model.representation_dim)
+            # with attention the decoder reads every point, so nothing is pooled
+            self.path_encoder = PointEncoder(*sizes, num_blocks=2) if model.attention else SetEncoder(*sizes)
 
     def forward(self, data: Dataset) -> dict[str, Tensor]:
         """Samples the latent sites given the data; returns the values by site."""
@@ -48,7 +49,7 @@ class NeuralProcessGuide(ParameterModule):
                 latent = dist.Normal(mean, 0.1 + 0.9 * torch.sigmoid(raw)).to_event(1)
                 values["z"] = pyro.sample("z", latent)
             if self.representation_dim and self.attention:
-                embedded, _ = self.path_encoder.embed(data)
+                embedded = self.path_encoder(data)
                 exists = data.full_mask().unsqueeze(-1).to(embedded.dtype)
                 memory = torch.cat([data.x, embedded, exists], -1)
                 values["memory"] = pyro.sample("memory", dist.Delta(memory, event_dim=2))

@@ -12,7 +12,56 @@ from pp_models.parameter_module import mlp
 POOLINGS = ("mean", "attention", "set-transformer")
 
 
-class SetEncoder(nn.Module):
+class PointEncoder(nn.Module):
+    """An MLP on each (x, y) pair, optionally with self-attention between the points.
+
+    Args:
+        dim_x: input width.
+        dim_y: output width, or the number of classes when y holds class indices.
+        width: hidden width.
+        dim_out: width of an embedding.
+        depth: linear layers per point.
+        num_blocks: self-attention blocks.
+        num_heads: attention heads.
+
+    Raises:
+        ValueError: a width that the heads cannot divide.
+    """
+
+    def __init__(
+        self,
+        dim_x: int,
+        dim_y: int,
+        width: int = 128,
+        dim_out: int = 128,
+        depth: int = 6,
+        num_blocks: int = 0,
+        num_heads: int = 4,
+    ) -> None:
+        super().__init__()
+        if num_blocks and dim_out % num_heads:
+            raise ValueError(f"dim_out: got {dim_out}; attention needs a multiple of num_heads, {num_heads}")
+        self.dim_y = dim_y
+        self.points = mlp([dim_x + dim_y, *[width] * (depth - 1), dim_out])
+        self.blocks = nn.ModuleList([AttentionBlock(dim_out, num_heads) for _ in range(num_blocks)])
+
+    def embed(self, data: Dataset) -> Tensor:
+        """Embeddings ``[*B, N, dim_out]`` of the points of data ``[*B, N]``."""
+        if data.y is None:
+            raise ValueError("data: y is None; a guide reads observed points")
+        y = data.y if data.y.dtype.is_floating_point else one_hot(data.y, self.dim_y).to(data.x.dtype)
+        embedded = self.points(torch.cat([data.x, y], -1))
+        if data.num_points:
+            for block in self.blocks:
+                embedded = block(embedded, data.mask)
+        return embedded
+
+    def forward(self, data: Dataset) -> Tensor:
+        """See :meth:`embed`."""
+        return self.embed(data)
+
+
+class SetEncoder(PointEncoder):
     """An MLP on each (x, y) pair, pooled over the points of a task (NVDP, section 2.1).
 
     Args:
@@ -28,7 +77,7 @@ class SetEncoder(nn.Module):
     An empty data set is encoded as a learned vector.
 
     Raises:
-        ValueError: unknown pooling.
+        ValueError: unknown pooling, or a width that the attention heads cannot divide.
     """
 
     def __init__(
@@ -41,37 +90,23 @@ class SetEncoder(nn.Module):
         pooling: str = "mean",
         num_heads: int = 4,
     ) -> None:
-        super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"pooling: got {pooling!r}; it must be one of {', '.join(POOLINGS)}")
-        self.dim_y = dim_y
-        self.points = mlp([dim_x + dim_y, *[width] * (depth - 1), dim_out])
+        if pooling != "mean" and dim_out % num_heads:
+            raise ValueError(f"dim_out: got {dim_out}; {pooling!r} pooling needs a multiple of num_heads, {num_heads}")
+        super().__init__(dim_x, dim_y, width, dim_out, depth, 2 if pooling == "set-transformer" else 0, num_heads)
         self.empty = nn.Parameter(torch.randn(dim_out) * 0.1)
-        self.blocks = nn.ModuleList(
-            [AttentionBlock(dim_out, num_heads) for _ in range(2 if pooling == "set-transformer" else 0)]
-        )
         self.pool: nn.Module = MeanPool() if pooling == "mean" else AttentionPool(dim_out, num_heads)
 
     def forward(self, data: Dataset) -> Tensor:
         """Encodes data ``[*B, N]`` to ``[*B, dim_out]``."""
-        embedded, mask = self.embed(data)
+        embedded = self.embed(data)
         if data.num_points == 0:
             return self.empty.expand(*data.batch_shape, -1)
-        pooled = self.pool(embedded, mask)
-        if mask is None:
+        pooled = self.pool(embedded, data.mask)
+        if data.mask is None:
             return pooled
-        return torch.where(mask.any(-1, keepdim=True), pooled, self.empty)
-
-    def embed(self, data: Dataset) -> tuple[Tensor, Tensor | None]:
-        """Per-point embeddings ``[*B, N, dim_out]`` and the mask."""
-        if data.y is None:
-            raise ValueError("data: y is None; a guide reads observed points")
-        y = data.y if data.y.dtype.is_floating_point else one_hot(data.y, self.dim_y).to(data.x.dtype)
-        embedded = self.points(torch.cat([data.x, y], -1))
-        if data.num_points:
-            for block in self.blocks:
-                embedded = block(embedded, data.mask)
-        return embedded, data.mask
+        return torch.where(data.mask.any(-1, keepdim=True), pooled, self.empty)
 
 
 class MeanPool(nn.Module):

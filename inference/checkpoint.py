@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -80,6 +79,13 @@ def _entry(folder: Path, name: str, content: bytes) -> dict[str, str]:
     return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
 
 
+def _checked(entry: dict[str, str]) -> dict[str, str]:
+    name, digest = str(entry["file"]), str(entry["sha256"])
+    if Path(name).name != name:
+        raise ValueError(f"{name} is not in this folder")
+    return {"file": name, "sha256": digest}
+
+
 def read_index(folder: Path) -> list[dict[str, Any]]:
     """What the folder holds, newest first; empty without a checkpoint.
 
@@ -91,7 +97,9 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
         return []
     try:
         checkpoints = json.loads(path.read_text())["checkpoints"]
-        return [{"step": int(c["step"]), "weights": c["weights"], "state": c["state"]} for c in checkpoints]
+        return [
+            {"step": int(c["step"])} | {kind: _checked(c[kind]) for kind in ("weights", "state")} for c in checkpoints
+        ]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise CheckpointError(f"{path}: is not a checkpoint index ({type(error).__name__}: {error})") from None
 
@@ -116,7 +124,8 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
         "weights": _entry(folder, f"weights-{step:08d}.safetensors", safetensors.torch.save(on_host)),
         "state": _entry(folder, f"state-{step:08d}.pt", buffer.getvalue()),
     }
-    kept = [new, *(c for c in read_index(folder) if c["step"] != step)][:KEEP]
+    # a later one can only be of a run that was abandoned (resume="previous")
+    kept = [new, *(c for c in read_index(folder) if c["step"] < step)][:KEEP]
     write_atomically(folder / INDEX, json.dumps({"format": 1, "checkpoints": kept}, indent=1).encode())
     names = {c[kind]["file"] for c in kept for kind in ("weights", "state")}
     for pattern in ("weights-*.safetensors", "state-*.pt", ".*.partial"):
@@ -158,8 +167,9 @@ def load(folder: str | os.PathLike, which: int = 0) -> tuple[int, dict[str, Tens
     try:
         tensors = safetensors.torch.load(weights)
         state = torch.load(io.BytesIO(state_bytes), weights_only=True)
-    except (safetensors.SafetensorError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{folder}: checkpoint of step {entry['step']} is not readable ({error})") from None
+    except Exception as error:  # whatever a parser makes of bytes that are not its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{folder}: checkpoint of step {entry['step']} is not readable ({reason})") from None
     return entry["step"], tensors, state
 
 

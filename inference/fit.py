@@ -6,21 +6,21 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import pyro
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from inference import checkpoint
 from inference.objectives import TaskObjective, make
 from inference.progress import FitProgress
-from pp_models.data import Dataset, TaskBatch
+from inference.training_setup import batches, make_fabric, make_optimizer, skips_on_device, step_seed
+from pp_models.data import TaskBatch
 
 logger = logging.getLogger("guidebook")
 
@@ -77,90 +77,19 @@ class TrainingStep(nn.Module):
         if isinstance(self.objective, TaskObjective):
             terms = self.objective.terms(self.model, self.guide, batch)
             per_value = (terms.log_likelihood.sum() / terms.points.sum().clamp_min(1)).detach()
-            return self.objective.reduce(terms), per_value, terms.kl.mean().detach()
+            return self._touch_all(self.objective.reduce(terms)), per_value, terms.kl.mean().detach()
         data = batch.full if isinstance(batch, TaskBatch) else batch
         loss = self.objective.differentiable_loss(  # type: ignore[attr-defined]
             self.model, self.guide, data
         )
         unknown = loss.detach().new_full((), torch.nan)
-        return loss, unknown, unknown
+        return self._touch_all(loss), unknown, unknown
 
-
-def _make_fabric(device: Any, precision: str) -> Fabric:
-    if isinstance(device, Fabric):
-        return device
-    name = str(device)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, colon, index = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (colon and not (kind == "cuda" and index.isdecimal())):
-        raise ValueError(f"device: got {device!r}; it must be 'auto', 'cpu', 'cuda', 'cuda:N', 'mps' or a Fabric")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: got {device!r}, but this machine has no usable CUDA device")
-    if index and int(index) >= torch.cuda.device_count():
-        raise ValueError(f"device: got {device!r}, but this machine has {torch.cuda.device_count()} CUDA devices")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device: got {device!r}, but this machine has no usable MPS device")
-    try:
-        return Fabric(accelerator=kind, devices=[int(index)] if index else 1, precision=precision)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise ValueError(f"precision: got {precision!r}; {str(error).splitlines()[0]}") from None
-
-
-def _make_optimizer(optimizer: Any, parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    if optimizer is None:
-        # the fused step can leave everything as it was when told that a gradient is not finite
-        fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
-        return torch.optim.Adam(parameters, lr=learning_rate, fused=fused)
-    if isinstance(optimizer, torch.optim.Optimizer):
-        return optimizer
-    if isinstance(optimizer, pyro.optim.PyroOptim):
-        options = optimizer.pt_optim_args
-        if callable(options):
-            raise ValueError("optimizer: a Pyro optimizer with per-parameter options; pass a torch optimizer instead")
-        return cast(Any, optimizer.pt_optim_constructor)(parameters, **options)
-    if callable(optimizer):
-        build: Any = optimizer
-        return build(parameters)
-    raise ValueError(
-        f"optimizer: got {type(optimizer).__name__}; it must be a torch.optim.Optimizer, a Pyro optimizer, or a "
-        "function from parameters to an optimizer"
-    )
-
-
-def _batches(tasks: Any, done: int, rank: int, world: int) -> Callable[[int], Any]:
-    """A function from step to batch, ready for step ``done``."""
-    if isinstance(tasks, Dataset | TaskBatch):
-        return lambda step: tasks
-    if hasattr(tasks, "batch"):  # a TaskStream: any batch by its index
-        start = tasks.position if hasattr(tasks, "position") else 0
-        return lambda step: tasks.batch(start + step * world + rank)
-    if not isinstance(tasks, Iterable):
-        raise TypeError(f"tasks: got {type(tasks).__name__}; it must be a TaskBatch, a Dataset or an iterable of them")
-    iterator: Iterator = iter(tasks)
-    for _ in range(done * world + rank):
-        next(iterator)
-
-    def following(step: int) -> Any:
-        try:
-            batch = next(iterator)
-            for _ in range(world - 1):
-                next(iterator)
-        except StopIteration:
-            raise ValueError(f"tasks: the iterable ended at step {step}; it must go on for all steps") from None
-        return batch
-
-    return following
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _skips_on_device(optimizer: torch.optim.Optimizer, precision: str) -> bool:
-    """Whether the optimizer itself leaves everything as it was when ``found_inf`` is set (torch's fused ones do)."""
-    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-    return bool(fused) and all(group.get("fused") for group in optimizer.param_groups) and precision != "16-mixed"
+    def _touch_all(self, loss: Tensor) -> Tensor:
+        """With several processes every parameter must take part in every loss (an empty context's vector does not)."""
+        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            return loss
+        return loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
 
 
 def fit(
@@ -203,7 +132,8 @@ def fit(
         optimizer: None for Adam; a torch optimizer; a Pyro optimizer; or a function from parameters to an optimizer.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or a launched Lightning ``Fabric`` (several processes).
         precision: a Fabric precision, such as ``"32-true"``, ``"64-true"`` or ``"bf16-mixed"``.
-        compile: ``True`` compiles the step with ``torch.compile``; ``"auto"`` and ``False`` do not.
+        compile: ``True`` compiles the step with ``torch.compile``, which breaks its graph at Pyro's handlers and
+            compiles anew for each number of points; ``"auto"`` and ``False`` do not compile.
         checkpoint_dir: folder for checkpoints and ``metrics.jsonl``; None to write nothing.
         resume: continue from the folder's newest checkpoint if it has one; ``"previous"`` from the one before.
         progress: show a progress bar.
@@ -229,7 +159,7 @@ def fit(
         raise ValueError(f"compile: got {compile!r}; it must be True, False or 'auto'")
     if isinstance(objective, str):
         objective = make(objective)
-    fabric = _make_fabric(device, precision)
+    fabric = make_fabric(device, precision)
     folder = None if checkpoint_dir is None else checkpoint.make_folder(checkpoint_dir, "checkpoint_dir")
     if folder is not None and not resume and checkpoint.read_index(folder):
         newest = checkpoint.read_index(folder)[0]["step"]
@@ -238,14 +168,13 @@ def fit(
         )
 
     step_module: nn.Module = TrainingStep(model, guide, objective)
-    step_module.train()
     modules = {"model": model, "guide": guide}
     parameters = [p for p in step_module.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("model, guide: neither has a trainable parameter")
     names = [n for n, p in step_module.named_parameters() if p.requires_grad]
     fabric.to_device(step_module)
-    inner = _make_optimizer(optimizer, parameters, learning_rate)
+    inner = make_optimizer(optimizer, parameters, learning_rate)
     compiled: Any = torch.compile(step_module) if compile is True else step_module
     wrapped, fabric_optimizer = fabric.setup(compiled, inner)
     dtype = next(p.dtype for p in parameters if p.dtype.is_floating_point)
@@ -256,6 +185,8 @@ def fit(
         done, tensors, state = checkpoint.load(folder, which=1 if resume == "previous" else 0)
         if done > steps:
             raise ValueError(f"steps: got {steps}, but the run in {folder} is already at step {done}")
+        if state["seed"] != seed:
+            raise ValueError(f"seed: got {seed}, but the run in {folder} has seed {state['seed']}")
         checkpoint.load_into(modules, tensors)
         inner.load_state_dict(state["optimizer"])
         result.history = list(state["history"])
@@ -276,17 +207,17 @@ def fit(
         }
         checkpoint.save(folder, step, tensors, state)
 
-    batch_at = _batches(tasks, done, fabric.global_rank, fabric.world_size)
-    on_device = _skips_on_device(inner, precision)
+    batch_at = batches(tasks, done, fabric.global_rank, fabric.world_size)
+    on_device = skips_on_device(inner, precision)
     bad_record: list[tuple[int, Tensor, Tensor]] = []  # step, was it bad, index of the first bad gradient
     check_every = 1 if fabric.device.type == "cpu" else 10
     started = time.perf_counter()
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     bar = FitProgress(steps, done, enabled=progress and fabric.global_rank == 0)
     # checking every distribution's arguments would read the device at every step; what is not finite is caught below
-    with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False), bar:
+    with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False), _in_training(step_module, inner), bar:
         for step in range(done, steps):
-            torch.manual_seed(_step_seed(seed, step, fabric.global_rank))
+            torch.manual_seed(step_seed(seed, step, fabric.global_rank))
             batch = batch_at(step).to(fabric.device, dtype)
             fabric_optimizer.zero_grad()
             loss, log_likelihood, kl = wrapped(_Sealed(batch))
@@ -323,13 +254,22 @@ def fit(
                     break
             if at_save:
                 save(step + 1)
-    if hasattr(inner, "found_inf"):
-        del inner.found_inf
     if not result.steps:
         result.steps = done
-    step_module.eval()
     result.seconds = time.perf_counter() - started
     return result
+
+
+@contextmanager
+def _in_training(step_module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Training mode; however the block ends, evaluation mode after it and an optimizer that skips no further step."""
+    step_module.train()
+    try:
+        yield
+    finally:
+        if hasattr(optimizer, "found_inf"):
+            del optimizer.found_inf
+        step_module.eval()
 
 
 def _metrics(step: int, loss: Tensor, log_likelihood: Tensor, kl: Tensor, grad_norm: Tensor, skipped: int) -> dict:

@@ -106,10 +106,7 @@ class Prediction:
         return (self.likelihood.variance.mean(0) + spread).sqrt()
 
     def _scores(self, y: Tensor) -> Tensor:
-        if (
-            y.shape[-1 if y.dtype == torch.long else -2]
-            != self.samples.shape[-1 if self.samples.dtype == torch.long else -2]
-        ):
+        if y.shape != self.samples.shape[1:]:
             raise DataError(f"y: got shape {list(y.shape)}; the prediction has shape {list(self.samples.shape[1:])}")
         return self.likelihood.log_prob(y)
 
@@ -199,6 +196,9 @@ def predict(
         raise DataError(
             f"x: task dimensions {list(data.batch_shape)} differ from the context's {list(context.batch_shape)}"
         )
+    if hasattr(model, "check"):  # here, for Pyro's traces add the shapes of all sites to the message
+        model.check(context)
+        model.check(data)
     likelihoods, samples = [], []
     draws = 1 if weights == "mean" else num_samples
     width = max(getattr(model, "layer_sizes", [128]))
@@ -231,6 +231,8 @@ def _stack(parts: list[TorchDistribution], shape: torch.Size) -> TorchDistributi
         base = _stack([p.base_dist for p in parts], shape + first.event_shape[: first.reinterpreted_batch_ndims])
         return base.to_event(first.reinterpreted_batch_ndims)
     names = [name for name in first.arg_constraints if name in first.__dict__]
+    if {"probs", "logits"} <= set(names):  # one was derived from the other when it was first asked for
+        names.remove("probs")
     full = [p.expand(p.batch_shape[:1] + shape[1:]) for p in parts]
     parameters: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in full]) for name in names}
     return type(first)(**parameters, validate_args=False)

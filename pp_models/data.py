@@ -138,10 +138,15 @@ class Dataset:
         """Selects tasks.
 
         Raises:
-            IndexError: there is no task dimension to select from.
+            IndexError: there is no task dimension to select from, or the index reaches beyond the task dimensions.
         """
         if not self.batch_shape:
             raise IndexError("indexing selects tasks, but this Dataset has no task dimension; use .points(index)")
+        if isinstance(index, tuple) and (len(index) > len(self.batch_shape) or any(i is Ellipsis for i in index)):
+            raise IndexError(
+                f"indexing selects tasks, and this Dataset has {len(self.batch_shape)} task dimension(s); "
+                "select points by .points(index)"
+            )
         return self.map(lambda t: t[index])
 
     def __len__(self) -> int:

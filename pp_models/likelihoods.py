@@ -31,12 +31,20 @@ class Likelihood(nn.Module):
         """Refuses a y that this likelihood cannot score.
 
         Raises:
-            DataError: wrong dtype or width.
+            DataError: wrong dtype or width, or a class index that names no class.
         """
         name = type(self).__name__
         if self.discrete:
             if y.dtype != torch.long:
                 raise DataError(f"y: got dtype {y.dtype}; {name} needs class indices of dtype torch.int64")
+            # as in Dataset, values are looked at on the host alone
+            if y.device.type == "cpu" and y.numel() and not torch.compiler.is_compiling():
+                low, high = int(y.min()), int(y.max())
+                if low < 0 or high >= outputs:
+                    allowed = f"0..{outputs - 1}"
+                    raise DataError(
+                        f"y: got class indices from {low} to {high}; with {outputs} classes they lie in {allowed}"
+                    )
         elif not y.dtype.is_floating_point:
             raise DataError(f"y: got dtype {y.dtype}; {name} needs floating-point outputs [*B, N, Dy]")
         elif y.shape[-1] != self.dim_y(outputs):
@@ -49,7 +57,7 @@ class GaussianLikelihood(Likelihood):
     """One noise scale shared by all points.
 
     Args:
-        noise_scale: its standard deviation.
+        noise_scale: its standard deviation (where it starts, if learned).
         learn_noise: whether it is trained (in log space).
     """
 
@@ -57,14 +65,12 @@ class GaussianLikelihood(Likelihood):
         super().__init__()
         if not noise_scale > 0:
             raise ValueError(f"noise_scale: got {noise_scale}; it must be positive")
-        log_scale = torch.tensor(math.log(noise_scale))
-        if learn_noise:
-            self.log_noise_scale = nn.Parameter(log_scale)
-        else:
-            self.register_buffer("log_noise_scale", log_scale)
+        self.noise_scale = float(noise_scale)
+        self.log_noise_scale = nn.Parameter(torch.tensor(math.log(noise_scale))) if learn_noise else None
 
     def forward(self, outputs: Tensor) -> TorchDistribution:
-        return dist.Normal(outputs, self.log_noise_scale.exp()).to_event(1)
+        scale = self.noise_scale if self.log_noise_scale is None else self.log_noise_scale.exp()
+        return dist.Normal(outputs, scale).to_event(1)
 
 
 class GaussianHeadLikelihood(Likelihood):

@@ -37,7 +37,7 @@ class NeuralProcess(ParameterModule):
         num_heads: attention heads.
 
     Raises:
-        ValueError: neither path, or attention without a representation or with one that the heads do not divide.
+        ValueError: neither path, or attention without a representation that its heads can divide.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class NeuralProcess(ParameterModule):
             raise ValueError("representation_dim: got 0; attention needs a deterministic representation")
         if attention and representation_dim % num_heads:
             raise ValueError(
-                f"representation_dim: got {representation_dim}; attention needs a multiple of num_heads, {num_heads}"
+                f"representation_dim: got {representation_dim}; it must be a multiple of num_heads, {num_heads}"
             )
         self.dim_x, self.dim_y = dim_x, dim_y
         self.latent_dim, self.representation_dim, self.attention = latent_dim, representation_dim, attention
@@ -113,8 +113,9 @@ class NeuralProcess(ParameterModule):
                 prior = dist.Normal(data.x.new_zeros(self.latent_dim), data.x.new_ones(self.latent_dim)).to_event(1)
                 hidden = join(hidden, pyro.sample("z", prior))
             if self.representation_dim and self.attention:
-                entry = self.dim_x + self.representation_dim + 1
-                flat = dist.Normal(data.x.new_zeros(1, entry), data.x.new_ones(1, entry)).to_event(2).mask(False)
+                # one entry a point, so that Pyro finds model and guide to agree when both see the same data set
+                like = data.x.new_zeros(data.num_points, self.dim_x + self.representation_dim + 1)
+                flat = dist.Normal(like, torch.ones_like(like)).to_event(2).mask(False)
                 found = self._attend(data.x, pyro.sample("memory", flat))
                 shape = torch.broadcast_shapes(hidden.shape[:-1], found.shape[:-1])
                 hidden = torch.cat([hidden.expand(*shape, -1), found.expand(*shape, -1)], -1)

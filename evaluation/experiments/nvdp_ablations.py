@@ -17,7 +17,7 @@ SCALES = {
     "small": Scale("small", 3_000, 64, 8),
     "paper": Scale("paper", 500_000, 128, 16, 5e-4, (0.99, 0.999), test_batches=3_125, test_batch_size=16),
 }
-VARIANTS = ["nvdp", "nvdp+det", "nvdp-no-prior", "nvdp-stop-prior", "nvdp-sum", "nvdp-layer"]
+VARIANTS = ["nvdp", "nvdp+det", "nvdp-no-prior", "nvdp-sum", "nvdp-layer"]
 
 
 def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:

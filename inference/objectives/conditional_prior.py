@@ -6,8 +6,15 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.trace_struct import Trace
 
-from inference.objectives.task_objective import Branches, TaskObjective, context_and_full
+from inference.objectives.task_objective import (
+    Branches,
+    TaskObjective,
+    context_and_full,
+    is_point_mass,
+    sample_sites,
+)
 
 
 class ConditionalPrior(TaskObjective):
@@ -50,6 +57,8 @@ class ConditionalPrior(TaskObjective):
         context, full = context_and_full(args[0])
         rest = args[1:]
         posterior = self.run_guide(guide, (context, *rest), kwargs)
+        if all(is_point_mass(site["fn"]) for _, site in sample_sites(posterior)):
+            return Branches(posterior, Trace(), (full, *rest))  # a CNP: nothing to compare, so one pass is enough
         prior_guide = getattr(guide, "conditional_prior", guide)
         # the posterior's draws are replayed: a guide whose layers condition on those below is then evaluated at them
         replayed = poutine.replay(prior_guide, trace=posterior)

@@ -154,6 +154,11 @@ class TaskObjective(ELBO):
 
     def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> BoundTerms:
         """Runs guide and model once (all particles) and returns the bound, term by term and per task."""
+        if hasattr(model, "check") and args:  # here, for Pyro's traces add the shapes of all sites to the message
+            parts = (args[0].context, args[0].target) if isinstance(args[0], TaskBatch) else (args[0],)
+            for part in parts:
+                if isinstance(part, Dataset):
+                    model.check(part)
         if self.num_particles > 1 and not self.vectorize_particles:
             runs = [self._terms(model, guide, args, kwargs) for _ in range(self.num_particles)]
             average = {
@@ -165,27 +170,31 @@ class TaskObjective(ELBO):
         if self.num_particles == 1:
             return self._terms(model, guide, args, kwargs)
         nesting = self._nesting(model, guide, args, kwargs)
-        with pyro.plate(PARTICLE_PLATE, self.num_particles, dim=-1 - nesting):
-            return self._terms(model, guide, args, kwargs)
+        return self._terms(model, guide, args, kwargs, pyro.plate(PARTICLE_PLATE, self.num_particles, dim=-1 - nesting))
 
-    def _terms(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> BoundTerms:
-        with local_reparameterization(lazy=True) if self.local_reparameterization else nullcontext():
+    def _terms(self, model: Any, guide: Any, args: tuple, kwargs: dict, particles: Any = None) -> BoundTerms:
+        # the particle plate is inside, so that the handler sees sites that it has expanded: each particle its own noise
+        handler = local_reparameterization(lazy=True) if self.local_reparameterization else nullcontext()
+        with handler, particles or nullcontext():
             runs = self.run_branches(model, guide, args, kwargs)
             model_trace = self.run_model(model, runs.posterior, runs.model_args, kwargs)
         reference = runs.reference
-        log_likelihood, points = self._log_likelihood(model_trace)
+        dims = task_dims(model_trace, runs.posterior)
+        log_likelihood, points = self._log_likelihood(model_trace, dims)
         kls: dict[str, Tensor] = {}
         means: list[Tensor] = []
         for name, site in sample_sites(runs.posterior):
             if site["is_observed"] or site["infer"].get("is_auxiliary", False):
                 continue
+            if reference is not None and is_point_mass(site["fn"]):
+                continue  # a deterministic path: both branches hold a point mass, which no divergence can tie
             other: Any = (model_trace if reference is None else reference).nodes.get(name)
             if other is None:
                 raise ValueError(f"site {name!r}: the guide samples it, but {self._reference_name(reference)} does not")
             value = self._kl(name, site, other)
             if value is None:
                 continue
-            kls[name] = per_task(value, site)
+            kls[name] = share(per_task(value, site, dims), log_likelihood.shape)
             means.append(kls[name] / max(site["fn"].event_shape.numel(), 1))
         zero = torch.zeros_like(log_likelihood)
         if not kls:
@@ -211,8 +220,6 @@ class TaskObjective(ELBO):
         p, q = site["fn"], other["fn"]
         if isinstance(q, torch.distributions.Distribution) and getattr(q, "_mask", None) is False:
             return None
-        if is_point_mass(p) and is_point_mass(q):
-            return None  # a deterministic path: both branches hold a point mass, which no divergence can tie
         try:
             value = kl_divergence(p, q)
         except NotImplementedError:
@@ -238,15 +245,16 @@ class TaskObjective(ELBO):
         ]
         return float(widths[0]) if widths else 1.0
 
-    def _log_likelihood(self, trace: Trace) -> tuple[Tensor, Tensor]:
+    def _log_likelihood(self, trace: Trace, dims: dict[int, int]) -> tuple[Tensor, Tensor]:
+        shape = torch.Size(dims.values())
         total: Tensor | None = None
         count: Tensor | None = None
         for _, site in sample_sites(trace):
             if not site["is_observed"]:
                 continue
             value = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
-            found = per_task(value, site)
-            values = per_task(num_values(site["fn"]).expand(value.shape), site)
+            found = share(per_task(value, site, dims), shape)
+            values = share(per_task(num_values(site["fn"]).expand(value.shape), site, dims), shape)
             total = found if total is None else total + found
             count = values if count is None else count + values
         if total is None or count is None:
@@ -283,16 +291,44 @@ def sample_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
             yield name, site
 
 
-def per_task(value: Tensor, site: dict) -> Tensor:
-    """Reduces a site's log-density to its task dimensions: mean over particles, sum over every other plate."""
+def _task_frames(site: Any) -> dict[int, int]:
+    """Size of each task plate of a site, by its dim."""
+    return {
+        frame.dim: frame.size
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized and (frame.name == TASK_PLATE or frame.name.startswith(TASK_PLATE + "_"))
+    }
+
+
+def task_dims(*traces: Trace) -> dict[int, int]:
+    """Sizes of the task plates of some traces by dim, leftmost first."""
+    found: dict[int, int] = {}
+    for trace in traces:
+        for _, site in sample_sites(trace):
+            found |= _task_frames(site)
+    return dict(sorted(found.items()))
+
+
+def per_task(value: Tensor, site: Any, dims: dict[int, int]) -> Tensor:
+    """Reduces a site's log-density to the task dimensions ``dims``: mean over particles, sum over every other plate.
+
+    A task dimension that the site is not in has size 1.
+    """
     frames = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
-    keep = {dim for dim, name in frames.items() if name == TASK_PLATE or name.startswith(TASK_PLATE + "_")}
+    keep = _task_frames(site)
     for dim in range(-value.dim(), 0):
         if frames.get(dim) == PARTICLE_PLATE:
             value = value.mean(dim, keepdim=True)
         elif dim not in keep:
             value = value.sum(dim, keepdim=True)
-    return value.reshape([value.shape[dim] for dim in sorted(keep) if dim >= -value.dim()])
+    return value.reshape([value.shape[dim] if dim >= -value.dim() else 1 for dim in dims])
+
+
+def share(value: Tensor, shape: torch.Size) -> Tensor:
+    """Expands a term to all tasks; one that several tasks share is divided among them, so that it counts once."""
+    if value.shape == shape:
+        return value
+    return value.expand(shape) * (value.numel() / max(shape.numel(), 1))
 
 
 def context_and_full(data: Any) -> tuple[Dataset, Dataset]:

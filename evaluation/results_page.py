@@ -1,0 +1,63 @@
+"""Writes the measured part of a results page from the runs that measured it.
+
+Run: python -m evaluation.results_page runs/nvdp docs/results/nvdp.md
+
+What stands above the marker line of the page is kept; all below it is made anew from each run's ``results.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from evaluation.experiments.experiment import Check, check_table, summary
+from inference.checkpoint import write_atomically
+
+MARKER = "<!-- measured -->"
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """A DataFrame as a Markdown table."""
+    rows = [list(map(str, frame.columns)), ["---"] * len(frame.columns)]
+    rows += [["" if pd.isna(v) else str(v) for v in row] for row in frame.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def measured(runs: str | Path) -> str:
+    """The Markdown of every run under a folder, in the order of their names.
+
+    Raises:
+        ValueError: the folder holds no results.
+    """
+    found = sorted(Path(runs).glob("*/results.json"))
+    if not found:
+        raise ValueError(f"runs: {runs} holds no results; run guidebook reproduce first")
+    parts = []
+    for path in found:
+        result = json.loads(path.read_text())
+        parts.append(f"## {result['name']}\n\n```bash\n{result['command']}\n```\n")
+        parts += [f"{note}\n" for note in result["notes"]]
+        parts.append(markdown_table(summary(pd.DataFrame(result["table"]))) + "\n")
+        if result["checks"]:
+            parts.append(markdown_table(check_table(Check(**check) for check in result["checks"])) + "\n")
+    return "\n".join(parts)
+
+
+def write_page(runs: str | Path, page: str | Path) -> None:
+    """Replaces the measured part of a page.
+
+    Raises:
+        ValueError: the page has no marker line, or there are no results.
+    """
+    page = Path(page)
+    head, marker, _ = page.read_text().partition(MARKER)
+    if not marker:
+        raise ValueError(f"page: {page} has no line {MARKER}")
+    write_atomically(page, f"{head}{MARKER}\n\n{measured(runs)}".encode())
+
+
+if __name__ == "__main__":
+    write_page(sys.argv[1], sys.argv[2])

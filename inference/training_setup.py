@@ -1,0 +1,95 @@
+"""What a fit needs before its first step: device, optimizer, batches and seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
+
+import numpy as np
+import pyro
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from pp_models.data import Dataset, TaskBatch
+
+
+def make_fabric(device: Any, precision: str) -> Fabric:
+    """A launched Fabric for a device name, or the one given."""
+    if isinstance(device, Fabric):
+        return device
+    name = str(device)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, colon, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (colon and not (kind == "cuda" and index.isdecimal())):
+        raise ValueError(f"device: got {device!r}; it must be 'auto', 'cpu', 'cuda', 'cuda:N', 'mps' or a Fabric")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: got {device!r}, but this machine has no usable CUDA device")
+    if index and int(index) >= torch.cuda.device_count():
+        raise ValueError(f"device: got {device!r}, but this machine has {torch.cuda.device_count()} CUDA devices")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device: got {device!r}, but this machine has no usable MPS device")
+    try:
+        return Fabric(accelerator=kind, devices=[int(index)] if index else 1, precision=precision)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"precision: got {precision!r}; {str(error).splitlines()[0]}") from None
+
+
+def make_optimizer(optimizer: Any, parameters: list[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    """The optimizer of a fit from what the user gave: nothing, a torch or a Pyro optimizer, or a function."""
+    if optimizer is None:
+        # the fused step can leave everything as it was when told that a gradient is not finite
+        fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+        return torch.optim.Adam(parameters, lr=learning_rate, fused=fused)
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return optimizer
+    if isinstance(optimizer, pyro.optim.PyroOptim):
+        options = optimizer.pt_optim_args
+        if callable(options):
+            raise ValueError("optimizer: a Pyro optimizer with per-parameter options; pass a torch optimizer instead")
+        return cast(Any, optimizer.pt_optim_constructor)(parameters, **options)
+    if callable(optimizer):
+        build: Any = optimizer
+        return build(parameters)
+    raise ValueError(
+        f"optimizer: got {type(optimizer).__name__}; it must be a torch.optim.Optimizer, a Pyro optimizer, or a "
+        "function from parameters to an optimizer"
+    )
+
+
+def batches(tasks: Any, done: int, rank: int, world: int) -> Callable[[int], Any]:
+    """A function from step to batch, ready for step ``done``."""
+    if isinstance(tasks, Dataset | TaskBatch):
+        return lambda step: tasks
+    if hasattr(tasks, "batch"):  # a TaskStream: any batch by its index
+        start = tasks.position if hasattr(tasks, "position") else 0
+        return lambda step: tasks.batch(start + step * world + rank)
+    if not isinstance(tasks, Iterable):
+        raise TypeError(f"tasks: got {type(tasks).__name__}; it must be a TaskBatch, a Dataset or an iterable of them")
+    iterator: Iterator = iter(tasks)
+    for _ in range(done * world + rank):
+        if next(iterator, None) is None:
+            raise ValueError(f"tasks: the iterable ended before step {done}, where the run is to be resumed")
+
+    def following(step: int) -> Any:
+        try:
+            batch = next(iterator)
+            for _ in range(world - 1):
+                next(iterator)
+        except StopIteration:
+            raise ValueError(f"tasks: the iterable ended at step {step}; it must go on for all steps") from None
+        return batch
+
+    return following
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of one step of one process; nothing else decides its draws."""
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def skips_on_device(optimizer: torch.optim.Optimizer, precision: str) -> bool:
+    """Whether the optimizer itself leaves everything as it was when ``found_inf`` is set (torch's fused ones do)."""
+    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return bool(fused) and all(group.get("fused") for group in optimizer.param_groups) and precision != "16-mixed"
