@@ -37,12 +37,12 @@ def widest_entries(container: Any, most: int = 10) -> pd.DataFrame:
     found: list[tuple[float, str, np.ndarray]] = []
     for name, variable in posterior.data_vars.items():
         spread = variable.std(("chain", "draw"))
-        values, flat = variable.stack(entry=spread.dims), spread.stack(entry=spread.dims)
-        for position in np.argsort(flat.values)[::-1][:most]:
-            index = flat["entry"].values[position]
-            label = f"{name}[{', '.join(str(part) for part in index)}]" if spread.dims else str(name)
-            draws = values.isel(entry=int(position)).transpose("chain", "draw").values
-            found.append((float(flat.values[position]), label, draws))
+        for flat in np.argsort(spread.values, axis=None)[::-1][:most]:
+            place = dict(zip(spread.dims, np.unravel_index(flat, spread.shape), strict=True))
+            coordinates = [str(spread[dim].values[position]) for dim, position in place.items()]
+            label = f"{name}[{', '.join(coordinates)}]" if coordinates else str(name)
+            draws = variable.isel(place).transpose("chain", "draw").values
+            found.append((float(spread.values.flat[flat]), label, draws))
     found.sort(key=lambda entry: -entry[0])
     entries = {label: (("chain", "draw"), draws) for _, label, draws in found[:most]}
     dataset = xarray.Dataset(entries, coords={"chain": posterior["chain"], "draw": posterior["draw"]})

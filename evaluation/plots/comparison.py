@@ -165,6 +165,9 @@ def query_curves(table: pd.DataFrame, score: str = "ll") -> Figure:
             axes.set_title(name)
         for axes in list(grid.flat)[len(names) :]:
             axes.set_visible(False)
+            if len(grid) > 1:  # the panel above it is then the lowest of its column
+                grid[-2, 1].set_xlabel("context points")
+                grid[-2, 1].tick_params(labelbottom=True)
         for axes in grid[:, 0]:
             axes.set_ylabel("nats per point" if score.startswith(("ll", "pll", "rll")) else score)
         for axes in grid[-1]:

@@ -13,6 +13,7 @@ from evaluation.plots import (
     fan_plot,
     image_completions,
     learning_curves,
+    query_curves,
     rate_maps,
 )
 from evaluation.plots.functions import _quantiles
@@ -252,3 +253,48 @@ def test_a_dollar_sign_in_a_name_is_drawn_as_it_is(tmp_path):
     figure = comparison_plot(pd.DataFrame({"model": ["costs $1^2 $"], "pll": [1.0]}))
     figure.savefig(tmp_path / "figure.png")
     assert not figure.axes[0].get_yticklabels()[0].get_parse_math()
+
+
+def queries(models):
+    rows = [
+        {"model": model, "acquisition": way, "points": points, "seed": seed, "ll": points + 2 * seed}
+        for model in models
+        for way in ("max sd", "random")
+        for points in (4, 5, 6)
+        for seed in (0, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize("models", [["a"], ["a", "b"], ["a", "b", "c"]])
+def test_query_curves_have_a_panel_a_model_and_a_line_an_acquisition(models):
+    figure = query_curves(queries(models))
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == models
+    for axes in shown:
+        assert [line.get_label() for line in axes.lines] == ["max sd", "random"]
+        np.testing.assert_allclose(axes.lines[0].get_xdata(), [4, 5, 6])
+        np.testing.assert_allclose(axes.lines[0].get_ydata(), [5, 6, 7])
+        band = axes.collections[0].get_paths()[0].vertices
+        np.testing.assert_allclose([band[:, 1].min(), band[:, 1].max()], [4, 8])  # one standard error of (4, 6), (6, 8)
+    assert shown[0].get_ylabel() == "nats per point"
+    # the lowest panel of each column says what its axis is
+    assert [axes.get_xlabel() for axes in shown[-2:]] == ["context points"] * len(shown[-2:])
+    figure.draw_without_rendering()
+    assert all(any(label.get_visible() for label in axes.get_xticklabels()) for axes in shown[-2:])
+
+
+def test_query_curves_of_a_single_seed_and_another_score():
+    table = queries(["a"]).query("seed == 0").rename(columns={"ll": "rmse"})
+    figure = query_curves(table, "rmse")
+    assert figure.axes[0].get_ylabel() == "rmse"
+    assert np.isfinite(figure.axes[0].collections[0].get_paths()[0].vertices).all()
+
+
+def test_query_curves_need_their_columns():
+    with pytest.raises(ValueError, match="table: column acquisition is missing"):
+        query_curves(queries(["a"]).drop(columns="acquisition"))
+    with pytest.raises(ValueError, match="table: column crps is missing"):
+        query_curves(queries(["a"]), "crps")
+    with pytest.raises(ValueError, match="table: it has no row"):
+        query_curves(queries(["a"]).iloc[:0])

@@ -1,0 +1,41 @@
+"""Every example runs, and learns something."""
+
+import importlib
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from pyro.infer.autoguide import AutoNormal
+
+from guides import AmortisedMeanFieldGuide, BernoulliExpertGuide, MCDropoutGuide
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """An example as a module; it is forgotten afterwards."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+    def load(name):
+        module = importlib.import_module(name)
+        monkeypatch.delitem(sys.modules, name)
+        return module
+
+    return load
+
+
+@pytest.mark.parametrize("guide_class", [BernoulliExpertGuide, AmortisedMeanFieldGuide, MCDropoutGuide, AutoNormal])
+def test_swapping_the_guide_is_one_argument(example, guide_class):
+    first, last = example("swap_guides").train(guide_class, steps=12)
+    assert last < first
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_runs_as_a_script(path, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    runpy.run_path(str(path), run_name="__main__")
+    out, err = capsys.readouterr()
+    assert out.strip() and err == ""

@@ -1,0 +1,74 @@
+"""What a reader is told: the Python and the commands of README.md and docs/ run, and their links lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+
+from evaluation.command_line import app
+
+ROOT = Path(__file__).parents[1]
+PAGES = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if path.is_file()]
+NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)[^)]*\)")
+
+
+def blocks(text):
+    """Language, number of the first line, and lines of each fenced block."""
+    found, language = [], None
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.startswith("```"):
+            if language is not None:
+                found[-1][2].append(line)
+        elif language is None:
+            language = (line.removeprefix("```").split() or [""])[0]
+            found.append((language, number + 1, []))
+        else:
+            language = None
+    return found
+
+
+def commands(text):
+    """Every line of the blocks that begins with guidebook, as words."""
+    lines = [line.removeprefix("$ ") for _, _, block in blocks(text) for line in block]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("guidebook ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__page__"}
+    for language, number, lines in blocks(page.read_text(encoding="utf-8")):
+        if language == "python":
+            # blank lines above, so that a traceback names the line of the page
+            exec(compile("\n" * (number - 1) + "\n".join(lines), str(page), "exec"), namespace)
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_commands_of_a_page_are_ones_that_guidebook_reads(page):
+    group = typer.main.get_command(app)
+    for words in commands(page.read_text(encoding="utf-8")):
+        assert words[1] in group.commands or words[1].startswith("--"), words
+        if words[1] in group.commands:
+            group.commands[words[1]].make_context(words[1], words[2:])  # raises on an unknown option
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_of_a_page_lead_to_files_that_are_there(page):
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if not re.match(r"[a-z]+:|#", target):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_blocks_and_commands_are_found():
+    text = "a\n```python\nx = 1\n```\n\n```bash\n$ guidebook list # all\nls\n```\n```python title='b'\ny = x\n```\n"
+    assert blocks(text) == [
+        ("python", 3, ["x = 1"]),
+        ("bash", 7, ["$ guidebook list # all", "ls"]),
+        ("python", 11, ["y = x"]),
+    ]
+    assert commands(text) == [["guidebook", "list"]]
