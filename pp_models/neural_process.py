@@ -59,7 +59,7 @@ class NeuralProcess(ParameterModule):
             raise ValueError("representation_dim: got 0; attention needs a deterministic representation")
         if attention and representation_dim % num_heads:
             raise ValueError(
-                f"representation_dim: got {representation_dim}; it must be a multiple of num_heads, {num_heads}"
+                f"representation_dim: got {representation_dim}; attention needs a multiple of num_heads, {num_heads}"
             )
         self.dim_x, self.dim_y = dim_x, dim_y
         self.latent_dim, self.representation_dim, self.attention = latent_dim, representation_dim, attention
