@@ -237,7 +237,7 @@ def test_the_code_of_an_empty_context_is_trained_by_empty_contexts(name):
     outputs.nodes["y"]["fn"].log_prob(batch.target.y).sum().backward()
     empties = {n: p for n, p in guide.named_parameters() if n.endswith("empty")}
     reached = [n for n, p in empties.items() if p.grad is not None and float(p.grad.abs().max()) > 0]
-    assert len(reached) == len(empties) - (name == "anp")
+    assert len(reached) == len(empties)
 
 
 @every_guide
