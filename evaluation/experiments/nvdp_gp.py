@@ -63,7 +63,9 @@ def run(hyperparameters: str, scale_name: str, seeds: list[int], workshop: Works
             "seed": seed,
             **{c: found[c].mean() for c in (*SCORES, "rmse", "crps", "within_1sd", "within_2sd")},
         }
-        drawn = score_tasks(method.model, method.guide, batches[: len(batches) // 3], weights="samples", num_samples=10)
+        drawn = score_tasks(
+            method.model, method.guide, batches[: max(1, len(batches) // 3)], weights="samples", num_samples=10
+        )
         row |= {"ll, 10 draws": drawn.ll.mean(), "joint_pll, 10 draws": drawn.joint_pll.mean()}
         row["parameters"] = parameter_count(method.model, method.guide)
         row["final_kl"] = history[-1].get("kl", float("nan"))
