@@ -77,9 +77,8 @@ class DropoutNormal(TorchDistribution):
         # the rates keep their own shape and broadcast: particles cost nothing until something is drawn
         new = self._get_checked_instance(DropoutNormal, _instance)
         new.weight, new.rates = self.weight, self.rates
-        for name in ("_matrix", "_variance"):
-            if name in self.__dict__:
-                new.__dict__[name] = self.__dict__[name]
+        if "_matrix" in self.__dict__:
+            new._matrix = self._matrix
         super(DropoutNormal, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
