@@ -203,10 +203,15 @@ def summary(table: pd.DataFrame, by: str = "model") -> pd.DataFrame:
         row: dict[str, Any] = {by: name, "seeds": part["seed"].nunique() if "seed" in part else 1}
         for column in numeric:
             values = part[column].dropna()
-            error = f" ± {values.sem():.3f}" if len(values) > 1 else ""
-            row[column] = f"{values.mean():.3f}{error}" if len(values) else ""
+            row[column] = _mean_and_error(values) if len(values) else ""
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _mean_and_error(values: pd.Series) -> str:
+    if values.nunique() == 1 and float(values.iloc[0]).is_integer() and len(values) > 1:
+        return str(int(values.iloc[0]))  # a count, the same for every seed
+    return f"{values.mean():.3f}" + (f" ± {values.sem():.3f}" if len(values) > 1 else "")
 
 
 def signed(values: Iterable[float]) -> str:
