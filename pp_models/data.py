@@ -17,7 +17,7 @@ def _shape(tensor: Tensor) -> str:
     return "[" + ", ".join(str(size) for size in tensor.shape) + "]"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Points of one task, or of a batch of tasks padded to the same number of points.
 
@@ -89,6 +89,10 @@ class Dataset:
         object.__setattr__(new, "y", y)
         object.__setattr__(new, "mask", mask)
         return new
+
+    def __repr__(self) -> str:
+        parts = {"x": self.x, "y": self.y, "mask": self.mask}
+        return f"Dataset({', '.join(f'{name}: {_shape(t)}' for name, t in parts.items() if t is not None)})"
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -214,7 +218,7 @@ class Dataset:
         return Dataset._trusted(x, y, mask)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TaskBatch:
     """Context and target points of the same tasks.
 
@@ -253,6 +257,9 @@ class TaskBatch:
             empty = not bool(self.target.mask.any())
         if empty:
             raise DataError("target: it has no points; at least one is needed to score a prediction")
+
+    def __repr__(self) -> str:
+        return f"TaskBatch(context={self.context}, target={self.target})"
 
     @property
     def full(self) -> Dataset:

@@ -255,3 +255,9 @@ def test_task_batches_select_tasks_with_their_truth():
 def test_a_dataset_cannot_be_reassigned():
     with pytest.raises(AttributeError):
         d().x = x(1, 1)
+
+
+def test_a_data_set_shows_its_shapes_and_not_its_numbers():
+    data = Dataset(torch.zeros(2, 3, 1), torch.zeros(2, 3, 4), torch.ones(2, 3, dtype=torch.bool))
+    assert repr(data) == "Dataset(x: [2, 3, 1], y: [2, 3, 4], mask: [2, 3])"
+    assert repr(TaskBatch(data, data)) == f"TaskBatch(context={data}, target={data})"
