@@ -33,6 +33,7 @@ class Scale:
         batch_size: tasks a step.
         learning_rate: of Adam.
         betas: of Adam.
+        max_grad_norm: gradient norms are clipped to this; None for no clipping.
         test_batches: test batches.
         test_batch_size: tasks in each; all tasks of a batch share their number of context points.
     """
@@ -43,6 +44,7 @@ class Scale:
     batch_size: int
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float | None = None
     test_batches: int = 150
     test_batch_size: int = 4
 
@@ -147,6 +149,7 @@ class Workshop:
             checkpoint_dir=self.folder / "fits" / key / f"{name}-seed{seed}",
             resume=True,
             progress=self.progress,
+            max_grad_norm=scale.max_grad_norm,
         )
         return method, result.history
 

@@ -20,7 +20,7 @@ SCALES = {
 }
 METHODS = {
     "smoke": ["nvdp", "cnp", "np", "np+cnp+vp"],
-    "small": ["nvdp", "cnp", "np", "np+vp", "np+cnp+vp"],
+    "small": ["nvdp", "cnp", "np", "np+cnp+vp", "np+vp"],
     "paper": ["nvdp", "nvdp+det", "cnp", "np", "np+vp", "np+cnp", "np+cnp+vp", "anp"],
 }
 #: floor of the predictive standard deviation of every method's head
@@ -49,6 +49,8 @@ def train_all(
 def run(hyperparameters: str, scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     """Trains the methods on RBF tasks and scores them on the same test tasks as the exact GP."""
     scale, names = SCALES[scale_name], METHODS[scale_name]
+    if (hyperparameters, scale_name) == ("fixed", "small"):
+        names = names[:4]
     test = tasks.gp_test("rbf", scale.test_batch_size, hyperparameters=hyperparameters)
     batches = [test.batch(i) for i in range(scale.test_batches)]
     oracle, oracle_free = score_oracle(batches, FLOOR), score_oracle(batches)
