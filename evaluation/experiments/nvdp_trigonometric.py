@@ -69,8 +69,8 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
         )
     )
     outcome.notes = [
-        "NVDP here reads the encoder's representation as well as its rates, as the paper's demo does. Contexts of 1 to 96 "
-        "points are trained on, so that few points are not out of range."
+        "NVDP here reads the encoder's representation as well as its rates, as the paper's demo does. Contexts of 1 to "
+        "96 points are trained on, so that few points are not out of range."
     ]
     if scale.max_grad_norm is not None:
         outcome.notes.append(f"Gradient norms of every method are clipped to {scale.max_grad_norm}.")
