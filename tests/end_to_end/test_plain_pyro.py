@@ -1,0 +1,62 @@
+"""Models and guides in plain Pyro: its ELBOs, its AutoGuides, Predictive and NUTS take them as they are."""
+
+import math
+
+import pyro
+import pytest
+from pyro.infer import MCMC, NUTS, SVI, Predictive, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoDelta, AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoNormal
+
+from guides import AmortisedMeanFieldGuide, BernoulliExpertGuide, MCDropoutGuide
+from pp_models import BayesianNetwork, tasks
+
+SHAPES = {"layer_0.weight": (8, 2), "layer_1.weight": (8, 9), "layer_2.weight": (1, 9)}
+
+
+@pytest.fixture
+def model():
+    return BayesianNetwork([1, 8, 8, 1])
+
+
+@pytest.fixture
+def batch():
+    return tasks.gp("rbf", 4, 0).batch(0)
+
+
+def step(model, guide, data, loss):
+    return SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), loss).step(data)
+
+
+@pytest.mark.parametrize("guide_class", [BernoulliExpertGuide, AmortisedMeanFieldGuide, MCDropoutGuide])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        Trace_ELBO(num_particles=3, vectorize_particles=True),
+        TraceMeanField_ELBO(num_particles=2),
+        TraceGraph_ELBO(),
+        RenyiELBO(alpha=0.5, num_particles=2),
+    ],
+    ids=lambda loss: type(loss).__name__,
+)
+def test_pyros_objectives_take_every_guide(model, batch, guide_class, loss):
+    assert math.isfinite(step(model, guide_class(model, width=8), batch.full, loss))
+
+
+@pytest.mark.parametrize("guide_class", [BernoulliExpertGuide, AmortisedMeanFieldGuide, MCDropoutGuide])
+def test_predictive_draws_latents_and_outputs(model, batch, guide_class):
+    drawn = Predictive(model, guide=guide_class(model, width=8), num_samples=5, parallel=True)(batch.full)
+    assert {site: tuple(drawn[site].shape) for site in SHAPES} == {s: (5, 4, *shape) for s, shape in SHAPES.items()}
+    assert drawn["y"].shape == (5, *batch.full.y.shape)
+
+
+@pytest.mark.parametrize("guide_class", [AutoNormal, AutoDelta, AutoMultivariateNormal, AutoLowRankMultivariateNormal])
+def test_pyros_autoguides_take_one_data_set(model, batch, guide_class):
+    assert math.isfinite(step(model, guide_class(model), batch.full[0], Trace_ELBO()))
+
+
+def test_nuts_runs_on_one_data_set(model, batch):
+    sampler = MCMC(NUTS(model), num_samples=3, warmup_steps=2, disable_progbar=True)
+    sampler.run(batch.context[0])
+    assert {site: tuple(v.shape) for site, v in sampler.get_samples().items()} == {
+        s: (3, *v) for s, v in SHAPES.items()
+    }
