@@ -12,7 +12,9 @@ from evaluation.metrics import crps, log_likelihoods, rmse, sigma_coverage
 from inference import predict
 from pp_models import TaskBatch, oracle_joint_log_likelihood, oracle_log_likelihood
 
-SCORES = ("ll", "rll", "pll", "joint_ll", "joint_pll")
+#: of one draw (mean weights) the joint forms equal the marginal ones and say nothing more
+MARGINAL = ("ll", "rll", "pll")
+SCORES = (*MARGINAL, "joint_ll", "joint_pll")
 
 
 def score_tasks(

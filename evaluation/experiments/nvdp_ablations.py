@@ -9,7 +9,7 @@ from evaluation.experiments.experiment import Check, Outcome, Scale, Workshop, s
 from evaluation.experiments.nvdp_gp import FLOOR
 from evaluation.methods import METHODS, Task
 from evaluation.metrics import rate_spread
-from evaluation.scoring import SCORES, score_oracle, score_tasks
+from evaluation.scoring import MARGINAL, score_oracle, score_tasks
 from pp_models import tasks
 
 SCALES = {
@@ -40,7 +40,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
             method, history = workshop.train(key, name, task, stream, scale, seed)
             found = score_tasks(method.model, method.guide, batches)
             last = [row["kl"] for row in history[-max(1, len(history) // 10) :]]
-            row = {"model": name, "seed": seed, **{c: found[c].mean() for c in SCORES}}
+            row = {"model": name, "seed": seed, **{c: found[c].mean() for c in MARGINAL}}
             row |= {"kl": sum(last) / len(last), "rate_spread": _hidden_spread(method.guide, many.context), **half}
             rows.append(row)
     table = pd.DataFrame(rows)
@@ -98,7 +98,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
         "probability, averaged over the hidden layers.",
     ]
     outcome.tables["Variants"] = pd.DataFrame([{"model": n, "what": METHODS[n][0]} for n in VARIANTS])
-    limits = {c: float(oracle[c].mean()) for c in SCORES}
+    limits = {c: float(oracle[c].mean()) for c in MARGINAL}
     outcome.figures["comparison"] = (plots.comparison_plot(table, limits), "Test log-likelihood, one dot a seed.")
     return outcome
 
