@@ -2,21 +2,25 @@
 
 Run: python -m evaluation.results_page runs/nvdp docs/results/nvdp.md
 
-What stands above the marker line of the page is kept; all below it is made anew from each run's ``results.json``.
+What stands above the marker line of the page is kept; all below it is made anew from each run's ``results.json`` and
+pictures, which are copied, smaller, into a folder beside the page.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
 
 import pandas as pd
+from PIL import Image
 
 from evaluation.experiments.experiment import Check, check_table, summary
 from inference.checkpoint import write_atomically
 
 MARKER = "<!-- measured -->"
+PICTURE_WIDTH = 800
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
@@ -26,8 +30,22 @@ def markdown_table(frame: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
-def measured(runs: str | Path) -> str:
+def small_picture(path: Path) -> bytes:
+    """A PNG at most ``PICTURE_WIDTH`` wide with a palette: a tenth of the bytes, and as readable on a page."""
+    picture = Image.open(path).convert("RGB")
+    width = min(PICTURE_WIDTH, picture.width)
+    picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.quantize(128).save(buffer, "png", optimize=True)
+    return buffer.getvalue()
+
+
+def measured(runs: str | Path, pictures: Path) -> str:
     """The Markdown of every run under a folder, in the order of their names.
+
+    Args:
+        runs: folder of runs.
+        pictures: existing folder, beside the page, that the runs' pictures are copied to.
 
     Raises:
         ValueError: the folder holds no results.
@@ -43,6 +61,11 @@ def measured(runs: str | Path) -> str:
         parts.append(markdown_table(summary(pd.DataFrame(result["table"]))) + "\n")
         if result["checks"]:
             parts.append(markdown_table(check_table(Check(**check) for check in result["checks"])) + "\n")
+        for picture in sorted(path.parent.glob("*.png")):
+            if picture.stem != "learning":
+                name = f"{path.parent.name}-{picture.name}"
+                write_atomically(pictures / name, small_picture(picture))
+                parts.append(f"![{result['name']}: {picture.stem}]({pictures.name}/{name})\n")
     return "\n".join(parts)
 
 
@@ -56,7 +79,9 @@ def write_page(runs: str | Path, page: str | Path) -> None:
     head, marker, _ = page.read_text().partition(MARKER)
     if not marker:
         raise ValueError(f"page: {page} has no line {MARKER}")
-    write_atomically(page, f"{head}{MARKER}\n\n{measured(runs)}".encode())
+    pictures = page.with_suffix("")
+    pictures.mkdir(exist_ok=True)
+    write_atomically(page, f"{head}{MARKER}\n\n{measured(runs, pictures)}".encode())
 
 
 if __name__ == "__main__":
