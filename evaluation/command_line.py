@@ -47,7 +47,7 @@ def _words(value: object) -> str:
         if value != value:
             return "–"
         return str(int(value)) if value.is_integer() and abs(value) >= 1000 else f"{value:.3f}"
-    return str(value)
+    return "–" if str(value) == "<NA>" else str(value)
 
 
 def _prepare() -> None:

@@ -22,7 +22,7 @@ from pp_models import TaskBatch, oracle_predict, tasks
 
 #: methods of the demo, and steps of each as a share of NVDP's on GP tasks
 GP_METHODS = {"nvdp": 1.0, "cnp": 1.0, "np": 1.0}
-IMAGE_METHODS = {"nvdp+det": 0.6, "nvdp": 0.4, "cnp": 0.8}
+IMAGE_METHODS = {"nvdp+det": 0.6, "nvdp": 0.2, "cnp": 0.5}
 FLOOR = 0.1
 
 
