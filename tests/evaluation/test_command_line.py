@@ -205,7 +205,10 @@ BAD_FITS = {
     "negative seed": (["--seed", "-1"], "seed: got -1; it must be a non-negative integer below 2^63"),
     "huge seed": (["--seed", "9" * 30], "seed: got 999999999999999999999999999999; it must be a non-negative integer"),
     "width": (["--width", "0"], "width: got 0; it must be at least 1"),
-    "width for the heads": (["--model", "anp", "--width", "12"], "representation_dim: got 12; attention needs a multiple"),
+    "width for the heads": (
+        ["--model", "anp", "--width", "12"],
+        "representation_dim: got 12; attention needs a multiple",
+    ),
     "batch size": (["--batch-size", "0"], "batch_size: got 0; it must be at least 1"),
     "learning rate": (["--learning-rate", "nan"], "learning_rate: got nan; it must be positive and finite"),
     "beta": (["--beta", "nan"], "beta: got nan; it must be finite and not negative"),
