@@ -21,6 +21,8 @@ from inference.checkpoint import write_atomically
 
 MARKER = "<!-- measured -->"
 PICTURE_WIDTH = 800
+#: a run's further tables are shown up to this length
+MOST_ROWS = 12
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
@@ -61,6 +63,10 @@ def measured(runs: str | Path, pictures: Path) -> str:
         parts.append(markdown_table(summary(pd.DataFrame(result["table"]))) + "\n")
         if result["checks"]:
             parts.append(markdown_table(check_table(Check(**check) for check in result["checks"])) + "\n")
+        for table in sorted(path.parent.glob("*.csv")):
+            frame = pd.read_csv(table)
+            if table.name != "table.csv" and len(frame) <= MOST_ROWS:
+                parts.append(f"{table.stem.replace('-', ' ').capitalize()}:\n\n{markdown_table(frame.round(3))}\n")
         for picture in sorted(path.parent.glob("*.png")):
             if picture.stem != "learning":
                 name = f"{path.parent.name}-{picture.name}"
