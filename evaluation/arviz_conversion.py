@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from evaluation.arviz_container import SAMPLE_DIMS, Variable, choose_container, pack
+from inference.objectives.task_objective import sample_sites
+from inference.predict import seeded
 from pp_models.data import Dataset, TaskBatch
 
 OBSERVED = "y"
@@ -81,7 +83,7 @@ def to_arviz(
         raise ValueError("data: y is None; a posterior needs observed outputs (to predict y use inference.predict)")
     seen, scored = _existing_points(seen), _existing_points(scored)
     sizes = [min(chunk_size, num_samples - start) for start in range(0, num_samples, chunk_size)]
-    with torch.no_grad(), _seeded(seed, seen.x.device):
+    with torch.no_grad(), seeded(seed, seen.x.device):
         split = isinstance(data, TaskBatch)
         groups = _joined(_posterior_chunk(model, guide, seen, scored if split else None, n) for n in sizes)
         with suppress(NotImplementedError):  # an improper prior cannot be drawn from
@@ -165,15 +167,7 @@ def _prior_chunk(model: Callable, inputs: Dataset, n: int) -> dict[str, dict[str
 
 
 def _latent_sites(trace: poutine.Trace) -> dict[str, Any]:
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and name != OBSERVED and not site["is_observed"] and not _is_plate(site)
-    }
-
-
-def _is_plate(site: Any) -> bool:
-    return type(site["fn"]).__name__ == "_Subsample"
+    return {name: site for name, site in sample_sites(trace) if name != OBSERVED and not site["is_observed"]}
 
 
 def _own_task_dims(site: Any, shape: torch.Size) -> list[bool]:
@@ -198,8 +192,8 @@ def _weights(
         return result
 
     from_prior = [site for name, site in latents.items() if name not in guide_trace.nodes]  # they cancel in the weight
-    log_p = total(site for site in trace.nodes.values() if site["type"] == "sample" and not _is_plate(site))
-    log_q = total(site for site in guide_trace.nodes.values() if site["type"] == "sample" and not _is_plate(site))
+    log_p = total(site for _, site in sample_sites(trace))
+    log_q = total(site for _, site in sample_sites(guide_trace))
     log_q = log_q + total(from_prior)
     dims = _task_dims(shape) if by_task else ()
     values = {"log_p": log_p, "log_q": log_q, "log_weight": log_p - log_q}
@@ -326,14 +320,3 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 
 def _name(callable_: Callable) -> str:
     return getattr(callable_, "__name__", type(callable_).__name__)
-
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Draws from ``seed`` and leaves the global generators as they were; does nothing without a seed."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

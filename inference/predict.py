@@ -15,7 +15,7 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from inference.objectives.task_objective import PARTICLE_PLATE
+from inference.objectives.task_objective import PARTICLE_PLATE, sample_sites
 from pp_models.data import DataError, Dataset, TaskBatch
 
 
@@ -263,11 +263,6 @@ def sample_posterior(
     with seeded(seed, data.x.device), pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - len(data.batch_shape)):
         trace = poutine.trace(guide).get_trace(data)
     return {
-        name: site["value"].expand(
-            torch.Size([num_samples]) + data.batch_shape + site["fn"].event_shape
-            if site["fn"].event_shape
-            else torch.Size([num_samples]) + data.batch_shape
-        )
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample"
+        name: site["value"].expand(torch.Size([num_samples]) + data.batch_shape + site["fn"].event_shape)
+        for name, site in sample_sites(trace)
     }

@@ -263,6 +263,7 @@ class TaskObjective(ELBO):
 
 
 def is_point_mass(fn: Any) -> bool:
+    """Whether a distribution is a Delta, whatever dimensions it declares as its event."""
     while isinstance(fn, torch.distributions.Independent):
         fn = fn.base_dist
     return isinstance(fn, pyro.distributions.Delta)
