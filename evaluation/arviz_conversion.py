@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from evaluation.arviz_container import SAMPLE_DIMS, Variable, choose_container, pack
-from inference.objectives.task_objective import sample_sites
+from inference.objectives.independent_plates import sample_sites
 from inference.predict import seeded
 from pp_models.data import Dataset, TaskBatch
 

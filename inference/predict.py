@@ -15,7 +15,7 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from inference.objectives.task_objective import PARTICLE_PLATE, sample_sites
+from inference.objectives.independent_plates import PARTICLE_PLATE, sample_sites
 from pp_models.data import DataError, Dataset, TaskBatch
 
 

@@ -3,6 +3,7 @@
 from pp_models import tasks
 from pp_models.bayesian_network import BayesianNetwork
 from pp_models.data import DataError, Dataset, TaskBatch
+from pp_models.dirichlet_sweeps import dirichlet_sweeps
 from pp_models.gp_oracle import oracle_joint_log_likelihood, oracle_log_likelihood, oracle_predict
 from pp_models.likelihoods import (
     BernoulliLikelihood,
@@ -26,6 +27,7 @@ __all__ = [
     "LogUniformPrior",
     "NeuralProcess",
     "TaskBatch",
+    "dirichlet_sweeps",
     "oracle_joint_log_likelihood",
     "oracle_log_likelihood",
     "oracle_predict",

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from inference.objectives.task_objective import Branches, TaskObjective
+from inference.objectives.kl_objective import Branches, KLObjective
 from pp_models.data import TaskBatch
 
 
-class TaskELBO(TaskObjective):
+class TaskELBO(KLObjective):
     """ELBO(D) = E_q(W | D)[log p(y | x, W)] - β KL(q(W | D) ‖ p(W)) for each task, on its whole data set D.
 
     The KL is analytic where ``torch.distributions.kl`` has it and Monte-Carlo elsewhere. Arguments other than a
     TaskBatch or Dataset are passed to model and guide unchanged, so any Pyro pair can be used.
 
+    Gradients (``estimator``):
+
+    * ``"pathwise"``: reparameterised, with score functions for the sites that cannot be;
+    * ``"stl"``, sticking the landing (Roeder et al. 2017): the KL by Monte-Carlo without the score of q, so that the
+      gradient is exactly zero where the guide is the posterior;
+    * ``"score"``: score functions everywhere. The baseline of a particle is the mean of the others (Kool et al. 2019),
+      so take at least two.
+
     Args:
         on: which points of a TaskBatch are the data set: ``"full"`` or ``"context"``.
-        **options: see :class:`TaskObjective`.
+        estimator: ``"pathwise"``, ``"stl"`` or ``"score"``.
+        **options: see :class:`KLObjective`.
 
     Example:
         >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TaskELBO(num_particles=4))
         >>> svi.step(batch)
     """
+
+    estimators = ("pathwise", "stl", "score")
 
     def __init__(self, num_particles: int = 1, *, on: str = "full", **options: Any) -> None:
         super().__init__(num_particles, **options)
@@ -32,4 +43,4 @@ class TaskELBO(TaskObjective):
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
         if args and isinstance(args[0], TaskBatch):
             args = (args[0].full if self.on == "full" else args[0].context, *args[1:])
-        return Branches(self.run_guide(guide, args, kwargs), None, args)
+        return Branches(self.run_guide(guide, args, kwargs), None, args, args)

@@ -7,10 +7,12 @@ from typing import Any
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 
-from inference.objectives.task_objective import Branches, TaskObjective, context_and_full, is_point_mass, sample_sites
+from inference.objectives.independent_plates import is_point_mass, sample_sites
+from inference.objectives.kl_objective import Branches, KLObjective
+from inference.objectives.task_objective import context_and_full
 
 
-class NPVI(TaskObjective):
+class NPVI(KLObjective):
     """E_q(z | D)[log p(y_D | x_D, z)] - β KL(q(z | D) ‖ q(z | D_c)) for each task (Garnelo et al. 2018, eq. 9).
 
     Samples come from the guide on the whole task, which no prediction can do: the train/test mismatch that
@@ -20,7 +22,7 @@ class NPVI(TaskObjective):
     always computed from the context, as in the papers.
 
     Args:
-        **options: see :class:`TaskObjective`.
+        **options: see :class:`KLObjective`.
     """
 
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
@@ -32,4 +34,4 @@ class NPVI(TaskObjective):
             if is_point_mass(site["fn"]):
                 path.add_node(name, **site)
         posterior = self.run_guide(poutine.replay(guide, trace=path), (full, *rest), kwargs)
-        return Branches(posterior, reference, (full, *rest))
+        return Branches(posterior, reference, (full, *rest), (full, *rest))

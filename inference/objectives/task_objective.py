@@ -1,54 +1,39 @@
-"""What every objective shares: running guide and model on one batch of tasks and reading bounds per task."""
+"""What every objective shares: Pyro's contract, particles, and one bound for each task."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import kl_divergence
 
-from guides.local_reparameterization import is_gaussian_weight, local_reparameterization
+from inference.objectives.independent_plates import PARTICLE_PLATE, sample_sites
 from pp_models.data import Dataset, TaskBatch
-from pp_models.task_plates import TASK_PLATE
+from pp_models.parameter_module import ParameterModule
 
-PARTICLE_PLATE = "particles"
-KL_REDUCTIONS = ("sum", "mean")
-
-
-@dataclass
-class Branches:
-    """The runs that an objective compares.
-
-    Args:
-        posterior: the guide's trace that the model is replayed against.
-        reference: the trace whose distributions the KL is taken to; None for the model's prior.
-        model_args: what the model is called with.
-    """
-
-    posterior: Trace
-    reference: Trace | None
-    model_args: tuple
+Draws = TypeVar("Draws")
 
 
 @dataclass
 class BoundTerms:
-    """An objective on a batch of tasks, term by term; every tensor is per task ``[*B]`` and keeps its gradient.
+    """An objective on a batch of tasks, term by term; every tensor is per task ``[*B]``.
 
     Args:
-        bound: what is maximised.
-        log_likelihood: expected log-likelihood of the scored points, in nats.
+        bound: what is maximised (for an upper bound: minimised); its gradient is the estimator's.
+        log_likelihood: log-likelihood of the scored points under the guide's draws, in nats.
         kl: the divergence, reduced over weights as the objective reduces it (before β).
         points: number of scored values (points times output dimensions).
         kl_by_site: KL in nats (summed) by latent site.
+        log_weights: logarithm of the unnormalised importance weights of the particles ``[K, *B]``, detached; None
+            where the objective forms none and diagnostics were not asked for.
+        scale: full over subsampled number of tasks, where the model subsamples its task plate.
     """
 
     bound: Tensor
@@ -56,55 +41,74 @@ class BoundTerms:
     kl: Tensor
     points: Tensor
     kl_by_site: dict[str, Tensor] = field(default_factory=dict)
+    log_weights: Tensor | None = None
+    scale: float = 1.0
+
+    @property
+    def ess(self) -> Tensor | None:
+        """Effective sample size of each task's weights, (Σ w)² / Σ w², between 1 and K; None without weights."""
+        return None if self.log_weights is None else effective_sample_size(self.log_weights)
+
+    @property
+    def share_below_2(self) -> Tensor | None:
+        """Share of tasks whose effective sample size is below 2: one particle decides their gradient."""
+        return None if self.ess is None else (self.ess < 2).to(self.bound.dtype).mean()
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    """(Σ w)² / Σ w² over the first dimension ``[K, *B]`` → ``[*B]``."""
+    return (2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0)).exp()
+
+
+def log_mean_exp(values: Tensor) -> Tensor:
+    """log of the mean of exp over the first dimension."""
+    return torch.logsumexp(values, 0) - torch.log(values.new_tensor(float(values.shape[0])))
 
 
 class TaskObjective(ELBO):
-    """Base of the objectives that are bounds per task.
+    """Base of the objectives: one bound for each task, summed (or averaged) into a loss.
+
+    Plates are read off the traces. Vectorised particles are a plate to the left of all others.
 
     Args:
-        num_particles: posterior draws per task.
-        beta: weight of the KL.
-        kl_reduction: ``"sum"`` over the entries of every latent site, as an evidence bound needs; ``"mean"`` over the
-            entries of each site and then over sites, as NVDP's released code does (about 60,000 times weaker on a
-            128-unit network; with the sum NVDP's rates stop depending on the task).
-        normalize: report and maximise per scored value (the mean over points and output dimensions) instead of nats
-            per task; by default with ``kl_reduction="mean"`` only, which is the released code's loss.
-        local_reparameterization: draw pre-activations instead of Gaussian weights; needs analytic KLs.
+        num_particles: draws per task, K.
+        normalize: report and maximise per scored value (the mean over points and output dimensions, then over tasks)
+            instead of nats per task, summed.
         vectorize_particles: evaluate the particles in one pass.
-        max_plate_nesting: plates of the model, where they cannot be read off the data.
+        max_plate_nesting: plates of the model. For the library's models it is the number of task dimensions of the
+            data; for any other model it is found by running it once.
 
     Raises:
         ValueError: an argument out of range.
     """
 
+    #: -1 for an upper bound, which is minimised
+    sign = 1.0
+
     def __init__(
         self,
         num_particles: int = 1,
         *,
-        beta: float = 1.0,
-        kl_reduction: str = "sum",
-        normalize: bool | None = None,
-        local_reparameterization: bool = False,
+        normalize: bool = False,
         vectorize_particles: bool = True,
         max_plate_nesting: float = float("inf"),
     ) -> None:
         if num_particles < 1:
             raise ValueError(f"num_particles: got {num_particles}; it must be at least 1")
-        if not 0 <= beta < float("inf"):
-            raise ValueError(f"beta: got {beta}; it must be finite and not negative")
-        if kl_reduction not in KL_REDUCTIONS:
-            raise ValueError(f"kl_reduction: got {kl_reduction!r}; it must be one of {', '.join(KL_REDUCTIONS)}")
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         self.max_plate_nesting = max_plate_nesting
-        self.beta = beta
-        self.kl_reduction = kl_reduction
-        self.normalize = kl_reduction == "mean" if normalize is None else normalize
-        self.local_reparameterization = local_reparameterization
+        self.normalize = normalize
 
     # -- what a subclass says -----------------------------------------------------------------------------------
 
-    def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
-        """Runs the guide on the data that the objective shows it."""
+    def draw(
+        self, model: Any, guide: Any, args: tuple, kwargs: dict, particles: AbstractContextManager, diagnostics: bool
+    ) -> Any:
+        """Runs guide and model once; a dataclass of tensors ``[K, *B]``."""
+        raise NotImplementedError
+
+    def combine(self, draws: Any) -> BoundTerms:
+        """The bound from the draws of all particles."""
         raise NotImplementedError
 
     # -- Pyro's contract ----------------------------------------------------------------------------------------
@@ -115,7 +119,7 @@ class TaskObjective(ELBO):
 
     def reduce(self, terms: BoundTerms) -> Tensor:
         """The loss from the terms."""
-        return -terms.bound.mean() if self.normalize else -terms.bound.sum()
+        return -self.sign * (terms.bound.mean() if self.normalize else terms.scale * terms.bound.sum())
 
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
         """The loss as a number, without gradients."""
@@ -130,8 +134,9 @@ class TaskObjective(ELBO):
         return loss.detach()
 
     def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
-        runs = self.run_branches(model, guide, args, kwargs)
-        return self.run_model(model, runs.posterior, runs.model_args, kwargs), runs.posterior
+        """One pair of traces for Pyro's own tools: the guide on the data, the model replayed against it."""
+        guide_trace = self.run_guide(guide, args, kwargs)
+        return self.run_model(model, guide_trace, args, kwargs), guide_trace
 
     # -- machinery ----------------------------------------------------------------------------------------------
 
@@ -140,196 +145,75 @@ class TaskObjective(ELBO):
         return poutine.trace(guide).get_trace(*args, **kwargs)
 
     def run_model(self, model: Callable, guide_trace: Trace, args: tuple, kwargs: dict) -> Trace:
-        """One trace of the model with the guide's values."""
-        return poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        """One trace of the model with the guide's values.
 
-    def _nesting(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> int:
-        if args and isinstance(args[0], Dataset | TaskBatch):
-            return len(args[0].batch_shape)
-        if self.max_plate_nesting == float("inf"):
-            particles, self.num_particles = self.num_particles, 1
-            self._guess_max_plate_nesting(model, guide, args, kwargs)
-            self.num_particles = particles
-        return int(self.max_plate_nesting)
+        Raises:
+            ValueError: the model has a latent site that the guide lacks.
+        """
+        trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        for name, site in sample_sites(trace):
+            if not site["is_observed"] and name not in guide_trace:
+                raise ValueError(f"site {name!r}: the model samples it, but the guide does not")
+        return trace
 
-    def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> BoundTerms:
-        """Runs guide and model once (all particles) and returns the bound, term by term and per task."""
+    def terms(self, model: Any, guide: Any, *args: Any, diagnostics: bool = False, **kwargs: Any) -> BoundTerms:
+        """Runs guide and model (all particles) and returns the bound, term by term and per task.
+
+        Args:
+            model: the model.
+            guide: its guide.
+            *args: passed to both; a TaskBatch or Dataset first for the library's models.
+            diagnostics: also the importance weights of the draws, for objectives that form none; from the same pass.
+            **kwargs: passed to both.
+
+        Raises:
+            ValueError: the pair cannot be trained with this objective; the message says why.
+            DataError: data that do not fit the model.
+        """
         if hasattr(model, "check") and args:  # here, for Pyro's traces add the shapes of all sites to the message
             parts = (args[0].context, args[0].target) if isinstance(args[0], TaskBatch) else (args[0],)
             for part in parts:
                 if isinstance(part, Dataset):
                     model.check(part)
-        if self.num_particles > 1 and not self.vectorize_particles:
-            runs = [self._terms(model, guide, args, kwargs) for _ in range(self.num_particles)]
-            average = {
-                name: torch.stack([getattr(run, name) for run in runs]).mean(0)
-                for name in ("bound", "log_likelihood", "kl", "points")
-            }
-            sites = {s: torch.stack([run.kl_by_site[s] for run in runs]).mean(0) for s in runs[0].kl_by_site}
-            return BoundTerms(**average, kl_by_site=sites)
         if self.num_particles == 1:
-            return self._terms(model, guide, args, kwargs)
-        nesting = self._nesting(model, guide, args, kwargs)
-        return self._terms(model, guide, args, kwargs, pyro.plate(PARTICLE_PLATE, self.num_particles, dim=-1 - nesting))
-
-    def _terms(self, model: Any, guide: Any, args: tuple, kwargs: dict, particles: Any = None) -> BoundTerms:
-        # the particle plate is inside, so that the handler sees sites that it has expanded: each particle its own noise
-        handler = local_reparameterization(lazy=True) if self.local_reparameterization else nullcontext()
-        with handler, particles or nullcontext():
-            runs = self.run_branches(model, guide, args, kwargs)
-            model_trace = self.run_model(model, runs.posterior, runs.model_args, kwargs)
-        reference = runs.reference
-        dims = task_dims(model_trace, runs.posterior)
-        log_likelihood, points = self._log_likelihood(model_trace, dims)
-        kls: dict[str, Tensor] = {}
-        means: list[Tensor] = []
-        for name, site in sample_sites(runs.posterior):
-            if site["is_observed"] or site["infer"].get("is_auxiliary", False):
-                continue
-            if reference is not None and is_point_mass(site["fn"]):
-                continue  # a deterministic path: both branches hold a point mass, which no divergence can tie
-            other: Any = (model_trace if reference is None else reference).nodes.get(name)
-            if other is None:
-                raise ValueError(f"site {name!r}: the guide samples it, but {self._reference_name(reference)} does not")
-            value = self._kl(name, site, other)
-            if value is None:
-                continue
-            kls[name] = share(per_task(value, site, dims), log_likelihood.shape)
-            means.append(kls[name] / max(site["fn"].event_shape.numel(), 1))
-        zero = torch.zeros_like(log_likelihood)
-        if not kls:
-            kl = zero
-        elif self.kl_reduction == "sum":
-            kl = sum(kls.values(), zero)
+            draws = self.draw(model, guide, args, kwargs, nullcontext(), diagnostics)
+        elif self.vectorize_particles:
+            plate = pyro.plate(PARTICLE_PLATE, self.num_particles, dim=-1 - self._nesting(model, guide, args, kwargs))
+            draws = self.draw(model, guide, args, kwargs, plate, diagnostics)
         else:
-            kl = sum(means, zero) / len(means)
-        bound = log_likelihood - self.beta * kl
-        if self.normalize:
-            per_value = points.clamp_min(1.0)
-            # the released code: mean log-density over points and output dimensions, KL over the number of points
-            width = self._output_width(model_trace)
-            bound = log_likelihood / per_value - self.beta * kl / (per_value / width)
-        return BoundTerms(bound, log_likelihood, kl, points, kls)
+            each = [
+                self.draw(model, guide, args, kwargs, nullcontext(), diagnostics) for _ in range(self.num_particles)
+            ]
+            draws = joined(each)
+        return self.combine(draws)
 
-    @staticmethod
-    def _reference_name(reference: Trace | None) -> str:
-        return "the model" if reference is None else "the guide run on the other data"
-
-    def _kl(self, name: str, site: dict, other: dict) -> Tensor | None:
-        """KL of a guide site, ``None`` where it is zero by construction (a point mass under a flat prior)."""
-        p, q = site["fn"], other["fn"]
-        if isinstance(q, torch.distributions.Distribution) and getattr(q, "_mask", None) is False:
-            return None
-        try:
-            value = kl_divergence(p, q)
-        except NotImplementedError:
-            if self.local_reparameterization and is_gaussian_weight(p):
-                raise ValueError(
-                    f"local_reparameterization: got True, but the KL of site {name!r} "
-                    f"({type(p).__name__} to {type(q).__name__}) has no closed form; set it to False"
-                ) from None
-            if not p.has_rsample:
-                raise ValueError(
-                    f"site {name!r}: {type(p).__name__} cannot be reparameterised and its KL has no closed form; "
-                    "use pyro.infer.Trace_ELBO, whose score-function gradient needs neither"
-                ) from None
-            value = p.log_prob(site["value"]) - q.log_prob(site["value"])
-        return scale_and_mask(value, site["scale"], site["mask"])
-
-    @staticmethod
-    def _output_width(trace: Trace) -> float:
-        widths = [
-            site["fn"].event_shape[-1]
-            for _, site in sample_sites(trace)
-            if site["is_observed"] and len(site["fn"].event_shape) > 1
-        ]
-        return float(widths[0]) if widths else 1.0
-
-    def _log_likelihood(self, trace: Trace, dims: dict[int, int]) -> tuple[Tensor, Tensor]:
-        shape = torch.Size(dims.values())
-        total: Tensor | None = None
-        count: Tensor | None = None
-        for _, site in sample_sites(trace):
-            if not site["is_observed"]:
-                continue
-            value = scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
-            found = share(per_task(value, site, dims), shape)
-            values = share(per_task(num_values(site["fn"]).expand(value.shape), site, dims), shape)
-            total = found if total is None else total + found
-            count = values if count is None else count + values
-        if total is None or count is None:
-            raise ValueError("data: the model observed nothing (y is None?); an objective needs an observed site")
-        return total, count
+    def _nesting(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> int:
+        if self.max_plate_nesting == float("inf"):
+            if args and isinstance(args[0], Dataset | TaskBatch) and isinstance(model, ParameterModule):
+                return len(args[0].batch_shape)
+            data = args[0].full if args and isinstance(args[0], TaskBatch) else None
+            particles, self.num_particles = self.num_particles, 1
+            try:
+                devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+                with torch.no_grad(), torch.random.fork_rng(devices=devices):  # a resumed run must draw what it would
+                    self._guess_max_plate_nesting(model, guide, (data, *args[1:]) if data is not None else args, kwargs)
+            finally:
+                self.num_particles = particles
+        return int(self.max_plate_nesting)
 
 
-def is_point_mass(fn: Any) -> bool:
-    """Whether a distribution is a Delta, whatever dimensions it declares as its event."""
-    while isinstance(fn, torch.distributions.Independent):
-        fn = fn.base_dist
-    return isinstance(fn, pyro.distributions.Delta)
-
-
-def num_values(fn: Any) -> Tensor:
-    """Scored values in one draw of an observation: its event's size, less what a mask takes away."""
-    if isinstance(fn, pyro.distributions.MaskedDistribution):
-        base = num_values(fn.base_dist)
-        mask = fn._mask
-        return base if mask is True else base * torch.as_tensor(mask, dtype=base.dtype, device=base.device)
-    if isinstance(fn, torch.distributions.Independent):
-        inner = num_values(fn.base_dist)
-        ndims = fn.reinterpreted_batch_ndims
-        inner = inner.expand(torch.broadcast_shapes(inner.shape, fn.base_dist.batch_shape[-ndims:] if ndims else ()))
-        return inner.sum(dim=tuple(range(-ndims, 0))) if ndims else inner
-    parameter = next((p for p in vars(fn).values() if isinstance(p, Tensor)), torch.zeros(()))
-    dtype = parameter.dtype if parameter.dtype.is_floating_point else torch.get_default_dtype()
-    return torch.tensor(float(fn.event_shape.numel()), dtype=dtype, device=parameter.device)
-
-
-def sample_sites(trace: Trace) -> Iterator[tuple[str, Any]]:
-    """Name and content of the sample sites of a trace, plates left out."""
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and type(site["fn"]).__name__ != "_Subsample":
-            yield name, site
-
-
-def _task_frames(site: Any) -> dict[int, int]:
-    """Size of each task plate of a site, by its dim."""
-    return {
-        frame.dim: frame.size
-        for frame in site["cond_indep_stack"]
-        if frame.vectorized and (frame.name == TASK_PLATE or frame.name.startswith(TASK_PLATE + "_"))
-    }
-
-
-def task_dims(*traces: Trace) -> dict[int, int]:
-    """Sizes of the task plates of some traces by dim, leftmost first."""
-    found: dict[int, int] = {}
-    for trace in traces:
-        for _, site in sample_sites(trace):
-            found |= _task_frames(site)
-    return dict(sorted(found.items()))
-
-
-def per_task(value: Tensor, site: Any, dims: dict[int, int]) -> Tensor:
-    """Reduces a site's log-density to the task dimensions ``dims``: mean over particles, sum over every other plate.
-
-    A task dimension that the site is not in has size 1.
-    """
-    frames = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
-    keep = _task_frames(site)
-    for dim in range(-value.dim(), 0):
-        if frames.get(dim) == PARTICLE_PLATE:
-            value = value.mean(dim, keepdim=True)
-        elif dim not in keep:
-            value = value.sum(dim, keepdim=True)
-    return value.reshape([value.shape[dim] if dim >= -value.dim() else 1 for dim in dims])
-
-
-def share(value: Tensor, shape: torch.Size) -> Tensor:
-    """Expands a term to all tasks; one that several tasks share is divided among them, so that it counts once."""
-    if value.shape == shape:
-        return value
-    return value.expand(shape) * (value.numel() / max(shape.numel(), 1))
+def joined(passes: list[Draws]) -> Draws:
+    """Draws of several passes as those of one: tensors ``[k, *B]`` are joined, lists are appended."""
+    changes: dict[str, Any] = {}
+    for item in fields(passes[0]):  # type: ignore[arg-type]
+        values = [getattr(one, item.name) for one in passes]
+        if isinstance(values[0], Tensor):
+            changes[item.name] = torch.cat(values)
+        elif isinstance(values[0], dict):
+            changes[item.name] = {key: torch.cat([value[key] for value in values]) for key in values[0]}
+        elif isinstance(values[0], list):
+            changes[item.name] = [part for value in values for part in value]
+    return replace(passes[0], **changes)  # type: ignore[type-var]
 
 
 def context_and_full(data: Any) -> tuple[Dataset, Dataset]:

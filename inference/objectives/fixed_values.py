@@ -1,0 +1,137 @@
+"""The parts of gradient estimators: densities at values without gradient, values whose gradient is weighted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from inference.objectives.independent_plates import TaskAxes, is_point_mass, own_scale, per_particle, sample_sites
+
+
+class fixed_values(Messenger):
+    """Cuts the gradient from every drawn value to the parameters it was drawn with (enter it *outside* a trace).
+
+    What is computed from the value downstream, another site's distribution included, then sees a constant. Point
+    masses keep their gradient: they are functions of the data, not draws.
+    """
+
+    def _pyro_post_sample(self, msg) -> None:
+        if not msg["is_observed"] and type(msg["fn"]).__name__ != "_Subsample" and not is_point_mass(msg["fn"]):
+            msg["value"] = msg["value"].detach()
+
+
+def has_auxiliary_sites(guide_trace: Trace) -> bool:
+    """Whether the guide draws values that the model does not have (Pyro's AutoGuides do)."""
+    return any(site["infer"].get("is_auxiliary", False) for _, site in sample_sites(guide_trace))
+
+
+def drawn_sites(guide_trace: Trace) -> list[tuple[str, Any]]:
+    """The sites of a guide that are drawn: neither observed nor point masses."""
+    return [
+        (name, site)
+        for name, site in sample_sites(guide_trace)
+        if not site["is_observed"] and not is_point_mass(site["fn"])
+    ]
+
+
+def with_values(trace: Trace, change: Callable[[str, Any], Tensor]) -> Trace:
+    """A copy of a trace to replay, with the values of its unobserved sites changed; plates stay."""
+    copied = trace.copy()
+    for name, site in sample_sites(trace):
+        if not site["is_observed"]:
+            copied.nodes[name] = {**site, "value": change(name, site)}  # type: ignore[assignment]
+    return copied
+
+
+def only_drawn(trace: Trace) -> Trace:
+    """A trace to replay that sets drawn sites alone, so that point masses are computed anew."""
+    drawn = {name for name, _ in drawn_sites(trace)}
+    copied = trace.copy()
+    for name, _ in list(sample_sites(trace)):
+        if name not in drawn:
+            del copied.nodes[name]
+    return copied
+
+
+def log_density(site: Any, axes: TaskAxes, value: Tensor | None = None) -> Tensor:
+    """``[K, *B]`` log-density of one site (at another value, where given), without the task plates' scale."""
+    at = site["value"] if value is None else value
+    return per_particle(scale_and_mask(site["fn"].log_prob(at), own_scale(site, axes), site["mask"]), axes)
+
+
+def log_densities_at_fixed_values(
+    guide: Callable, guide_trace: Trace, axes: TaskAxes, args: tuple, kwargs: dict
+) -> dict[str, Tensor]:
+    """log q(z⁻) of every drawn site, ``[K, *B]``: a function of the guide's parameters at the values drawn.
+
+    Where one site's distribution may depend on another's value the guide is run once more at the fixed values; for one
+    site, or a guide that says ``independent_sites = True``, its distributions are already what is needed.
+    """
+    drawn = drawn_sites(guide_trace)
+    if len(drawn) <= 1 or getattr(guide, "independent_sites", False):
+        return {name: log_density(site, axes, site["value"].detach()) for name, site in drawn}
+    constant = with_values(only_drawn(guide_trace), lambda _, site: site["value"].detach())
+    again = poutine.trace(poutine.replay(guide, trace=constant)).get_trace(*args, **kwargs)
+    return {name: log_density(site, axes) for name, site in drawn_sites(again)}
+
+
+class GradientWeight:
+    """A factor ``[K, *B]`` on the gradient of values, known (with its axes) only after they were used."""
+
+    def __init__(self) -> None:
+        self.axes: TaskAxes | None = None
+        self.factor: Tensor | None = None
+
+    def attach(self, guide_trace: Trace) -> Trace:
+        """A trace to replay whose drawn values pass their gradient back times the factor."""
+        everything = has_auxiliary_sites(guide_trace)  # then the model reads point masses, functions of the draws
+
+        def weighted(_: str, site: Any) -> Tensor:
+            value = site["value"]
+            if not value.requires_grad or (is_point_mass(site["fn"]) and not everything):
+                return value
+            passed = value.view_as(value)
+            passed.register_hook(lambda grad: grad * self._aligned(site))
+            return passed
+
+        return with_values(guide_trace, weighted)
+
+    def _aligned(self, site: Any) -> Tensor:
+        """The factor, broadcast against a site's value."""
+        assert self.factor is not None and self.axes is not None
+        particle = self.axes.particle_dim
+        factor = self.factor.squeeze(0) if particle is None else self.factor
+        dims = [*([] if particle is None else [particle]), *self.axes.dims]
+        shape = [1] * max((-d for d in dims), default=0)
+        for size, dim in zip(factor.shape, dims, strict=True):
+            shape[dim] = size
+        return factor.reshape(shape + [1] * len(site["fn"].event_shape))
+
+
+def leave_one_out(value: Tensor) -> Tensor:
+    """The mean of the other particles' values, ``[K, *B]``; zero for a single particle."""
+    k = value.shape[0]
+    return torch.zeros_like(value) if k == 1 else (value.sum(0, keepdim=True) - value) / (k - 1)
+
+
+def score_term(signal: Tensor, log_q: Tensor, shape: torch.Size) -> Tensor:
+    """Σ_k signal_k ∇ log q(z_k) as a term of value zero ``[*B]``.
+
+    Args:
+        signal: learning signal of each particle ``[K, *B]``, taken as constant.
+        log_q: log-density of a site ``[K, *B]``; a site that tasks share (size 1) gets the sum of their signals.
+        shape: ``*B``.
+    """
+    shared = [d for d in range(1, signal.dim()) if log_q.shape[d] == 1 and signal.shape[d] > 1]
+    signal = signal.detach()
+    if shared:
+        signal = signal.sum(shared, keepdim=True)
+    term = (signal * (log_q - log_q.detach())).sum(0)
+    return term if term.shape == shape else term.expand(shape) * (term.numel() / max(shape.numel(), 1))

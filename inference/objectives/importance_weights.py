@@ -1,0 +1,206 @@
+"""Objectives made of importance weights: one set of K weights for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor
+
+from inference.objectives.fixed_values import (
+    GradientWeight,
+    drawn_sites,
+    fixed_values,
+    log_densities_at_fixed_values,
+    log_density,
+    score_term,
+)
+from inference.objectives.independent_plates import TaskAxes, common_scale, independent_axes, sample_sites
+from inference.objectives.observations import observed_log_likelihood
+from inference.objectives.task_objective import BoundTerms, TaskObjective, log_mean_exp
+from pp_models.data import TaskBatch
+
+
+@dataclass
+class WeightedDraws:
+    """Log-densities of each particle ``[K, *B]``.
+
+    Args:
+        axes: the task dimensions.
+        scale: what every site is scaled by (``poutine.scale``).
+        log_p: joint log-density under the model.
+        log_q: log-density under the guide, or under the proposal that drew the particles.
+        log_likelihood: the observed part of ``log_p``.
+        points: number of scored values.
+        kl_by_site: log q - log p of each site, detached.
+        log_q_fixed: log q(z⁻) by drawn site, a function of the guide's parameters alone.
+        log_q_score: log q of the sites that cannot be reparameterised, by site.
+        gradient_weights: factors on the gradients of the values that the model read, one for each pass.
+    """
+
+    axes: TaskAxes
+    scale: float | Tensor
+    log_p: Tensor
+    log_q: Tensor
+    log_likelihood: Tensor
+    points: Tensor
+    kl_by_site: dict[str, Tensor] = field(default_factory=dict)
+    log_q_fixed: dict[str, Tensor] = field(default_factory=dict)
+    log_q_score: dict[str, Tensor] = field(default_factory=dict)
+    gradient_weights: list[GradientWeight] = field(default_factory=list)
+
+    @property
+    def log_weights(self) -> Tensor:
+        """log w = log p(y, z) - log q(z)."""
+        return self.log_p - self.log_q
+
+
+class ImportanceWeighted(TaskObjective):
+    """Base of the objectives that weigh particles by w = p(y, z) / q(z | D), normalised within each task.
+
+    Tasks are the elements of the plates that hold every latent and every observation; without such a plate there is
+    one set of weights for everything. Where such a plate is subsampled, each task in the subsample has its own
+    (unscaled) bound and their sum is scaled. A latent outside the subsampled plate is refused: its scale would stand
+    inside the logarithm.
+
+    Args:
+        num_particles: particles of each task, K.
+        on: which points of a TaskBatch are the data set: ``"full"`` or ``"context"``.
+        **options: see :class:`TaskObjective`.
+    """
+
+    #: particles carry no gradient to the guide
+    fixed_particles = False
+    #: log q at fixed values is needed
+    needs_score = False
+    #: the gradient of the values that the model reads is weighted
+    weighs_gradients = False
+
+    def __init__(self, num_particles: int = 8, *, on: str = "full", **options: Any) -> None:
+        super().__init__(num_particles, **options)
+        if on not in ("full", "context"):
+            raise ValueError(f"on: got {on!r}; it must be 'full' or 'context'")
+        self.on = on
+
+    def data_set(self, args: tuple) -> tuple:
+        """Arguments with a TaskBatch replaced by the data set that guide and likelihood see."""
+        if args and isinstance(args[0], TaskBatch):
+            return (args[0].full if self.on == "full" else args[0].context, *args[1:])
+        return args
+
+    def check_guide(self, guide_trace: Trace) -> None:
+        """Refuses a guide for which the estimator is not defined."""
+
+    def draw(
+        self, model: Any, guide: Any, args: tuple, kwargs: dict, particles: AbstractContextManager, diagnostics: bool
+    ) -> WeightedDraws:
+        args = self.data_set(args)
+        # outside the plate, so that it is outside the trace, whose record it changes
+        with fixed_values() if self.fixed_particles else nullcontext(), particles:
+            guide_trace = self.run_guide(guide, args, kwargs)
+            self.check_guide(guide_trace)
+            read, weights = guide_trace, []
+            if self.weighs_gradients:
+                weights = [GradientWeight()]
+                read = weights[0].attach(guide_trace)
+            model_trace = self.run_model(model, read, args, kwargs)
+            draws = weigh(model_trace, guide_trace)
+            if self.needs_score:
+                draws.log_q_fixed = log_densities_at_fixed_values(guide, guide_trace, draws.axes, args, kwargs)
+        for weight in weights:
+            weight.axes = draws.axes
+        draws.gradient_weights = weights
+        return draws
+
+    def weighted_terms(self, draws: WeightedDraws, bound: Tensor, score: Tensor | None = None) -> BoundTerms:
+        """The terms of a bound ``[*B]``.
+
+        Args:
+            draws: the draws.
+            bound: the bound of each task, with its gradient.
+            score: learning signal ``[K, *B]`` of the sites that cannot be reparameterised.
+        """
+        if score is not None:
+            for log_q in draws.log_q_score.values():
+                bound = bound + score_term(score, log_q, draws.axes.shape)
+        points = draws.points[0]
+        if self.normalize:
+            bound = bound / points.clamp_min(1.0)
+        by_site = {name: value.mean(0) for name, value in draws.kl_by_site.items()}
+        kl = sum(by_site.values(), torch.zeros_like(bound.detach()))
+        return BoundTerms(
+            draws.scale * bound,
+            draws.log_likelihood.detach().mean(0),
+            kl,
+            points,
+            by_site,
+            draws.log_weights.detach(),
+            draws.axes.scale,
+        )
+
+
+def weigh(model_trace: Trace, guide_trace: Trace) -> WeightedDraws:
+    """Log-densities of model and guide by particle and task.
+
+    Raises:
+        ValueError: some sites are scaled and others are not.
+    """
+    axes = independent_axes(model_trace, guide_trace)
+    scale = common_scale((model_trace, guide_trace), axes)
+    by_model = {name: log_density(unscaled(site, scale), axes) for name, site in sample_sites(model_trace)}
+    by_guide = {name: log_density(unscaled(site, scale), axes) for name, site in sample_sites(guide_trace)}
+    log_likelihood, points = observed_log_likelihood(model_trace, axes)
+    log_p, log_q = total(by_model.values(), log_likelihood), total(by_guide.values(), log_likelihood)
+    kl_by_site = {}
+    for name, site in sample_sites(guide_trace):
+        if not site["is_observed"]:
+            other = by_model.get(name)
+            value = by_guide[name] if other is None else by_guide[name] - other
+            kl_by_site[name] = value.detach().expand(log_likelihood.shape)
+    scores = {name: by_guide[name] for name, site in drawn_sites(guide_trace) if not site["fn"].has_rsample}
+    return WeightedDraws(axes, scale, log_p, log_q, log_likelihood / scale, points, kl_by_site, {}, scores)
+
+
+def unscaled(site: Any, scale: float | Tensor) -> Any:
+    """A site without the scale that all sites share."""
+    return site if isinstance(scale, float) and scale == 1.0 else {**site, "scale": site["scale"] / scale}
+
+
+def total(values: Iterable[Tensor], like: Tensor) -> Tensor:
+    """The sum of densities ``[K, *B]``."""
+    return sum(values, torch.zeros_like(like))
+
+
+def renyi_bound(log_weights: Tensor, alpha: float) -> Tensor:
+    """1 / (1 - α) log mean w^(1 - α) over the particles ``[K, *B]``; for α = 1 its limit, the mean of log w."""
+    if alpha == 1.0:
+        return log_weights.mean(0)
+    return log_mean_exp((1 - alpha) * log_weights) / (1 - alpha)
+
+
+def vimco_signal(log_weights: Tensor, alpha: float = 0.0) -> Tensor:
+    """L - L_(-k) ``[K, *B]``: the bound less the one in which particle k has the others' mean log-weight.
+
+    Subtracting L_(-k), which does not depend on particle k, leaves the score-function gradient unbiased
+    (VIMCO: Mnih and Rezende 2016, eq. 7 to 9). A single particle has no others: its signal is the bound itself.
+    """
+    log_weights = log_weights.detach()
+    k = log_weights.shape[0]
+    bound = renyi_bound(log_weights, alpha)
+    if k == 1:
+        return bound.expand(log_weights.shape)
+    others = (log_weights.sum(0, keepdim=True) - log_weights) / (k - 1)
+    diagonal = torch.eye(k, dtype=torch.bool, device=log_weights.device)
+    diagonal = diagonal.reshape(k, k, *[1] * (log_weights.dim() - 1))
+    # [j, k, *B]: the weight of particle j where particle k is left out
+    replaced = torch.where(diagonal, others.unsqueeze(0), log_weights.unsqueeze(1))
+    return bound - renyi_bound(replaced, alpha)
+
+
+def fixed_sum(draws: WeightedDraws) -> Tensor:
+    """log q(z⁻) summed over sites, less its own value: zero with the gradient of a score, ``[K, *B]``."""
+    return sum((v - v.detach() for v in draws.log_q_fixed.values()), torch.zeros_like(draws.log_q))

@@ -1,0 +1,132 @@
+"""NMDP's objective: importance-weighted expectation maximisation of a conditional prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.trace_struct import Trace
+
+from inference.objectives.fixed_values import drawn_sites, fixed_values, log_density, only_drawn, score_term
+from inference.objectives.importance_weights import ImportanceWeighted, WeightedDraws, total
+from inference.objectives.independent_plates import independent_axes
+from inference.objectives.observations import observed_log_likelihood
+from inference.objectives.task_objective import BoundTerms, context_and_full, log_mean_exp
+from pp_models.data import TaskBatch
+from pp_models.task_plates import task_plates
+
+PROPOSALS = ("prior", "conjugate")
+SCORES = ("full", "target")
+
+
+class IWEM(ImportanceWeighted):
+    """Importance-weighted EM (NMDP, eq. 7 to 9): the guide on the context is a *conditional prior* g(z | D_c).
+
+    E-step: z_k from a proposal r, without gradient; ŵ_k ∝ p(y | z_k) g(z_k | D_c) / r(z_k), normalised in each task.
+    M-step: ascend Σ_k ŵ_k [log p(y | z_k) + log g(z_k | D_c)]. By Fisher's identity this is the self-normalised
+    estimate of the gradient of log ∫ p(y | z) g(z | D_c) dz, biased by O(1/K); it equals the gradient of
+
+        log (1/K) Σ_k p(y | z_k) g(z_k | D_c) / r(z_k)        (IWAE with a detached proposal)
+
+    which is what is reported: a lower bound on that logarithm in expectation. The model's own prior plays no part. One
+    step of the optimizer follows each E-step.
+
+    Proposals:
+
+    * ``"prior"``: the guide itself, as in the paper. Few particles keep any weight once there are 20 targets.
+    * ``"conjugate"``: what the model's ``conjugate_proposal(guide_trace, data)`` returns, a distribution for every
+      drawn site, given the guide's trace on the context and the scored data; for mixture weights an approximate
+      Dirichlet posterior (:func:`pp_models.dirichlet_sweeps`).
+    * a guide: called with the scored data; trained by wake-φ, Σ_k ŵ_k ∇ log r(z_k), where it has parameters. It is
+      then part of the objective: :func:`inference.fit` trains and saves it.
+
+    Released code of the predecessor (SI-NP) draws its particles with a pathwise gradient to the proposal, a term that
+    the algorithm does not have; here particles are constants.
+
+    Args:
+        num_particles: particles of each task, B in the paper.
+        proposal: ``"prior"``, ``"conjugate"`` or a guide.
+        score: points whose likelihood weighs: ``"full"`` (contexts too, as in training latent variants) or
+            ``"target"``.
+        **options: ``normalize``, ``vectorize_particles``, ``max_plate_nesting``.
+
+    Raises:
+        ValueError: an argument out of range; when used, ``"conjugate"`` with a model that has no such proposal.
+    """
+
+    fixed_particles = True
+
+    def __init__(
+        self, num_particles: int = 16, *, proposal: str | Callable = "prior", score: str = "full", **options: Any
+    ) -> None:
+        if "on" in options:
+            raise ValueError("on: iw-em always gives its guide the context; 'score' says which points weigh")
+        super().__init__(num_particles, **options)
+        if not callable(proposal) and proposal not in PROPOSALS:
+            raise ValueError(f"proposal: got {proposal!r}; it must be one of {', '.join(PROPOSALS)}, or a guide")
+        if score not in SCORES:
+            raise ValueError(f"score: got {score!r}; it must be one of {', '.join(SCORES)}")
+        self.proposal = proposal
+        self.score = score
+
+    def draw(
+        self, model: Any, guide: Any, args: tuple, kwargs: dict, particles: AbstractContextManager, diagnostics: bool
+    ) -> WeightedDraws:
+        context, full = context_and_full(args[0])
+        scored = args[0].target if isinstance(args[0], TaskBatch) and self.score == "target" else full
+        rest = args[1:]
+        drawn = self._propose(model, guide, (context, *rest), (scored, *rest), kwargs, particles)
+        with fixed_values(), particles:
+            prior = guide if drawn is None else poutine.replay(guide, trace=only_drawn(drawn))
+            prior_trace = self.run_guide(prior, (context, *rest), kwargs)
+            model_trace = self.run_model(model, prior_trace, (scored, *rest), kwargs)
+        axes = independent_axes(model_trace, prior_trace)
+        log_likelihood, points = observed_log_likelihood(model_trace, axes)
+        log_prior = {name: log_density(site, axes) for name, site in drawn_sites(prior_trace)}
+        if drawn is None:
+            log_r = total((value.detach() for value in log_prior.values()), log_likelihood)
+        else:
+            missing = set(log_prior) - {name for name, _ in drawn_sites(drawn)}
+            if missing:
+                raise ValueError(f"proposal: it does not draw site {sorted(missing)[0]!r}, which the guide does")
+            log_r = total((log_density(site, axes) for _, site in drawn_sites(drawn)), log_likelihood)
+        log_p = log_likelihood + total(log_prior.values(), log_likelihood)
+        kl_by_site = {}
+        if drawn is not None:
+            kl_by_site = {
+                name: (log_density(site, axes) - log_prior[name]).detach().expand(log_likelihood.shape)
+                for name, site in drawn_sites(drawn)
+                if name in log_prior
+            }
+        return WeightedDraws(axes, 1.0, log_p, log_r, log_likelihood, points, kl_by_site)
+
+    def _propose(
+        self, model: Any, guide: Any, context: tuple, scored: tuple, kwargs: dict, particles: AbstractContextManager
+    ) -> Trace | None:
+        """The proposal's trace with values that carry no gradient; None where it is the guide."""
+        if self.proposal == "prior":
+            return None
+        if callable(self.proposal):
+            with fixed_values(), particles:
+                return self.run_guide(self.proposal, scored, kwargs)
+        if not hasattr(model, "conjugate_proposal"):
+            raise ValueError(
+                f"proposal: got 'conjugate', but {type(model).__name__} has no conjugate_proposal; "
+                "use 'prior' or pass a guide"
+            )
+        with torch.no_grad():
+            proposals = model.conjugate_proposal(self.run_guide(guide, context, kwargs), scored[0])
+            with particles, task_plates(scored[0].batch_shape, scored[0].x.device):
+                return poutine.trace(lambda: [pyro.sample(name, fn) for name, fn in proposals.items()]).get_trace()
+
+    def combine(self, draws: WeightedDraws) -> BoundTerms:
+        log_weights = draws.log_p - draws.log_q.detach()
+        bound = log_mean_exp(log_weights)
+        if draws.log_q.requires_grad:  # a proposal with parameters
+            normalised = torch.softmax(log_weights.detach(), 0)
+            bound = bound + score_term(normalised, draws.log_q, draws.axes.shape)
+        return self.weighted_terms(draws, bound)
