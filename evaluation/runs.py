@@ -81,8 +81,9 @@ class RunConfiguration:
             torch.manual_seed(self.seed)
             method = build(self.model, Task(example.target.x.shape[-1], y.shape[-1], self.width, beta))
         if self.objective is not None:
-            method.objective = make(self.objective, normalize=True)
-        if self.beta is not None:
+            options = {} if self.beta is None else {"beta": self.beta}
+            method.objective = make(self.objective, normalize=True, **options)
+        elif self.beta is not None:
             method.objective.beta = self.beta  # type: ignore[attr-defined]
         return method
 

@@ -26,6 +26,8 @@ logger = logging.getLogger("guidebook")
 
 #: non-finite steps in a row after which a fit stops
 MAX_BAD_STEPS = 3
+#: what a step reports beside its loss
+STATISTICS = ("log_likelihood", "kl", "ess", "ess_below_2")
 
 
 class TrainingDiverged(RuntimeError):
@@ -42,7 +44,8 @@ class FitResult:
         objective: the objective.
         steps: steps done, those of an earlier run that was resumed included.
         history: one dict per logged step: ``step``, ``loss``, ``log_likelihood`` (nats per scored value), ``kl``,
-            ``grad_norm``, ``skipped`` (so far).
+            ``ess`` and ``ess_below_2`` (mean effective sample size of the tasks' importance weights, and the share of
+            tasks below 2; where the objective forms weights), ``grad_norm``, ``skipped`` (so far).
         skipped: ``(step, parameter)`` for every step that was skipped as not finite.
         seconds: wall time of this call.
     """
@@ -70,20 +73,29 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.model, self.guide = model, guide
         self.objective = objective
+        proposal = getattr(objective, "proposal", None)
+        self.proposal = proposal if isinstance(proposal, nn.Module) else None  # trained with the rest
 
-    def forward(self, sealed: _Sealed) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, mean log-likelihood per scored value and mean KL per task; the last two NaN where unknown."""
+    def forward(self, sealed: _Sealed) -> tuple[Tensor, Tensor]:
+        """The loss, and ``STATISTICS`` ``[4]``, NaN where unknown."""
         batch = sealed.batch
         if isinstance(self.objective, TaskObjective):
             terms = self.objective.terms(self.model, self.guide, batch)
             per_value = (terms.log_likelihood.sum() / terms.points.sum().clamp_min(1)).detach()
-            return self._touch_all(self.objective.reduce(terms)), per_value, terms.kl.mean().detach()
+            unknown = per_value.new_full((), torch.nan)
+            ess, below = terms.ess, terms.share_below_2
+            statistics = [
+                per_value,
+                terms.kl.mean().detach(),
+                unknown if ess is None else ess.mean(),
+                unknown if below is None else below,
+            ]
+            return self._touch_all(self.objective.reduce(terms)), torch.stack(statistics)
         data = batch.full if isinstance(batch, TaskBatch) else batch
         loss = self.objective.differentiable_loss(  # type: ignore[attr-defined]
             self.model, self.guide, data
         )
-        unknown = loss.detach().new_full((), torch.nan)
-        return self._touch_all(loss), unknown, unknown
+        return self._touch_all(loss), loss.detach().new_full((len(STATISTICS),), torch.nan)
 
     def _touch_all(self, loss: Tensor) -> Tensor:
         """With several processes every parameter must take part in every loss (an empty context's vector does not)."""
@@ -167,8 +179,10 @@ def fit(
             f"checkpoint_dir: {folder} already holds a run at step {newest}; pass resume=True or name another folder"
         )
 
-    step_module: nn.Module = TrainingStep(model, guide, objective)
+    step_module = TrainingStep(model, guide, objective)
     modules = {"model": model, "guide": guide}
+    if step_module.proposal is not None:
+        modules["proposal"] = step_module.proposal
     parameters = [p for p in step_module.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("model, guide: neither has a trainable parameter")
@@ -220,7 +234,7 @@ def fit(
             torch.manual_seed(step_seed(seed, step, fabric.global_rank))
             batch = batch_at(step).to(fabric.device, dtype)
             fabric_optimizer.zero_grad()
-            loss, log_likelihood, kl = wrapped(_Sealed(batch))
+            loss, statistics = wrapped(_Sealed(batch))
             fabric.backward(loss)
             used = [(i, p.grad) for i, p in enumerate(parameters) if p.grad is not None]
             norms = torch.stack(torch._foreach_norm([g for _, g in used]))
@@ -242,7 +256,7 @@ def fit(
                 bad_record.clear()
             result.steps = step + 1
             if at_log:
-                row = _metrics(step + 1, loss, log_likelihood, kl, grad_norm, len(result.skipped))
+                row = _metrics(step + 1, loss, statistics, grad_norm, len(result.skipped))
                 result.history.append(row)
                 bar.update(step + 1, row)
                 if folder is not None and fabric.global_rank == 0:
@@ -272,11 +286,11 @@ def _in_training(step_module: nn.Module, optimizer: torch.optim.Optimizer) -> It
         step_module.eval()
 
 
-def _metrics(step: int, loss: Tensor, log_likelihood: Tensor, kl: Tensor, grad_norm: Tensor, skipped: int) -> dict:
+def _metrics(step: int, loss: Tensor, statistics: Tensor, grad_norm: Tensor, skipped: int) -> dict:
     """One logged row; the only place where training numbers reach the host. Unknown values are left out."""
-    values = torch.stack([t.detach().double() for t in (loss, log_likelihood, kl, grad_norm)]).tolist()
+    numbers = torch.cat([t.detach().double().reshape(-1) for t in (loss, statistics, grad_norm)]).tolist()
     row: dict[str, float] = {"step": step}
-    row |= {k: v for k, v in zip(("loss", "log_likelihood", "kl", "grad_norm"), values, strict=True) if v == v}
+    row |= {k: v for k, v in zip(("loss", *STATISTICS, "grad_norm"), numbers, strict=True) if v == v}
     return row | {"skipped": skipped}
 
 

@@ -60,14 +60,18 @@ def only_drawn(trace: Trace) -> Trace:
     return copied
 
 
-def log_density(site: Any, axes: TaskAxes, value: Tensor | None = None) -> Tensor:
-    """``[K, *B]`` log-density of one site (at another value, where given), without the task plates' scale."""
+def log_density(site: Any, axes: TaskAxes, value: Tensor | None = None, scaled: bool = True) -> Tensor:
+    """``[K, *B]`` log-density of one site (at another value, where given), without the task plates' scale.
+
+    ``scaled=False`` leaves out every scale, as a score function needs.
+    """
     at = site["value"] if value is None else value
-    return per_particle(scale_and_mask(site["fn"].log_prob(at), own_scale(site, axes), site["mask"]), axes)
+    scale = own_scale(site, axes) if scaled else 1.0
+    return per_particle(scale_and_mask(site["fn"].log_prob(at), scale, site["mask"]), axes)
 
 
 def log_densities_at_fixed_values(
-    guide: Callable, guide_trace: Trace, axes: TaskAxes, args: tuple, kwargs: dict
+    guide: Callable, guide_trace: Trace, axes: TaskAxes, args: tuple, kwargs: dict, scaled: bool = True
 ) -> dict[str, Tensor]:
     """log q(z⁻) of every drawn site, ``[K, *B]``: a function of the guide's parameters at the values drawn.
 
@@ -76,10 +80,10 @@ def log_densities_at_fixed_values(
     """
     drawn = drawn_sites(guide_trace)
     if len(drawn) <= 1 or getattr(guide, "independent_sites", False):
-        return {name: log_density(site, axes, site["value"].detach()) for name, site in drawn}
+        return {name: log_density(site, axes, site["value"].detach(), scaled) for name, site in drawn}
     constant = with_values(only_drawn(guide_trace), lambda _, site: site["value"].detach())
     again = poutine.trace(poutine.replay(guide, trace=constant)).get_trace(*args, **kwargs)
-    return {name: log_density(site, axes) for name, site in drawn_sites(again)}
+    return {name: log_density(site, axes, scaled=scaled) for name, site in drawn_sites(again)}
 
 
 class GradientWeight:

@@ -110,7 +110,9 @@ class ImportanceWeighted(TaskObjective):
             model_trace = self.run_model(model, read, args, kwargs)
             draws = weigh(model_trace, guide_trace)
             if self.needs_score:
-                draws.log_q_fixed = log_densities_at_fixed_values(guide, guide_trace, draws.axes, args, kwargs)
+                draws.log_q_fixed = log_densities_at_fixed_values(
+                    guide, guide_trace, draws.axes, args, kwargs, scaled=False
+                )
         for weight in weights:
             weight.axes = draws.axes
         draws.gradient_weights = weights

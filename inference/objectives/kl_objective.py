@@ -174,7 +174,7 @@ class KLObjective(TaskObjective):
             draws.log_likelihood, draws.points = observed_log_likelihood(scored, axes)
             self._divergences(draws, runs, scored)
         scores = {
-            name: log_density(site, axes)
+            name: log_density(site, axes, scaled=False)
             for name, site in drawn_sites(runs.posterior)
             if self.estimator == "score" or not site["fn"].has_rsample
         }
