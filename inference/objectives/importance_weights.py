@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor
 from inference.objectives.fixed_values import (
     GradientWeight,
     drawn_sites,
-    fixed_values,
     log_densities_at_fixed_values,
     log_density,
     score_term,
@@ -73,8 +73,6 @@ class ImportanceWeighted(TaskObjective):
         **options: see :class:`TaskObjective`.
     """
 
-    #: particles carry no gradient to the guide
-    fixed_particles = False
     #: log q at fixed values is needed
     needs_score = False
     #: the gradient of the values that the model reads is weighted
@@ -99,8 +97,7 @@ class ImportanceWeighted(TaskObjective):
         self, model: Any, guide: Any, args: tuple, kwargs: dict, particles: AbstractContextManager, diagnostics: bool
     ) -> WeightedDraws:
         args = self.data_set(args)
-        # outside the plate, so that it is outside the trace, whose record it changes
-        with fixed_values() if self.fixed_particles else nullcontext(), particles:
+        with particles:
             guide_trace = self.run_guide(guide, args, kwargs)
             self.check_guide(guide_trace)
             read, weights = guide_trace, []
@@ -196,11 +193,15 @@ def vimco_signal(log_weights: Tensor, alpha: float = 0.0) -> Tensor:
     if k == 1:
         return bound.expand(log_weights.shape)
     others = (log_weights.sum(0, keepdim=True) - log_weights) / (k - 1)
-    diagonal = torch.eye(k, dtype=torch.bool, device=log_weights.device)
-    diagonal = diagonal.reshape(k, k, *[1] * (log_weights.dim() - 1))
-    # [j, k, *B]: the weight of particle j where particle k is left out
-    replaced = torch.where(diagonal, others.unsqueeze(0), log_weights.unsqueeze(1))
-    return bound - renyi_bound(replaced, alpha)
+    if alpha == 1.0:
+        return bound - others
+    powered = (1 - alpha) * log_weights
+    none = torch.full_like(powered[:1], -torch.inf)
+    # the sum over the others from both sides: subtracting one weight from the sum would lose it to rounding
+    before = torch.cat([none, torch.logcumsumexp(powered, 0)[:-1]])
+    after = torch.cat([torch.logcumsumexp(powered.flip(0), 0).flip(0)[1:], none])
+    replaced = torch.logaddexp(torch.logaddexp(before, after), (1 - alpha) * others)
+    return bound - (replaced - math.log(k)) / (1 - alpha)
 
 
 def fixed_sum(draws: WeightedDraws) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 
-from inference.objectives.fixed_values import drawn_sites, fixed_values, log_density, only_drawn, score_term
+from inference.objectives.fixed_values import drawn_sites, log_density, only_drawn, score_term
 from inference.objectives.importance_weights import ImportanceWeighted, WeightedDraws, total
 from inference.objectives.independent_plates import independent_axes
 from inference.objectives.observations import observed_log_likelihood
@@ -80,7 +80,7 @@ class IWEM(ImportanceWeighted):
         scored = args[0].target if isinstance(args[0], TaskBatch) and self.score == "target" else full
         rest = args[1:]
         drawn = self._propose(model, guide, (context, *rest), (scored, *rest), kwargs, particles)
-        with fixed_values(), particles:
+        with particles:
             prior = guide if drawn is None else poutine.replay(guide, trace=only_drawn(drawn))
             prior_trace = self.run_guide(prior, (context, *rest), kwargs)
             model_trace = self.run_model(model, prior_trace, (scored, *rest), kwargs)
@@ -111,7 +111,7 @@ class IWEM(ImportanceWeighted):
         if self.proposal == "prior":
             return None
         if callable(self.proposal):
-            with fixed_values(), particles:
+            with particles:
                 return self.run_guide(self.proposal, scored, kwargs)
         if not hasattr(model, "conjugate_proposal"):
             raise ValueError(

@@ -16,7 +16,6 @@ from torch.distributions import kl_divergence
 from guides.local_reparameterization import is_gaussian_weight, local_reparameterization
 from inference.objectives.fixed_values import (
     drawn_sites,
-    fixed_values,
     has_auxiliary_sites,
     leave_one_out,
     log_densities_at_fixed_values,
@@ -130,6 +129,7 @@ class KLObjective(TaskObjective):
         self.kl_reduction = kl_reduction
         self.local_reparameterization = local_reparameterization
         self.estimator = estimator
+        self.fixed_particles = estimator == "score"
 
     #: what multiplies the log predictive likelihood
     predictive_weight = 1.0
@@ -143,9 +143,7 @@ class KLObjective(TaskObjective):
         with ExitStack() as stack:
             if self.local_reparameterization:
                 stack.enter_context(local_reparameterization(lazy=True))
-            if self.estimator == "score":
-                stack.enter_context(fixed_values())
-            # the particle plate is inside, so that the handlers see sites that it has expanded
+            # the particle plate is inside, so that the handler sees sites that it has expanded
             stack.enter_context(particles)
             yield
 

@@ -14,6 +14,7 @@ from pyro.infer import ELBO
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from inference.objectives.fixed_values import fixed_values
 from inference.objectives.independent_plates import PARTICLE_PLATE, sample_sites
 from pp_models.data import Dataset, TaskBatch
 from pp_models.parameter_module import ParameterModule
@@ -84,6 +85,8 @@ class TaskObjective(ELBO):
 
     #: -1 for an upper bound, which is minimised
     sign = 1.0
+    #: particles carry no gradient to the guide
+    fixed_particles = False
 
     def __init__(
         self,
@@ -142,7 +145,10 @@ class TaskObjective(ELBO):
 
     def run_guide(self, guide: Callable, args: tuple, kwargs: dict) -> Trace:
         """One trace of a guide."""
-        return poutine.trace(guide).get_trace(*args, **kwargs)
+        # outside the trace, whose record it changes; around the guide alone, for in the model a value may be a point
+        # mass's, which keeps its gradient
+        with fixed_values() if self.fixed_particles else nullcontext():
+            return poutine.trace(guide).get_trace(*args, **kwargs)
 
     def run_model(self, model: Callable, guide_trace: Trace, args: tuple, kwargs: dict) -> Trace:
         """One trace of the model with the guide's values.
