@@ -131,6 +131,7 @@ def fit_command(
     batch_size: Annotated[int, typer.Option(help="tasks a step")] = 8,
     learning_rate: Annotated[float, typer.Option(help="of Adam")] = 1e-3,
     beta: Annotated[float | None, typer.Option(help="weight of the KL")] = None,
+    num_particles: Annotated[int | None, typer.Option(help="draws of each task in the objective")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     precision: Annotated[str, typer.Option(help="32-true, 64-true, bf16-mixed …")] = "32-true",
 ) -> None:
@@ -143,7 +144,7 @@ def fit_command(
     _prepare()
 
     configuration = RunConfiguration(
-        model, tasks, objective, steps, seed, width, batch_size, learning_rate, beta, precision
+        model, tasks, objective, steps, seed, width, batch_size, learning_rate, beta, num_particles, precision
     )
     result = start(configuration, out, "previous" if previous else resume, device=device)
     last = result.history[-1]

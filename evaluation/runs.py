@@ -33,6 +33,7 @@ class RunConfiguration:
         batch_size: tasks a step.
         learning_rate: of Adam.
         beta: weight of the KL; None for the method's or objective's own.
+        num_particles: draws of each task in the objective; None for the method's or objective's own.
         precision: a Fabric precision.
 
     Raises:
@@ -48,6 +49,7 @@ class RunConfiguration:
     batch_size: int = 8
     learning_rate: float = 1e-3
     beta: float | None = None
+    num_particles: int | None = None
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
@@ -63,6 +65,8 @@ class RunConfiguration:
             raise ValueError(f"seed: got {self.seed}; it must be a non-negative integer below 2^63")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate: got {self.learning_rate}; it must be positive and finite")
+        if self.num_particles is not None and self.num_particles < 1:
+            raise ValueError(f"num_particles: got {self.num_particles}; it must be at least 1")
         if self.beta is not None and not 0 <= self.beta < math.inf:
             raise ValueError(f"beta: got {self.beta}; it must be finite and not negative")
 
@@ -81,9 +85,13 @@ class RunConfiguration:
             torch.manual_seed(self.seed)
             method = build(self.model, Task(example.target.x.shape[-1], y.shape[-1], self.width, beta))
         if self.objective is not None:
-            options = {} if self.beta is None else {"beta": self.beta}
+            given = {"beta": self.beta, "num_particles": self.num_particles}
+            options = {name: value for name, value in given.items() if value is not None}
             method.objective = make(self.objective, normalize=True, **options)
-        elif self.beta is not None:
+            return method
+        if self.num_particles is not None:
+            method.objective.num_particles = self.num_particles
+        if self.beta is not None:
             method.objective.beta = self.beta  # type: ignore[attr-defined]
         return method
 

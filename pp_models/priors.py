@@ -20,6 +20,9 @@ class WeightPrior(nn.Module):
     A prior is made without knowing the network; the network calls :meth:`build` once with its widths.
     """
 
+    #: whether no layer's prior depends on the weights of another
+    independent_layers = True
+
     def build(self, layer_sizes: list[int]) -> None:
         """Sizes the prior for matrices ``[k_out, k_in + 1]`` between consecutive widths."""
         self.shapes = [(k_out, k_in + 1) for k_in, k_out in pairwise(layer_sizes)]
@@ -74,6 +77,7 @@ class LearnedGaussianPrior(WeightPrior):
             raise ValueError(f"granularity: got {granularity!r}; it must be one of {', '.join(GRANULARITIES)}")
         self.granularity = granularity
         self.scale_by_fan_in = scale_by_fan_in
+        self.independent_layers = granularity != "network"
 
     def build(self, layer_sizes: list[int]) -> None:
         super().build(layer_sizes)

@@ -139,10 +139,11 @@ class KLObjective(TaskObjective):
         raise NotImplementedError
 
     @contextmanager
-    def _handlers(self, particles: AbstractContextManager) -> Iterator[None]:
+    def _handlers(self, model: Any, particles: AbstractContextManager) -> Iterator[None]:
         with ExitStack() as stack:
             if self.local_reparameterization:
-                stack.enter_context(local_reparameterization(lazy=True))
+                # a prior that depends on the weights of other layers needs some value, used or not
+                stack.enter_context(local_reparameterization(lazy=independent_layers(model)))
             # the particle plate is inside, so that the handler sees sites that it has expanded
             stack.enter_context(particles)
             yield
@@ -150,8 +151,13 @@ class KLObjective(TaskObjective):
     def draw(
         self, model: Any, guide: Any, args: tuple, kwargs: dict, particles: AbstractContextManager, diagnostics: bool
     ) -> KLDraws:
-        with self._handlers(particles):
+        with self._handlers(model, particles):
             runs = self.run_branches(model, guide, args, kwargs)
+            if self.local_reparameterization and runs.reference is None and not independent_layers(model):
+                raise ValueError(
+                    "local_reparameterization: got True, but the prior of a layer depends on the weights of those "
+                    "below, which are not drawn; set it to False"
+                )
             scored = None
             if runs.model_args is not None:
                 scored = self.run_model(model, runs.posterior, runs.model_args, kwargs)
@@ -304,3 +310,8 @@ class KLObjective(TaskObjective):
             log_weights,
             draws.axes.scale,
         )
+
+
+def independent_layers(model: Any) -> bool:
+    """Whether no layer's prior depends on the weights of another."""
+    return getattr(getattr(model, "prior", None), "independent_layers", True)

@@ -65,6 +65,7 @@ def test_beta_reaches_the_objective_of_every_method(model, tasks, objective, bet
         ({"learning_rate": 0}, "learning_rate: got 0; it must be positive and finite"),
         ({"learning_rate": float("inf")}, "learning_rate: got inf; it must be positive and finite"),
         ({"beta": -1.0}, "beta: got -1.0; it must be finite and not negative"),
+        ({"num_particles": 0}, "num_particles: got 0; it must be at least 1"),
         ({"objective": 3}, "objective: got 3; it must be of type str | None"),
         ({"model": None}, "model: got None; it must be of type str"),
     ],
@@ -132,3 +133,16 @@ def test_every_task_name_has_a_training_and_a_test_stream(name):
 def test_an_unknown_task_name():
     with pytest.raises(ValueError, match="tasks: got 'gp-linear'; it must be one of gp-rbf, gp-matern52, gp-periodic,"):
         task_stream("gp-linear")
+
+
+@pytest.mark.parametrize("objective", [None, "iwae", "pp-avi"])
+def test_particles_reach_the_objective(objective):
+    method = RunConfiguration("mean-field", "gp-rbf", objective, num_particles=5, **TINY).build()
+    assert method.objective.num_particles == 5
+
+
+def test_beta_is_refused_where_there_is_no_kl():
+    with pytest.raises(ValueError, match=r"^beta: objective 'iwae' has no such option; it has "):
+        RunConfiguration("mean-field", "gp-rbf", "iwae", beta=0.5, **TINY).build()
+    with pytest.raises(ValueError, match=r"^beta: got 0.5; npml has no KL to weigh$"):
+        RunConfiguration("mean-field", "gp-rbf", "npml", beta=0.5, **TINY).build()

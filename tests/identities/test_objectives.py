@@ -599,3 +599,13 @@ def test_a_batch_of_tasks_is_the_sum_of_its_tasks():
     together = ConditionalPrior().terms(model, guide, batch).kl
     alone = torch.stack([ConditionalPrior().terms(model, guide, batch[i]).kl for i in range(3)])
     torch.testing.assert_close(together, alone, rtol=1e-10, atol=1e-12)
+
+
+def test_local_reparameterization_with_layers_that_depend_on_each_other():
+    model = BayesianNetwork([1, 4, 2], prior=LearnedGaussianPrior("network"), likelihood="gaussian-head").double()
+    guide = AmortisedMeanFieldGuide(model, 8).double()
+    batch = small_batch()
+    with pytest.raises(ValueError, match=r"^local_reparameterization: got True, but the prior of a layer depends on"):
+        make("elbo", local_reparameterization=True).terms(model, guide, batch)
+    # the conditional prior is the guide's, whose layers are independent
+    assert torch.isfinite(make("conditional-prior").terms(model, guide, batch).bound).all()
