@@ -200,7 +200,7 @@ def test_a_resumed_run_starts_from_the_checkpoint_before_a_damaged_one(guidebook
 BAD_FITS = {
     "tasks": (["--tasks", "gp-foo"], "tasks: got 'gp-foo'; it must be one of gp-rbf, gp-matern52,"),
     "model": (["--model", "gan"], "model: got 'gan'; it must be one of nvdp,"),
-    "objective": (["--objective", "iwae"], "objective: got 'iwae'; it must be one of conditional-prior, elbo, npvi"),
+    "objective": (["--objective", "elbow"], "objective: got 'elbow'; it must be one of chi2, conditional-prior, "),
     "steps": (["--steps", "0"], "steps: got 0; it must be at least 1"),
     "negative seed": (["--seed", "-1"], "seed: got -1; it must be a non-negative integer below 2^63"),
     "huge seed": (["--seed", "9" * 30], "seed: got 999999999999999999999999999999; it must be a non-negative integer"),
