@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evaluation import metrics, plots
     from evaluation.arviz_conversion import to_arviz
+    from evaluation.swap_matrix import compare
 
-__all__ = ["metrics", "plots", "to_arviz"]
+__all__ = ["compare", "metrics", "plots", "to_arviz"]
+
+_CALLS = {"to_arviz": "arviz_conversion", "compare": "swap_matrix"}
 
 
 def __getattr__(name: str) -> Any:
     """Imports on first use: the command line lives in this package, and its --help must not wait for torch."""
     from importlib import import_module
 
-    if name == "to_arviz":
-        return import_module("evaluation.arviz_conversion").to_arviz
+    if name in _CALLS:
+        return getattr(import_module(f"evaluation.{_CALLS[name]}"), name)
     if name in __all__:
         return import_module(f"evaluation.{name}")
     raise AttributeError(f"module 'evaluation' has no attribute {name!r}")

@@ -68,6 +68,7 @@ def _list_of(kind: str) -> Table:
         "models": [(name, what) for name, (what, _) in METHODS.items()],
         "objectives": [(name, f"{what} ({reference})") for name, (_, what, reference) in REGISTRY.items()],
         "guides": _guides(),
+        "families": _families(),
         "tasks": [(name, "") for name in TASK_NAMES],
         "experiments": [(name, experiment.title) for name, experiment in EXPERIMENTS.items()],
     }
@@ -85,15 +86,25 @@ def _guides() -> list[tuple[str, str]]:
     return [(g.__name__, (g.__doc__ or "").strip().splitlines()[0]) for g in found]
 
 
+def _families() -> list[tuple[str, str]]:
+    from evaluation.families import GUIDES, MODELS
+
+    found = [(f"model {name}", what) for name, (what, _) in MODELS.items()]
+    return found + [(f"guide {name}", (g.__doc__ or "").strip().splitlines()[0]) for name, (g, _) in GUIDES.items()]
+
+
+KINDS = ("models", "guides", "families", "objectives", "tasks", "experiments")
+
+
 @app.command("list")
 def list_command(
-    kind: Annotated[str, typer.Argument(help="models, guides, objectives, tasks or experiments; all without one")] = "",
+    kind: Annotated[str, typer.Argument(help=f"{', '.join(KINDS)}; all without one")] = "",
 ) -> None:
     """What there is.
 
     Example: `guidebook list objectives`
     """
-    for each in [kind] if kind else ["models", "guides", "objectives", "tasks", "experiments"]:
+    for each in [kind] if kind else KINDS:
         console.print(_list_of(each))
 
 
@@ -190,16 +201,76 @@ def reproduce(
 
     _prepare()
 
-    try:
-        chosen = [int(s) for s in seeds.split(",") if s.strip()] or None
-    except ValueError:
-        raise ValueError(f"seeds: got {seeds!r}; it must be integers separated by commas, such as 0,1,2") from None
-    outcome = run(experiment, scale, chosen, out)
+    outcome = run(experiment, scale, _seeds(seeds) or None, out)
     show(outcome.name, summary(outcome.table))
     if outcome.checks:
         show("claims and measurements", check_table(outcome.checks))
     family, short = experiment.split("/")
     say(f"wrote {out / family / f'{short}-{scale}'}/report.html")
+
+
+@app.command("compare")
+def compare_command(
+    models: Annotated[str, typer.Option(help="comma-separated: guidebook list families")] = "network",
+    guides: Annotated[
+        str, typer.Option(help="comma-separated: guidebook list families")
+    ] = "bernoulli-expert,mean-field",
+    objectives: Annotated[str, typer.Option(help="comma-separated: guidebook list objectives")] = "elbo,iwae,pp-avi",
+    tasks: Annotated[str, typer.Option(help="a task distribution: guidebook list tasks")] = "gp-rbf",
+    seeds: Annotated[str, typer.Option(help="comma-separated seeds")] = "0",
+    steps: Annotated[int, typer.Option(help="optimizer steps of each run")] = 1_000,
+    num_particles: Annotated[int | None, typer.Option(help="draws of each task in the objective")] = None,
+    width: Annotated[int, typer.Option(help="hidden width of every network")] = 64,
+    batch_size: Annotated[int, typer.Option(help="tasks a step")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="of Adam")] = 1e-3,
+    out: Annotated[Path, typer.Option(help="folder for the runs, tables, figure and report")] = Path("runs/compare"),
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="run failed combinations anew")] = False,
+) -> None:
+    """Trains every model with every guide under every objective, and sets them side by side.
+
+    A combination that cannot be trained is listed with its reason. Called again, it goes on where it stopped.
+
+    Example: `guidebook compare --guides mean-field,mc-dropout --objectives elbo,iwae,pp-avi --seeds 0,1,2 --steps 500`
+    """
+    from evaluation.swap_matrix import compare, failures, summarise
+
+    _prepare()
+
+    table = compare(
+        _split(models),
+        _split(guides),
+        _split(objectives),
+        tasks,
+        _seeds(seeds),
+        steps=steps,
+        num_particles=num_particles,
+        width=width,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        out=out,
+        retry_failed=retry_failed,
+    )
+    found = summarise(table)
+    found = found[found["runs"] > 0]
+    words = [name for name in ("model", "guide") if found[name].nunique() > 1] + ["objective"]
+    found.insert(0, "run", found[words].agg(" · ".join, axis=1))
+    brief = found[["run", "runs", "pll", "pll_sd", "rmse", "ess", "snr_guide", "seconds"]]
+    brief = brief.rename(columns={"snr_guide": "snr", "seconds": "s"})
+    show("Means over seeds; pll is the held-out likelihood, nats per point", brief)
+    for line in failures(table):
+        say(f"failed: {line}")
+    say(f"wrote {out / 'compare.csv'} and {out / 'report.html'}")
+
+
+def _split(words: str) -> list[str]:
+    return [word.strip() for word in words.split(",") if word.strip()]
+
+
+def _seeds(words: str) -> list[int]:
+    try:
+        return [int(word) for word in _split(words)]
+    except ValueError:
+        raise ValueError(f"seeds: got {words!r}; it must be integers separated by commas, such as 0,1,2") from None
 
 
 @app.command()

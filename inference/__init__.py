@@ -2,6 +2,7 @@
 
 from inference import objectives
 from inference.checkpoint import CheckpointError
+from inference.compare_objectives import compare_objectives
 from inference.fit import FitResult, TrainingDiverged, fit
 from inference.predict import Prediction, predict, sample_posterior
 
@@ -10,6 +11,7 @@ __all__ = [
     "FitResult",
     "Prediction",
     "TrainingDiverged",
+    "compare_objectives",
     "fit",
     "objectives",
     "predict",

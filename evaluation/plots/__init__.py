@@ -10,6 +10,7 @@ from evaluation.plots.comparison import comparison_plot, learning_curves, query_
 from evaluation.plots.functions import fan_plot
 from evaluation.plots.images import image_completions
 from evaluation.plots.rates import rate_maps
+from evaluation.plots.swap_matrix import swap_matrix_plot
 
 __all__ = [
     "calibration_plot",
@@ -19,4 +20,5 @@ __all__ = [
     "learning_curves",
     "query_curves",
     "rate_maps",
+    "swap_matrix_plot",
 ]
