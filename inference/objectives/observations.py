@@ -27,7 +27,8 @@ def observed_log_likelihood(trace: Trace, axes: TaskAxes) -> tuple[Tensor, Tenso
         scale = own_scale(site, axes)
         value = scale_and_mask(site["fn"].log_prob(site["value"]), scale, site["mask"])
         found = share(per_particle(value, axes), axes.shape)
-        values = share(per_particle(num_values(site["fn"]).expand(value.shape), axes), axes.shape)
+        counted = scale_and_mask(num_values(site["fn"]).expand(value.shape), 1.0, site["mask"])
+        values = share(per_particle(counted, axes), axes.shape)
         total = found if total is None else total + found
         count = values if count is None else count + values
     if total is None or count is None:

@@ -33,7 +33,8 @@ class BoundTerms:
         points: number of scored values (points times output dimensions).
         kl_by_site: KL in nats (summed) by latent site.
         log_weights: logarithm of the unnormalised importance weights of the particles ``[K, *B]``, detached; None
-            where the objective forms none and diagnostics were not asked for.
+            where the objective forms none and diagnostics were not asked for, and with local reparameterisation, which
+            draws no weights whose density could be taken.
         scale: full over subsampled number of tasks, where the model subsamples its task plate.
     """
 

@@ -322,6 +322,29 @@ def test_masked_tasks_and_points_add_nothing():
         assert plain.points.tolist() == padded.points.tolist()
 
 
+@pytest.mark.parametrize("name", ["elbo", "iwae", "rws"])
+def test_points_under_a_mask_are_not_counted(name):
+    y = torch.randn(4, 3).double()
+    mask = torch.tensor([[True], [False], [True]])
+
+    def model(y, kept=None):
+        with pyro.plate("tasks", 4, dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()).double(), 1.0))
+            with pyro.plate("points", y.shape[1], dim=-2), pyro.poutine.mask(mask=kept):
+                pyro.sample("y", dist.Normal(z, 1.0), obs=y.T)
+
+    def guide(y, kept=None):
+        with pyro.plate("tasks", 4, dim=-1):
+            pyro.sample("z", dist.Normal(torch.zeros(()).double(), 1.0))
+
+    torch.manual_seed(0)
+    masked = make(name, num_particles=3, normalize=True).terms(model, guide, y, kept=mask)
+    torch.manual_seed(0)
+    fewer = make(name, num_particles=3, normalize=True).terms(model, guide, y[:, [0, 2]])
+    assert masked.points.tolist() == fewer.points.tolist() == [2.0] * 4
+    torch.testing.assert_close(masked.bound, fewer.bound)
+
+
 # -- Pyro's own guides -------------------------------------------------------------------------------------------------
 
 
