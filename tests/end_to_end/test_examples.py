@@ -32,6 +32,21 @@ def test_swapping_the_guide_is_one_argument(example, guide_class):
     assert last < first
 
 
+def test_swapping_the_objective_is_one_name(example):
+    compare = example("compare_objectives").compare
+    for name in ("dreg", "npml"):
+        before, _, _ = compare(name, steps=1, num_particles=4)
+        after, bound, ess = compare(name, steps=30, num_particles=4)
+        assert after > before
+        assert bound < 0 and 1 <= ess <= 4
+
+
+def test_the_readme_shows_the_example_that_compares_objectives():
+    example = (EXAMPLES / "compare_objectives.py").read_text(encoding="utf-8")
+    assert len(example.splitlines()) < 40
+    assert f"```python\n{example}```" in (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_an_example_runs_as_a_script(path, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)

@@ -1,0 +1,64 @@
+"""The benchmarks run at a small scale, and what they claim holds there."""
+
+import pytest
+import torch
+
+from benchmarks import bounds_and_gradients as curves
+from benchmarks import objectives_vs_pyro as versus
+
+
+@pytest.fixture(scope="module")
+def tables():
+    torch.manual_seed(0)
+    return [{row.name: row for row in rows} for rows in versus.main(repeats=3)]
+
+
+@pytest.mark.parametrize("name", versus.CLAIMED)
+def test_weights_per_task_lose_less_than_two_nats_in_all(tables, name):
+    whole, sampled = tables
+    assert abs(whole[name].gap) < 2
+    assert abs(sampled[name].gap) < 4  # two repeats, each a mean of four scaled quarters
+    assert whole[name].ess[0] > 35
+
+
+def test_one_weight_for_the_whole_batch_loses_tens(tables):
+    whole, _ = tables
+    assert whole["Pyro ReweightedWakeSleep"].gap < -20
+    assert max(whole["Pyro ReweightedWakeSleep"].ess) < 10
+
+
+def test_a_scale_inside_the_logarithm_is_above_the_evidence(tables):
+    _, sampled = tables
+    assert sampled["Pyro RenyiELBO(0)"].gap > 20
+
+
+def test_a_discrete_guide_gets_no_gradient_from_pyro_and_the_exact_one_from_ours():
+    for theirs, ours, error, exact in versus.discrete_table(4, 200).values():
+        assert theirs == 0.0
+        assert abs(ours - exact) < 4 * error < exact
+
+
+def test_gradients_with_many_particles_approach_their_closed_forms():
+    for name in ("rws", "chi2"):
+        _, gradients = curves.evaluate(name, {}, 64, 1000)
+        error = gradients.std() / 1000**0.5
+        assert abs(gradients.mean() - curves.limits()[name]) < 4 * error
+        assert 20 * error < abs(curves.limits()[name])
+
+
+def test_the_gradient_of_iwae_is_noisier_than_that_of_dreg():
+    noise = {name: curves.evaluate(name, {}, 64, 500)[1].std() for name in ("iwae", "dreg")}
+    assert noise["iwae"] > 10 * noise["dreg"]
+
+
+def test_particles_from_the_prior_lose_their_weight_as_points_are_added():
+    few, many = curves.prior_ess(4)[0], curves.prior_ess(400)[0]
+    assert 16 > few > 4 > 2 > many
+
+
+def test_the_picture_names_every_objective():
+    table = {name: [0.5] * len(curves.PARTICLES) for name in curves.GRADIENTS}
+    left, right = curves.picture({name: [0.0] * len(curves.PARTICLES) for name in curves.BOUNDS}, table).axes
+    assert [text.get_text() for text in left.get_legend().get_texts()] == list(curves.BOUNDS)
+    assert [text.get_text() for text in right.get_legend().get_texts()] == list(curves.GRADIENTS)
+    assert "nats" in left.get_ylabel()
