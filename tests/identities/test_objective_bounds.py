@@ -327,13 +327,13 @@ def test_points_under_a_mask_are_not_counted(name):
     y = torch.randn(4, 3).double()
     mask = torch.tensor([[True], [False], [True]])
 
-    def model(y, kept=None):
+    def model(y, kept=True):
         with pyro.plate("tasks", 4, dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(()).double(), 1.0))
             with pyro.plate("points", y.shape[1], dim=-2), pyro.poutine.mask(mask=kept):
                 pyro.sample("y", dist.Normal(z, 1.0), obs=y.T)
 
-    def guide(y, kept=None):
+    def guide(y, kept=True):
         with pyro.plate("tasks", 4, dim=-1):
             pyro.sample("z", dist.Normal(torch.zeros(()).double(), 1.0))
 
