@@ -232,7 +232,8 @@ def compare_command(
 
     Example: `guidebook compare --guides mean-field,mc-dropout --objectives elbo,iwae,pp-avi --seeds 0,1,2 --steps 500`
     """
-    from evaluation.swap_matrix import compare, failures, summarise
+    from evaluation.swap_matrix import compare
+    from evaluation.swap_report import failures, summarise
 
     _prepare()
 

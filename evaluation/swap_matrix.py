@@ -19,11 +19,10 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
-from evaluation import plots
 from evaluation.families import GUIDES, MODELS
 from evaluation.methods import Task
-from evaluation.report import Code, Heading, Picture, Prose, Section, Settings, Table, as_png, write_report
 from evaluation.scoring import score_tasks
+from evaluation.swap_report import write_swap_report
 from inference import checkpoint, fit
 from inference.compare_objectives import compare_objectives
 from inference.objectives import REGISTRY, make
@@ -170,7 +169,7 @@ def compare(
     table = pd.DataFrame([done[cell]["row"] for cell in cells], columns=COLUMNS)
     noise = pd.DataFrame([row for cell in cells for row in done[cell]["gradient_noise"]])
     if folder is not None:
-        _write(folder, table, noise, settings)
+        write_swap_report(folder, table, noise, asdict(settings))
     table.attrs["gradient_noise"] = noise
     return table
 
@@ -328,64 +327,3 @@ def _finished(folder: Path, cells: list[_Cell], settings: GridSettings) -> dict[
         if (own / "result.json").exists():
             found[cell] = json.loads((own / "result.json").read_text())
     return found
-
-
-def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds, one row a combination, the best held-out likelihood first; failed runs are counted.
-
-    Args:
-        table: what :func:`compare` returns.
-    """
-    keys = ["model", "guide", "objective"]
-    scores = ["pll", "joint_pll", "rmse", "ess", "snr_guide", "seconds"]
-    groups = table.groupby(keys, sort=False)
-    found = groups[scores].mean()
-    found.insert(1, "pll_sd", groups["pll"].std())
-    found.insert(0, "runs", groups["status"].apply(lambda s: int((s == "ok").sum())))
-    found.insert(1, "failed", groups["status"].apply(lambda s: int((s != "ok").sum())))
-    return found.reset_index().sort_values("pll", ascending=False, ignore_index=True)
-
-
-def failures(table: pd.DataFrame) -> list[str]:
-    """One line for each model, guide and reason for which runs failed.
-
-    Args:
-        table: what :func:`compare` returns.
-    """
-    failed = table[table["status"] != "ok"]
-    lines = []
-    for (model, guide, reason), rows in failed.groupby(["model", "guide", "reason"], sort=False):
-        names = list(dict.fromkeys(rows["objective"]))
-        under = names[0] if len(names) == 1 else f"{len(names)} objectives"
-        runs = f"{len(rows)} run" + ("s" if len(rows) > 1 else "")
-        lines.append(f"{model} with {guide} under {under} ({runs}): {reason}")
-    return lines
-
-
-def _write(folder: Path, table: pd.DataFrame, noise: pd.DataFrame, settings: GridSettings) -> None:
-    """Tables, figure and report."""
-    checkpoint.write_atomically(folder / "compare.csv", table.to_csv(index=False).encode())
-    if len(noise):
-        checkpoint.write_atomically(folder / "gradient_noise.csv", noise.to_csv(index=False).encode())
-    sections: list[Section] = [
-        Heading("Held-out likelihood"),
-        Prose(
-            f"Means over seeds after {settings.steps} steps on {settings.tasks}, scored on {settings.test_tasks} test "
-            f"tasks with {settings.draws} draws; pll is of the target points, nats per point."
-        ),
-        Table(summarise(table)),
-    ]
-    if (table["status"] == "ok").any():
-        figure = plots.swap_matrix_plot(table, noise)
-        png = as_png(figure)
-        checkpoint.write_atomically(folder / "compare.png", png)
-        sections.append(Picture(figure, "Likelihood against training time, gradient noise, and weights.", png=png))
-    failed = table[table["status"] != "ok"]
-    if len(failed):
-        sections += [Heading("Failed"), Table(failed[["model", "guide", "objective", "seed", "reason"]])]
-    sections += [Heading("Every run"), Table(table.drop(columns="reason"))]
-    names = {n: list(dict.fromkeys(table[n])) for n in ("model", "guide", "objective", "seed")}
-    words = " ".join(f"--{n}s {','.join(map(str, values))}" for n, values in names.items())
-    command = f"guidebook compare {words} --tasks {settings.tasks} --steps {settings.steps} --out {folder.name}"
-    sections += [Heading("Settings"), Settings(asdict(settings)), Code(command)]
-    write_report(folder / "report.html", "Swap matrix", sections)

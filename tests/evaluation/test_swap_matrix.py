@@ -11,7 +11,8 @@ import evaluation
 from evaluation import plots, swap_matrix
 from evaluation.command_line import main
 from evaluation.families import GUIDES, MODELS
-from evaluation.swap_matrix import COLUMNS, failures, summarise
+from evaluation.swap_matrix import COLUMNS
+from evaluation.swap_report import failures, summarise
 from guides import AmortisedMeanFieldGuide
 from inference.objectives import make
 from pp_models import BayesianNetwork, tasks

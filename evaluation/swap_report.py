@@ -1,0 +1,82 @@
+"""Tables, figure and page of a swap matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from evaluation import plots
+from evaluation.report import Code, Heading, Picture, Prose, Section, Settings, Table, as_png, write_report
+from inference.checkpoint import write_atomically
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds, one row a combination, the best held-out likelihood first; failed runs are counted.
+
+    Args:
+        table: what :func:`compare` returns.
+    """
+    keys = ["model", "guide", "objective"]
+    scores = ["pll", "joint_pll", "rmse", "ess", "snr_guide", "seconds"]
+    groups = table.groupby(keys, sort=False)
+    found = groups[scores].mean()
+    found.insert(1, "pll_sd", groups["pll"].std())
+    found.insert(0, "runs", groups["status"].apply(lambda s: int((s == "ok").sum())))
+    found.insert(1, "failed", groups["status"].apply(lambda s: int((s != "ok").sum())))
+    return found.reset_index().sort_values("pll", ascending=False, ignore_index=True)
+
+
+def failures(table: pd.DataFrame) -> list[str]:
+    """One line for each model, guide and reason for which runs failed.
+
+    Args:
+        table: what :func:`compare` returns.
+    """
+    failed = table[table["status"] != "ok"]
+    lines = []
+    for (model, guide, reason), rows in failed.groupby(["model", "guide", "reason"], sort=False):
+        names = list(dict.fromkeys(rows["objective"]))
+        under = names[0] if len(names) == 1 else f"{len(names)} objectives"
+        runs = f"{len(rows)} run" + ("s" if len(rows) > 1 else "")
+        lines.append(f"{model} with {guide} under {under} ({runs}): {reason}")
+    return lines
+
+
+def write_swap_report(folder: Path, table: pd.DataFrame, noise: pd.DataFrame, settings: Mapping[str, Any]) -> None:
+    """Writes ``compare.csv``, ``gradient_noise.csv``, ``compare.png`` and ``report.html`` into a folder.
+
+    Args:
+        folder: where.
+        table: what ``evaluation.compare`` returns.
+        noise: its ``attrs["gradient_noise"]``.
+        settings: what all runs share, by name.
+    """
+    write_atomically(folder / "compare.csv", table.to_csv(index=False).encode())
+    if len(noise):
+        write_atomically(folder / "gradient_noise.csv", noise.to_csv(index=False).encode())
+    sections: list[Section] = [
+        Heading("Held-out likelihood"),
+        Prose(
+            f"Means over seeds after {settings['steps']} steps on {settings['tasks']}, scored on "
+            f"{settings['test_tasks']} test tasks with {settings['draws']} draws; pll is of the target points, nats per "
+            "point."
+        ),
+        Table(summarise(table)),
+    ]
+    if (table["status"] == "ok").any():
+        figure = plots.swap_matrix_plot(table, noise)
+        png = as_png(figure)
+        write_atomically(folder / "compare.png", png)
+        sections.append(Picture(figure, "Likelihood against training time, gradient noise, and weights.", png=png))
+    failed = table[table["status"] != "ok"]
+    if len(failed):
+        sections += [Heading("Failed"), Table(failed[["model", "guide", "objective", "seed", "reason"]])]
+    sections += [Heading("Every run"), Table(table.drop(columns="reason"))]
+    names = {n: list(dict.fromkeys(table[n])) for n in ("model", "guide", "objective", "seed")}
+    words = " ".join(f"--{n}s {','.join(map(str, values))}" for n, values in names.items())
+    command = f"guidebook compare {words} --tasks {settings['tasks']} --steps {settings['steps']} --out {folder.name}"
+    sections += [Heading("Settings"), Settings(settings), Code(command)]
+    write_report(folder / "report.html", "Swap matrix", sections)
