@@ -61,8 +61,8 @@ def write_swap_report(folder: Path, table: pd.DataFrame, noise: pd.DataFrame, se
         Heading("Held-out likelihood"),
         Prose(
             f"Means over seeds after {settings['steps']} steps on {settings['tasks']}, scored on "
-            f"{settings['test_tasks']} test tasks with {settings['draws']} draws; pll is of the target points, nats per "
-            "point."
+            f"{settings['test_tasks']} test tasks with {settings['draws']} draws; pll is of the target points, nats "
+            "per point."
         ),
         Table(summarise(table)),
     ]
