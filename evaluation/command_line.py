@@ -162,6 +162,8 @@ def fit_command(
     numbers = ", ".join(
         f"{k} {last[k]:.4f}" if k in last else f"{k} not finite" for k in ("loss", "log_likelihood", "kl")
     )
+    if "ess" in last:
+        numbers += f", ess {last['ess']:.2f}"
     say(f"step {result.steps}: {numbers}; {len(result.skipped)} steps skipped; {result.seconds:.0f} s")
     say(f"next: guidebook inspect {out}")
 
