@@ -7,7 +7,13 @@ from collections.abc import Callable
 from torch import nn
 
 from evaluation.methods import Task
-from guides import AmortisedMeanFieldGuide, BernoulliExpertGuide, MCDropoutGuide, NeuralProcessGuide
+from guides import (
+    AmortisedMeanFieldGuide,
+    BernoulliExpertGuide,
+    BNNWeightGuide,
+    MCDropoutGuide,
+    NeuralProcessGuide,
+)
 from pp_models import BayesianNetwork, LearnedGaussianPrior, NeuralProcess
 
 
@@ -40,6 +46,7 @@ MODELS: dict[str, tuple[str, Callable[[Task], nn.Module]]] = {
 #: name -> (class, how it is built from a model and a width)
 GUIDES: dict[str, tuple[type[nn.Module], Callable[[nn.Module, int], nn.Module]]] = {
     "bernoulli-expert": (BernoulliExpertGuide, lambda m, w: BernoulliExpertGuide(m, w)),  # type: ignore[arg-type]
+    "bnn-weight": (BNNWeightGuide, lambda m, w: BNNWeightGuide(m, width=w)),  # type: ignore[arg-type]
     "mean-field": (AmortisedMeanFieldGuide, lambda m, w: AmortisedMeanFieldGuide(m, w)),  # type: ignore[arg-type]
     "mc-dropout": (MCDropoutGuide, lambda m, w: MCDropoutGuide(m, width=w)),  # type: ignore[arg-type]
     "neural-process": (NeuralProcessGuide, lambda m, w: NeuralProcessGuide(m, w)),  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
 
@@ -12,6 +13,23 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 
 GRANULARITIES = ("weight", "unit", "layer", "network")
+
+
+@dataclass(frozen=True)
+class GaussianBlocks:
+    """A Gaussian over a weight matrix as independent blocks w = loc + factor u, u ~ N(0, I).
+
+    A block is the incoming weights of a unit, or the whole matrix row after row.
+
+    Args:
+        loc: ``[..., blocks, k]``.
+        factor: lower triangular ``[..., blocks, k, k]``, or its diagonal ``[..., blocks, k]``.
+        diagonal: which of the two.
+    """
+
+    loc: Tensor
+    factor: Tensor
+    diagonal: bool
 
 
 class WeightPrior(nn.Module):
@@ -30,6 +48,14 @@ class WeightPrior(nn.Module):
     def layer(self, index: int, previous: list[Tensor]) -> TorchDistribution:
         """The prior of layer ``index``, event shape ``[k_out, k_in + 1]``, given the weights of the layers below."""
         raise NotImplementedError
+
+    def gaussian(self, index: int, previous: list[Tensor]) -> GaussianBlocks:
+        """The same prior as Gaussian blocks.
+
+        Raises:
+            ValueError: it is not Gaussian.
+        """
+        raise ValueError(f"prior: got {type(self).__name__}, which is not Gaussian; a conjugate update needs one")
 
 
 class FixedGaussianPrior(WeightPrior):
@@ -55,6 +81,10 @@ class FixedGaussianPrior(WeightPrior):
         scale = self.scale / math.sqrt(shape[1]) if self.scale_by_fan_in else self.scale
         loc = self._anchor.expand(shape)
         return dist.Normal(loc, loc + scale).to_event(2)
+
+    def gaussian(self, index: int, previous: list[Tensor]) -> GaussianBlocks:
+        base = self.layer(index, previous).base_dist
+        return GaussianBlocks(base.loc, base.scale, True)
 
 
 class LearnedGaussianPrior(WeightPrior):
@@ -97,12 +127,24 @@ class LearnedGaussianPrior(WeightPrior):
         return self.lower[i].tril(-1) + torch.diag_embed(self.log_diagonal[i].exp())
 
     def layer(self, index: int, previous: list[Tensor]) -> TorchDistribution:
+        blocks = self.gaussian(index, previous)
+        if self.granularity == "weight":
+            return dist.Normal(blocks.loc, blocks.factor).to_event(2)
+        if self.granularity == "unit":
+            return dist.MultivariateNormal(blocks.loc, scale_tril=blocks.factor).to_event(1)
+        gaussian = dist.MultivariateNormal(blocks.loc.squeeze(-2), scale_tril=blocks.factor.squeeze(-3))
+        shape = torch.Size(self.shapes[index])
+        return dist.TransformedDistribution(
+            gaussian, [dist.transforms.ReshapeTransform(torch.Size([shape.numel()]), shape)]
+        )
+
+    def gaussian(self, index: int, previous: list[Tensor]) -> GaussianBlocks:
         shape = self.shapes[index]
         factor = 1.0 / math.sqrt(shape[1]) if self.scale_by_fan_in else 1.0
         if self.granularity == "weight":
-            return dist.Normal(self.loc[index], factor * self.log_diagonal[index].exp()).to_event(2)
+            return GaussianBlocks(self.loc[index], factor * self.log_diagonal[index].exp(), True)
         if self.granularity == "unit":
-            return dist.MultivariateNormal(self.loc[index], scale_tril=factor * self._scale_tril(index)).to_event(1)
+            return GaussianBlocks(self.loc[index], factor * self._scale_tril(index), False)
         if self.granularity == "layer":
             loc, tril = self.loc[index], factor * self._scale_tril(index)
         else:
@@ -121,10 +163,7 @@ class LearnedGaussianPrior(WeightPrior):
                 residual = torch.cat(residuals, -1).unsqueeze(-1)
                 noise = torch.linalg.solve_triangular(joint[:start, :start], residual, upper=False)
                 loc = loc + factor * (joint[start:stop, :start] @ noise).squeeze(-1)
-        gaussian = dist.MultivariateNormal(loc, scale_tril=tril)
-        return dist.TransformedDistribution(
-            gaussian, [dist.transforms.ReshapeTransform(torch.Size([shape[0] * shape[1]]), torch.Size(shape))]
-        )
+        return GaussianBlocks(loc.unsqueeze(-2), tril.unsqueeze(-3), False)
 
 
 class LogUniform(TorchDistribution):

@@ -9,7 +9,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
-from guides import AmortisedMeanFieldGuide, BernoulliExpertGuide, MCDropoutGuide, NeuralProcessGuide
+from guides import AmortisedMeanFieldGuide, BernoulliExpertGuide, BNNWeightGuide, MCDropoutGuide, NeuralProcessGuide
 from inference import predict
 from inference.objectives import TaskELBO
 from pp_models import BayesianNetwork, Dataset, NeuralProcess
@@ -54,6 +54,10 @@ GUIDES = {
     "nvdp set-transformer": expert(pooling="set-transformer"),
     "nvdp representation": expert(representation=4),
     "nvdp shared encoder": expert(representation=8, share_encoder=True),
+    # the dual form draws a noise for each point, so that its draws (not their law) depend on order and padding
+    "bnn": of_network(BNNWeightGuide, solver="primal"),
+    "bnn activation": of_network(BNNWeightGuide, solver="primal", use_activation=True),
+    "bnn representation": of_network(BNNWeightGuide, representation=4, solver="primal"),
     "mean-field": of_network(AmortisedMeanFieldGuide),
     "mean-field attention": of_network(AmortisedMeanFieldGuide, pooling="attention"),
     "mean-field set-transformer": of_network(AmortisedMeanFieldGuide, pooling="set-transformer"),

@@ -5,7 +5,7 @@ import torch
 from pyro.infer import SVI
 from pyro.optim import Adam
 
-from guides import AmortisedMeanFieldGuide, BernoulliExpertGuide, MCDropoutGuide, NeuralProcessGuide
+from guides import AmortisedMeanFieldGuide, BernoulliExpertGuide, BNNWeightGuide, MCDropoutGuide, NeuralProcessGuide
 from inference import fit
 from inference.objectives import REGISTRY, make
 from pp_models import BayesianNetwork, LearnedGaussianPrior, NeuralProcess, tasks
@@ -30,6 +30,8 @@ PAIRS = {
     "mean-field": lambda: (m := network(), AmortisedMeanFieldGuide(m, WIDTH)),
     "mean-field, network prior": lambda: (m := network(prior=LearnedGaussianPrior("network")),
                                           AmortisedMeanFieldGuide(m, WIDTH)),
+    "bnn": lambda: (m := network(), BNNWeightGuide(m)),
+    "bnn, learned prior": lambda: (m := network(prior=LearnedGaussianPrior("unit")), BNNWeightGuide(m)),
     "mc-dropout": lambda: (m := network(), MCDropoutGuide(m)),
     "np": lambda: (m := neural_process(latent_dim=4), NeuralProcessGuide(m, WIDTH)),
     "np+cnp": lambda: (m := neural_process(latent_dim=4, representation_dim=8), NeuralProcessGuide(m, WIDTH)),
@@ -87,7 +89,7 @@ def test_every_objective_through_svi_and_as_a_module(name):
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-@pytest.mark.parametrize("pair", ["bernoulli-expert", "mean-field", "np"])
+@pytest.mark.parametrize("pair", ["bernoulli-expert", "mean-field", "bnn", "np"])
 def test_diagnostics_come_from_the_same_pass(pair, name):
     model, guide = PAIRS[pair]()
     batch = tasks.gp("rbf", 5).batch(0)

@@ -1,0 +1,345 @@
+"""Identities of BNNP's guide: conjugacy, closed-form KLs, masks, order, the empty context, primal and dual."""
+
+import copy
+
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from torch import nn
+
+from guides import BNNWeightGuide
+from guides.whitened_gaussian import Dual, Primal, WhitenedGaussian
+from inference.objectives import make
+from pp_models import (
+    BayesianNetwork,
+    Dataset,
+    FixedGaussianPrior,
+    GaussianLikelihood,
+    LearnedGaussianPrior,
+    LogUniformPrior,
+)
+
+NOISE = 0.5
+GRANULARITIES = ("fixed", "weight", "unit", "layer", "network")
+
+
+def prior_of(granularity):
+    return FixedGaussianPrior() if granularity == "fixed" else LearnedGaussianPrior(granularity)
+
+
+def disturbed(module, scale=0.3):
+    """Moves every parameter away from its start."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    return module
+
+
+def linear_pair(granularity, solver="auto"):
+    """One layer with real targets and noise: Bayesian linear regression, two outputs."""
+    model = BayesianNetwork([2, 2], prior=prior_of(granularity), noise_scale=NOISE).double()
+    disturbed(model.prior)
+    return model, BNNWeightGuide(model, "real", "real", solver=solver).double()
+
+
+def deep_pair(granularity="unit", solver="auto", likelihood="gaussian", **options):
+    sizes = [1, 6, 5, 2 if likelihood == "gaussian-head" else 1]
+    model = BayesianNetwork(sizes, prior=prior_of(granularity), noise_scale=0.3, activation="tanh",
+                            likelihood=likelihood).double()  # fmt: skip
+    disturbed(model.prior, 0.1)
+    return model, BNNWeightGuide(model, solver=solver, **options).double()
+
+
+def data(tasks=3, points=7, dim_x=2, dim_y=2, mask=None):
+    x = torch.randn(tasks, points, dim_x, dtype=torch.float64)
+    return Dataset(x, torch.randn(tasks, points, dim_y, dtype=torch.float64), mask)
+
+
+RAGGED = torch.tensor([[True] * 7, [True] * 3 + [False] * 4, [False] * 7])
+
+
+def dense_prior(model):
+    """Mean ``[M]`` and covariance of all weights of a one-layer network, units one after the other."""
+    blocks = model.prior.gaussian(0, [])
+    factor = torch.diag_embed(blocks.factor) if blocks.diagonal else blocks.factor
+    return blocks.loc.detach().flatten(), torch.block_diag(*(factor @ factor.mT).detach())
+
+
+def dense_posterior(model, x, y):
+    """Textbook Bayesian linear regression of one task: mean, covariance and log evidence."""
+    mean, covariance = dense_prior(model)
+    phi = torch.cat([x, torch.ones(len(x), 1).double()], -1)
+    design = torch.block_diag(phi, phi)
+    gram = design @ covariance @ design.T + NOISE**2 * torch.eye(len(design)).double()
+    gain = covariance @ design.T @ torch.linalg.inv(gram)
+    values = y.T.flatten()
+    evidence = torch.distributions.MultivariateNormal(design @ mean, gram).log_prob(values) if len(x) else 0.0
+    return mean + gain @ (values - design @ mean), covariance - gain @ design @ covariance, evidence
+
+
+def block_covariance(distribution, tasks):
+    blocks = distribution.covariance().detach()
+    blocks = blocks.expand(tasks, *blocks.shape[-3:])
+    return torch.stack([torch.block_diag(*each) for each in blocks])
+
+
+@pytest.mark.parametrize("solver", ["primal", "dual"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_one_layer_is_bayesian_linear_regression(granularity, solver):
+    """A1, A2: moments to 1e-10, and the evidence: every weight is then p(y), whatever is drawn."""
+    model, guide = linear_pair(granularity, solver)
+    observed = data(mask=RAGGED)
+    q = guide.conditional(0, observed, observed.x, [])
+    covariances = block_covariance(q, 3)
+    terms = make("iwae", num_particles=5).terms(model, guide, observed)
+    for t in range(3):
+        exists = RAGGED[t]
+        mean, covariance, evidence = dense_posterior(model, observed.x[t][exists], observed.y[t][exists])
+        torch.testing.assert_close(q.mean[t].detach().flatten(), mean, rtol=0, atol=1e-10)
+        torch.testing.assert_close(covariances[t], covariance, rtol=0, atol=1e-10)
+        assert abs(terms.bound[t].item() - float(evidence)) < 1e-8
+    assert terms.log_weights.std(0).max() < 1e-10
+    analytic = make("elbo", num_particles=4000).terms(model, guide, observed)
+    torch.testing.assert_close(analytic.bound, terms.bound, rtol=0, atol=0.15)
+    log_ratio = -analytic.kl_by_site["layer_0.weight"]
+    assert (log_ratio <= 1e-12).all() and log_ratio[2].abs() < 1e-12
+
+
+def matrix_of(distribution):
+    """A Gaussian over a matrix as one dense Gaussian over its rows."""
+    if isinstance(distribution, WhitenedGaussian):
+        covariance = torch.block_diag(*distribution.covariance().detach())
+        return torch.distributions.MultivariateNormal(distribution.mean.detach().flatten(), covariance)
+    base = distribution
+    if isinstance(base, torch.distributions.TransformedDistribution):
+        base = base.base_dist
+    if isinstance(base, torch.distributions.MultivariateNormal):
+        return torch.distributions.MultivariateNormal(base.loc.detach(), scale_tril=base.scale_tril.detach())
+    while isinstance(base, torch.distributions.Independent):
+        base = base.base_dist
+    if isinstance(base, torch.distributions.MultivariateNormal):
+        mean, variance = base.loc, torch.block_diag(*base.covariance_matrix)
+    else:
+        mean, variance = base.loc, torch.diag(base.scale.square().flatten())
+    return torch.distributions.MultivariateNormal(mean.detach().flatten(), variance.detach())
+
+
+@pytest.mark.parametrize("solver", ["primal", "dual"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_the_kl_is_that_of_dense_gaussians(granularity, solver):
+    """A3, relative 1e-10; A14 for two data sets under one prior."""
+    model, guide = linear_pair(granularity, solver)
+    one, other = data(tasks=1)[0], data(tasks=1, points=3)[0]
+    q, r = (guide.conditional(0, d, d.x, []) for d in (one, other))
+    prior = model.prior.layer(0, [])
+    kl = torch.distributions.kl_divergence
+    dense = kl(matrix_of(q), matrix_of(prior))
+    torch.testing.assert_close(kl(q, prior).detach(), dense, rtol=1e-10, atol=1e-10)
+    both = kl(matrix_of(q), matrix_of(r))
+    torch.testing.assert_close(kl(q, r).detach(), both, rtol=1e-9, atol=1e-9)
+    assert kl(q, q).abs() < 1e-10
+    # its density agrees with its moments
+    value = q.rsample()
+    torch.testing.assert_close(q.log_prob(value).detach(), matrix_of(q).log_prob(value.detach().flatten()))
+
+
+@pytest.mark.parametrize("granularity", ["unit", "network"])
+def test_primal_and_dual_are_the_same_posterior(granularity):
+    """A10."""
+    model, guide = linear_pair(granularity)
+    observed = data(mask=RAGGED)
+    found = []
+    for solver in ("primal", "dual"):
+        guide.solver = solver
+        q = guide.conditional(0, observed, observed.x, [])
+        assert isinstance(q.whitened, Primal if solver == "primal" else Dual)
+        kl = torch.distributions.kl_divergence(q, model.prior.layer(0, []))
+        found.append((q.mean.detach(), block_covariance(q, 3), kl.detach(), q.variance.detach()))
+    for primal, dual in zip(*found, strict=True):
+        torch.testing.assert_close(primal, dual, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", ["primal", "dual"])
+def test_draws_have_the_moments_of_the_posterior(solver):
+    _, guide = linear_pair("unit", solver)
+    observed = data(tasks=1, points=3)[0]
+    q = guide.conditional(0, observed, observed.x, [])
+    with torch.no_grad():
+        draws = q.expand(torch.Size([200_000])).rsample().flatten(-2)
+    torch.testing.assert_close(draws.mean(0), q.mean.flatten().detach(), rtol=0, atol=0.02)
+    covariance = torch.block_diag(*q.covariance().detach())
+    torch.testing.assert_close(draws.T.cov(), covariance, rtol=0, atol=0.02)
+
+
+def run(guide, observed, seed=0, particles=4):
+    torch.manual_seed(seed)
+    with torch.no_grad(), pyro.plate("particles", particles, dim=-1 - len(observed.batch_shape)):
+        return poutine.trace(guide).get_trace(observed)
+
+
+@pytest.mark.parametrize("use_activation", [False, True])
+@pytest.mark.parametrize("solver", ["primal", "dual"])
+def test_the_order_of_the_context_does_not_matter(solver, use_activation):
+    """A6. The dual form draws one noise a point: its law is the same, not its draws."""
+    _model, guide = deep_pair(solver=solver, use_activation=use_activation)
+    observed = data(tasks=2, dim_x=1, dim_y=1)
+    shuffled = Dataset(observed.x.flip(-2), observed.y.flip(-2))
+    if solver == "primal":
+        first, second = run(guide, observed), run(guide, shuffled)
+        for site in guide.sites:
+            torch.testing.assert_close(first.nodes[site]["value"], second.nodes[site]["value"], rtol=0, atol=1e-10)
+    else:
+        for d, e in ((observed, shuffled),):
+            a, b = guide.conditional(0, d, d.x, []), guide.conditional(0, e, e.x, [])
+            torch.testing.assert_close(a.mean, b.mean, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("solver", ["primal", "dual", "auto"])
+@pytest.mark.parametrize("kind", ["no points", "masked"])
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_an_empty_context_gives_the_prior(granularity, kind, solver):
+    """A7: no divergence, and the draws of the prior from the same noise."""
+    model, guide = deep_pair(granularity, solver)
+    points = 0 if kind == "no points" else 4
+    empty = data(2, points, 1, 1, mask=torch.zeros(2, points, dtype=torch.bool))
+    with torch.no_grad():
+        drawn = []
+        for i, site in enumerate(guide.sites):
+            torch.manual_seed(i)
+            q = guide.conditional(i, empty, torch.zeros(2, points, guide.shapes[i][1] - 1).double(), drawn)
+            value = q.rsample()
+            torch.manual_seed(i)
+            blocks = model.prior.gaussian(i, drawn)
+            noise = torch.randn((2, *q.block_shape), dtype=torch.float64)
+            factor = torch.diag_embed(blocks.factor) if blocks.diagonal else blocks.factor
+            prior = blocks.loc + (factor @ noise.unsqueeze(-1)).squeeze(-1)
+            torch.testing.assert_close(value, prior.reshape(value.shape), rtol=1e-12, atol=1e-12)
+            kl = torch.distributions.kl_divergence(q, model.prior.layer(i, drawn))
+            assert kl.abs().max() < 1e-11, site
+            drawn.append(value)
+
+
+@pytest.mark.parametrize("granularity", ["unit", "layer"])
+def test_a_padded_batch_is_its_tasks_one_by_one(granularity):
+    """A9, in the primal form, whose noise does not depend on the number of points."""
+    model, guide = deep_pair(granularity, "primal")
+    tasks = [data(1, n, 1, 1)[0] for n in (20, 7, 1)]
+    together = Dataset.pad(tasks)
+    noise = {
+        site: torch.randn(3, *shape, dtype=torch.float64) for site, shape in zip(guide.sites, guide.shapes, strict=True)
+    }
+
+    def walk(observed, pick):
+        features, drawn, kls = observed.x, [], []
+        for i, site in enumerate(guide.sites):
+            q = guide.conditional(i, observed, features, drawn)
+            eps = noise[site][pick].reshape(*q.batch_shape, *q.block_shape)
+            solved = torch.linalg.solve_triangular(q.whitened.lower.mT, eps.unsqueeze(-1), upper=True).squeeze(-1)
+            value = (q.loc + q.coloured(q.whitened.mean + solved)).reshape(*q.batch_shape, *q.event_shape)
+            kls.append(torch.distributions.kl_divergence(q, model.prior.layer(i, drawn)))
+            drawn.append(value)
+            ones = torch.cat([features, torch.ones_like(features[..., :1])], -1)
+            features = torch.tanh(ones @ value.mT)
+        return drawn, sum(kls)
+
+    with torch.no_grad():
+        batched, kl = walk(together, slice(None))
+        for t, single in enumerate(tasks):
+            alone, own = walk(single, t)
+            for a, b in zip(alone, batched, strict=True):
+                torch.testing.assert_close(a, b[t], rtol=0, atol=1e-10)
+            torch.testing.assert_close(own, kl[t], rtol=0, atol=1e-10)
+
+
+def test_predictions_do_not_depend_on_what_else_is_asked():
+    """A12: marginal consistency; draws are functions."""
+    model, guide = deep_pair()
+    observed = data(2, 5, 1, 1)
+    trace = run(guide, observed)
+    x = torch.randn(2, 2, 1, dtype=torch.float64)
+    outputs = []
+    for inputs in (x[:, :1], x):
+        with pyro.plate("particles", 4, dim=-2), torch.no_grad():
+            outputs.append(poutine.replay(model, trace=trace)(Dataset(inputs)))
+    torch.testing.assert_close(outputs[0], outputs[1][..., :1, :], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("finer", ["unit", "layer"])
+def test_block_diagonal_priors_of_a_coarser_kind_give_the_same_posterior(finer):
+    """A15: layer-wise with the units' blocks is unit-wise; network-wise with the layers' blocks is layer-wise."""
+    coarser = {"unit": "layer", "layer": "network"}[finer]
+    sizes = [2, 3, 2]
+    fine = BayesianNetwork(sizes, prior=LearnedGaussianPrior(finer), activation="tanh", noise_scale=0.3).double()
+    disturbed(fine.prior)
+    wide = BayesianNetwork(sizes, prior=LearnedGaussianPrior(coarser), activation="tanh", noise_scale=0.3).double()
+
+    with torch.no_grad():
+        if finer == "unit":
+            for i in range(2):
+                tril = torch.block_diag(*fine.prior._scale_tril(i))
+                wide.prior.loc[i].copy_(fine.prior.loc[i].flatten())
+                wide.prior.log_diagonal[i].copy_(tril.diagonal().log())
+                wide.prior.lower[i].copy_(tril)
+        else:
+            tril = torch.block_diag(*(fine.prior._scale_tril(i) for i in range(2)))
+            wide.prior.loc[0].copy_(torch.cat([loc.flatten() for loc in fine.prior.loc]))
+            wide.prior.log_diagonal[0].copy_(tril.diagonal().log())
+            wide.prior.lower[0].copy_(tril)
+    guide = BNNWeightGuide(fine, solver="primal").double()
+    other = copy.copy(BNNWeightGuide(wide, solver="primal").double())
+    other.networks = guide.networks
+    observed = data(2, 6, 2, 2)
+    hidden = torch.randn(2, 6, 3, dtype=torch.float64)
+    first = [torch.randn(2, 3, 3, dtype=torch.float64)]
+    for i, features, drawn in ((0, observed.x, []), (1, hidden, first)):
+        a, b = guide.conditional(i, observed, features, drawn), other.conditional(i, observed, features, drawn)
+        torch.testing.assert_close(a.mean, b.mean, rtol=0, atol=1e-8)
+        blocks = torch.stack([torch.block_diag(*each) for each in a.covariance()])
+        torch.testing.assert_close(blocks, b.covariance().squeeze(-3), rtol=0, atol=1e-8)
+        kls = [torch.distributions.kl_divergence(q, m.prior.layer(i, drawn)) for q, m in ((a, fine), (b, wide))]
+        torch.testing.assert_close(kls[0], kls[1], rtol=0, atol=1e-8)
+
+
+def test_gradients_reach_the_prior_the_noise_and_the_networks():
+    model = BayesianNetwork([1, 6, 1], prior=LearnedGaussianPrior("unit"), likelihood=GaussianLikelihood(0.3, True))
+    guide = BNNWeightGuide(model, "real", "real")
+    make("pp-avi", num_particles=3).differentiable_loss(model, guide, data_f32().split(4)).backward()
+    for module in (model, guide):
+        for name, parameter in module.named_parameters():
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+    assert isinstance(guide.networks[-1], nn.Identity)  # all of the last layer is real
+
+
+def data_f32():
+    return Dataset(torch.randn(2, 8, 1), torch.randn(2, 8, 1))
+
+
+def test_float32_is_stable_with_small_noise_and_many_points():
+    model = BayesianNetwork([1, 32, 32, 1], prior=LearnedGaussianPrior("unit"))
+    guide = BNNWeightGuide(model)
+    observed = Dataset(torch.randn(2, 500, 1), torch.randn(2, 500, 1))
+    terms = make("elbo", num_particles=2).terms(model, guide, observed)
+    assert torch.isfinite(terms.bound).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"final_targets": "true"}, r"^final_targets: got 'true'; it must be one of auto, real, pseudo$"),
+        ({"solver": "cg"}, r"^solver: got 'cg'; it must be 'auto', 'primal' or 'dual'$"),
+        (
+            {"final_targets": "real", "likelihood": "gaussian-head"},
+            r"^final_targets: got 'real', but the likelihood is",
+        ),
+        ({"final_noise": "real", "likelihood": "gaussian-head"}, r"^final_noise: got 'real', but the likelihood is"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        deep_pair(**options)
+
+
+def test_a_prior_that_is_not_gaussian_is_refused():
+    with pytest.raises(ValueError, match=r"^prior: got LogUniformPrior, which is not Gaussian; a conjugate update"):
+        BNNWeightGuide(BayesianNetwork([1, 4, 1], prior=LogUniformPrior()))
