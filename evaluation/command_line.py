@@ -256,6 +256,8 @@ def compare_command(
     found = summarise(table)
     found = found[found["runs"] > 0]
     words = [name for name in ("model", "guide") if found[name].nunique() > 1] + ["objective"]
+    if "guide" in words and "model" in words and found.groupby("model")["guide"].nunique().max() == 1:
+        words.remove("guide")  # the model says which
     found.insert(0, "run", found[words].agg(" · ".join, axis=1))
     brief = found[["run", "runs", "pll", "pll_sd", "rmse", "ess", "snr_guide", "seconds"]]
     brief = brief.rename(columns={"snr_guide": "snr", "seconds": "s"})

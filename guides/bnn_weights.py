@@ -94,7 +94,11 @@ class BNNWeightGuide(WeightGuide):
         for i, (k_out, columns) in enumerate(self.shapes):
             outputs = k_out * self.amortised(i)
             read = model.dim_x + self.dim_y + (columns - 1 if use_activation and i else 0)
-            self.networks.append(mlp([read, *sizes, outputs]) if outputs else nn.Identity())
+            network = mlp([read, *sizes, outputs]) if outputs else nn.Identity()
+            if outputs:  # small outputs at the start: every pseudo-noise is about e^-2, which float32 can solve
+                with torch.no_grad():
+                    network[-1].weight.mul_(0.1)  # type: ignore[index, operator, union-attr]
+            self.networks.append(network)
 
     def amortised(self, index: int) -> int:
         """How many numbers a unit's point needs from the layer's network: target and noise, less what is real."""

@@ -43,11 +43,20 @@ def swap_matrix_plot(table: pd.DataFrame, noise: pd.DataFrame | None = None) -> 
     with look():
         figure = Figure(figsize=(WIDTH, 1.2 + 2.7 * rows), layout="constrained")
         panels = figure.subplots(rows, 1, squeeze=False)[:, 0]
+        quarter, most_of = good["pll"].quantile([0.25, 0.75])
+        lowest = quarter - 3 * (most_of - quarter)  # runs far below the rest would hide all differences
+        below = int((good["pll"] < lowest).sum())
+        good = good.assign(pll=good["pll"].clip(lower=lowest))
         for (name, which), rows_of in good.groupby([good["objective"], pair], sort=False):
             panels[0].scatter(
                 rows_of["seconds"], rows_of["pll"], s=42, color=palette[name], marker=shapes[which], alpha=0.85,
-                edgecolor="white", linewidth=0.5,
+                edgecolor="white" if dashes[name] == "-" else INK, linewidth=0.5 if dashes[name] == "-" else 1.0,
             )  # fmt: skip
+        if below:
+            note = f"{below} run{'s' if below > 1 else ''} at or below this line"
+            panels[0].axhline(lowest, color=INK, linewidth=0.9, linestyle=":")
+            panels[0].annotate(note, (1, lowest), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+                               textcoords="offset points", xytext=(-4, 3), fontsize=9)  # fmt: skip
         panels[0].set(
             title="Held-out likelihood and cost", xlabel="training time (s)", ylabel="target points (nats per point)"
         )
@@ -60,7 +69,7 @@ def swap_matrix_plot(table: pd.DataFrame, noise: pd.DataFrame | None = None) -> 
             panels[2].set(title="Weights", ylabel="effective sample size", yscale="log", xlabel="particles K")
             most = shown["num_particles"].max()
             panels[2].plot([1, most], [1, most], color=INK, linewidth=0.9, linestyle=":", zorder=1)
-            panels[2].annotate("all K", (most, most), textcoords="offset points", xytext=(0, -14), ha="right")
+            panels[2].annotate("all K", (most, most), textcoords="offset points", xytext=(-2, -18), ha="right")
             for axes in panels[1:]:
                 axes.set_xscale("log", base=2)
                 ticks = sorted(shown["num_particles"].unique())

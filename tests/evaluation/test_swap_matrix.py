@@ -217,3 +217,12 @@ def test_nothing_but_failures_still_writes_its_tables(tmp_path):
     assert (table["status"] == "failed").all()
     assert (tmp_path / "compare.csv").exists() and not (tmp_path / "compare.png").exists()
     assert "is a guide for a BayesianNetwork" in (tmp_path / "report.html").read_text()
+
+
+def test_a_run_far_below_the_rest_does_not_hide_them():
+    table, _ = small_table()
+    many = pd.concat([table[table["status"] == "ok"]] * 3, ignore_index=True)
+    many.loc[0, "pll"] = -1e6
+    axes = plots.swap_matrix_plot(many).axes[0]
+    assert axes.get_ylim()[0] > -100
+    assert [text.get_text() for text in axes.texts] == ["1 run at or below this line"]
