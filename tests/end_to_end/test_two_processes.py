@@ -37,9 +37,12 @@ def test_two_processes_end_with_the_same_parameters(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
-    )
+    for _ in range(3):  # gloo's first connection between the processes is sometimes closed before anything of ours ran
+        done = subprocess.run(
+            [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300
+        )
+        if "_verify_params_across_processes" not in done.stderr or "Connection closed by peer" not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr[-2000:]
     (first, loss), (second, other_loss) = ((tmp_path / f"rank{rank}").read_text().split() for rank in (0, 1))
     assert first == second
