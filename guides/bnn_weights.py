@@ -9,7 +9,6 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torch.utils.checkpoint import checkpoint
@@ -245,9 +244,9 @@ class BNNWeightGuide(WeightGuide):
             num_samples: draws S.
         """
         with pyro.plate("particles", num_samples, dim=-1 - len(data.batch_shape)):
-            trace = poutine.trace(self).get_trace(data)
-        hidden = [trace.nodes[site]["value"] for site in self.sites[:-1]]
-        path = trace.nodes["representation"]["value"] if "representation" in trace.nodes else None
+            values = self(data)
+        hidden = [values[site] for site in self.sites[:-1]]
+        path = values.get("representation")
         blocks = self._shared[0].gaussian(len(hidden), hidden)
         columns = self.shapes[-1][0] * self.shapes[-1][1] // blocks.loc.shape[-2]
         shape = (num_samples, *data.batch_shape, blocks.loc.shape[-2], columns)
