@@ -225,7 +225,8 @@ class BNNWeightGuide(WeightGuide):
             elif not single:
                 found = checkpoint(of_chunk, chunk, *drawn, use_reentrant=False, preserve_rng_state=False)
             elif number == chosen:
-                found = tuple(s.detach() + count * (s - s.detach()) for s in of_chunk(chunk, *drawn))
+                gram, moment = of_chunk(chunk, *drawn)
+                found = scaled_gradient(gram, count), scaled_gradient(moment, count)
             else:
                 with torch.no_grad():
                     found = of_chunk(chunk, *drawn)
@@ -299,6 +300,11 @@ class OnlineState:
     path: Tensor | None
     gram: Tensor
     moment: Tensor
+
+
+def scaled_gradient(value: Tensor, factor: float) -> Tensor:
+    """The value itself; its gradient times a factor."""
+    return value.detach() + factor * (value - value.detach())
 
 
 def with_bias(features: Tensor) -> Tensor:
