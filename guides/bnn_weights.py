@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -10,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
+from torch.utils.checkpoint import checkpoint
 
 from guides.weight_guide import WeightGuide
 from guides.whitened_gaussian import Dual, Primal, WhitenedGaussian
@@ -22,6 +24,7 @@ from pp_models.priors import GaussianBlocks
 from pp_models.task_plates import task_plates
 
 CHOICES = ("auto", "real", "pseudo")
+CHUNK_GRADIENTS = ("exact", "single")
 #: subtracted from the raw log noise, so that pseudo-observations start with sd e^-2 (BNNP, section 2.1)
 LOG_NOISE_SHIFT = 2.0
 LOG_NOISE_RANGE = (-6.0, 4.0)
@@ -51,10 +54,16 @@ class BNNWeightGuide(WeightGuide):
         use_activation: give the networks of later layers the layer's input as well.
         solver: ``"primal"`` factors matrices of the layer's width, ``"dual"`` of the number of points; ``"auto"`` takes
             the smaller.
+        chunk_size: accumulate the natural statistics over this many points at a time, so that memory does not grow with
+            the context (primal form); None for all at once.
+        chunk_gradient: ``"exact"`` recomputes each chunk in the backward pass; ``"single"`` takes the gradient of one
+            random chunk a layer, scaled by their number: exact values, an unbiased gradient, and cheaper. (Released
+            code updates chunk after chunk, where a later one without gradient cuts it; BNNP, section 4.)
         width: width of the encoder of the deterministic path, where the model has one.
 
     Raises:
-        ValueError: an unknown option, real targets or noise without a Gaussian likelihood, or another kind of prior.
+        ValueError: an unknown option, real targets or noise without a Gaussian likelihood, another kind of prior, or
+            chunks with the dual form.
     """
 
     independent_sites = False
@@ -67,6 +76,8 @@ class BNNWeightGuide(WeightGuide):
         hidden: list[int] | None = None,
         use_activation: bool = False,
         solver: str = "auto",
+        chunk_size: int | None = None,
+        chunk_gradient: str = "exact",
         width: int = 128,
     ) -> None:
         super().__init__(model, width)
@@ -75,6 +86,12 @@ class BNNWeightGuide(WeightGuide):
                 raise ValueError(f"{name}: got {value!r}; it must be one of {', '.join(CHOICES)}")
         if solver not in ("auto", "primal", "dual"):
             raise ValueError(f"solver: got {solver!r}; it must be 'auto', 'primal' or 'dual'")
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size: got {chunk_size}; it must be at least 1, or None")
+        if chunk_size is not None and solver == "dual":
+            raise ValueError("chunk_size: the dual form has no statistics to accumulate; use solver='primal' or 'auto'")
+        if chunk_gradient not in CHUNK_GRADIENTS:
+            raise ValueError(f"chunk_gradient: got {chunk_gradient!r}; it must be one of {', '.join(CHUNK_GRADIENTS)}")
         gaussian = isinstance(model.likelihood, GaussianLikelihood)
         for name, value in (("final_targets", final_targets), ("final_noise", final_noise)):
             if value == "real" and not gaussian:
@@ -86,6 +103,7 @@ class BNNWeightGuide(WeightGuide):
         self.real_targets = final_targets == "real" or (final_targets == "auto" and gaussian)
         self.real_noise = final_noise == "real"
         self.use_activation, self.solver = use_activation, solver
+        self.chunk_size, self.chunk_gradient = chunk_size, chunk_gradient
         self.activation = ACTIVATIONS[model.activation]
         # held in a tuple: their parameters are the model's, not the guide's
         self._shared = (model.prior, model.likelihood)
@@ -112,19 +130,29 @@ class BNNWeightGuide(WeightGuide):
         """Samples every weight matrix in turn, given the data."""
         values: dict[str, Tensor] = {}
         with task_plates(data.batch_shape, data.x.device):
-            features = data.x
             context = self.representation(data)
             if context is not None:
                 values["representation"] = pyro.sample("representation", dist.Delta(context, event_dim=1))
-                features = join(features, values["representation"])
+            path = values.get("representation")
             drawn: list[Tensor] = []
+            features = self.layer_input(data.x, drawn, path)
             for i, site in enumerate(self.sites):
-                value = pyro.sample(site, self.conditional(i, data, features, drawn))
-                values[site] = value
-                drawn.append(value)
-                if i < len(self.sites) - 1:
-                    features = self.activation(linear(features, value))
+                if self._chunks(data) > 1:
+                    q = self._distribution(i, drawn, Primal(*self._accumulate(i, data, drawn, path)))
+                else:
+                    q = self.conditional(i, data, features, drawn)
+                values[site] = pyro.sample(site, q)
+                drawn.append(values[site])
+                if i < len(self.sites) - 1 and self._chunks(data) == 1:
+                    features = self.activation(linear(features, values[site]))
         return values
+
+    def layer_input(self, x: Tensor, drawn: list[Tensor], path: Tensor | None = None) -> Tensor:
+        """What enters the layer after those drawn, without the bias column: ``[*B, N, k_in]``."""
+        features = x if path is None else join(x, path)
+        for weight in drawn:
+            features = self.activation(linear(features, weight))
+        return features
 
     def pseudo_observations(self, index: int, data: Dataset, features: Tensor) -> tuple[Tensor, Tensor]:
         """Targets and precisions ``[*B, N, k_out]`` of a layer; precision 0 where a point does not exist."""
@@ -151,54 +179,180 @@ class BNNWeightGuide(WeightGuide):
 
     def conditional(self, index: int, data: Dataset, features: Tensor, drawn: list[Tensor]) -> WhitenedGaussian:
         """q(W_l | W_<l, D), batch ``*B`` (with particles to their left after the first layer)."""
-        prior = self._shared[0]
+        blocks = self._shared[0].gaussian(index, drawn)
         target, precision = self.pseudo_observations(index, data, features)
-        ones = features.new_ones(*features.shape[:-1], 1)
-        phi = torch.cat([features, ones], -1)
+        phi = with_bias(features)
+        k_out = self.shapes[index][0]
+        rows, columns = (phi.shape[-2], phi.shape[-1])
+        if self._whole(index, blocks):
+            rows, columns = rows * k_out, columns * k_out
+        if self.solver == "dual" or (self.solver == "auto" and rows < columns):
+            dual = dual_of_layer if self._whole(index, blocks) else dual_of_units
+            return self._distribution(index, drawn, dual(phi, target, precision, blocks))
+        return self._distribution(index, drawn, Primal(*whiten(*statistics(phi, target, precision, blocks), blocks)))
+
+    def _whole(self, index: int, blocks: GaussianBlocks) -> bool:
+        return blocks.loc.shape[-2] == 1 and self.shapes[index][0] > 1
+
+    def _distribution(self, index: int, drawn: list[Tensor], whitened: Primal | Dual) -> WhitenedGaussian:
+        prior = self._shared[0]
         blocks = prior.gaussian(index, drawn)
-        whole = blocks.loc.shape[-2] == 1 and self.shapes[index][0] > 1
-        posterior = self._whole_layer if whole else self._by_unit
         key = (id(prior), index)
-        whitened = posterior(phi, target, precision, blocks)
         return WhitenedGaussian(blocks.loc, blocks.factor, whitened, self.shapes[index], blocks.diagonal, key)
 
-    def _by_unit(self, phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianBlocks) -> Primal | Dual:
-        """Posterior of each unit's whitened weights, batch ``[..., k_out]``."""
-        residual = target - phi @ blocks.loc.mT  # [..., N, k_out]
-        points, k = phi.shape[-2:]
-        if self._dual(points, k):
-            root = precision.sqrt().mT.unsqueeze(-1)  # [..., k_out, N, 1]
-            spread = phi.unsqueeze(-3)
-            design = spread * blocks.factor.unsqueeze(-2) if blocks.diagonal else spread @ blocks.factor
-            return Dual(root * design, root.squeeze(-1) * residual.mT)
-        weighed = precision.mT.unsqueeze(-1) * phi.unsqueeze(-3)  # [..., k_out, N, k]
-        gram = phi.mT.unsqueeze(-3) @ weighed
-        moment = (weighed.mT @ residual.mT.unsqueeze(-1)).squeeze(-1)
-        return Primal(*whiten(gram, moment, blocks))
+    # -- many points -----------------------------------------------------------------------------------------------
 
-    def _whole_layer(self, phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianBlocks) -> Primal | Dual:
-        """Posterior of all whitened weights of a layer as one block, batch ``[..., 1]``."""
-        k_out = target.shape[-1]
-        points, k = phi.shape[-2:]
-        loc = blocks.loc.unflatten(-1, (k_out, k)).squeeze(-3)
-        residual = target - phi @ loc.mT
-        if self._dual(points * k_out, k * k_out):
-            # rows (unit, point) of the block-diagonal design, times the factor
-            eye = torch.eye(k_out, dtype=phi.dtype, device=phi.device)
-            wide = torch.einsum("...nk,de->...dnek", phi, eye).flatten(-2).flatten(-3, -2)
-            root = precision.sqrt().mT.flatten(-2).unsqueeze(-1)
-            design = root * (wide @ blocks.factor.squeeze(-3))
-            values = root.squeeze(-1) * residual.mT.flatten(-2)
-            return Dual(design.unsqueeze(-3), values.unsqueeze(-2))
-        weighed = precision.mT.unsqueeze(-1) * phi.unsqueeze(-3)
-        gram = phi.mT.unsqueeze(-3) @ weighed  # [..., k_out, k, k]
-        moment = (weighed.mT @ residual.mT.unsqueeze(-1)).flatten(-3)
-        eye = torch.eye(k_out, dtype=phi.dtype, device=phi.device)
-        dense = torch.einsum("...dkl,de->...dkel", gram, eye).flatten(-2).flatten(-3, -2)
-        return Primal(*whiten(dense.unsqueeze(-3), moment.unsqueeze(-2), blocks))
+    def _chunks(self, data: Dataset) -> int:
+        return 1 if self.chunk_size is None else max(1, -(-data.num_points // self.chunk_size))
 
-    def _dual(self, rows: int, columns: int) -> bool:
-        return self.solver == "dual" or (self.solver == "auto" and rows < columns)
+    def _accumulate(self, index: int, data: Dataset, drawn: list[Tensor], path: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Whitened natural statistics of a layer, chunk by chunk; nothing of a chunk is kept but its sums."""
+        blocks = self._shared[0].gaussian(index, drawn)
+
+        def of_chunk(chunk: Dataset, *below: Tensor) -> tuple[Tensor, Tensor]:
+            features = self.layer_input(chunk.x, list(below), path)
+            target, precision = self.pseudo_observations(index, chunk, features)
+            return statistics(with_bias(features), target, precision, self._shared[0].gaussian(index, list(below)))
+
+        count = self._chunks(data)
+        single = self.chunk_gradient == "single" and torch.is_grad_enabled()
+        chosen = int(torch.randint(count, ())) if single else -1  # of the CPU's generator: no device is read
+        sums: list[Tensor] | None = None
+        for number in range(count):
+            chunk = data.points(slice(number * self.chunk_size, (number + 1) * self.chunk_size))  # type: ignore[operator]
+            if not torch.is_grad_enabled():
+                found = of_chunk(chunk, *drawn)
+            elif not single:
+                found = checkpoint(of_chunk, chunk, *drawn, use_reentrant=False, preserve_rng_state=False)
+            elif number == chosen:
+                gram, moment = of_chunk(chunk, *drawn)
+                found = scaled_gradient(gram, count), scaled_gradient(moment, count)
+            else:
+                with torch.no_grad():
+                    found = of_chunk(chunk, *drawn)
+            sums = list(found) if sums is None else [total + s for total, s in zip(sums, found, strict=True)]
+        assert sums is not None
+        return whiten(sums[0], sums[1], blocks)
+
+    # -- point by point --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def start(self, data: Dataset, num_samples: int = 100) -> OnlineState:
+        """Draws the hidden layers given the data, and keeps the last layer's posterior for each draw.
+
+        Args:
+            data: what is known so far ``[*B, N]``; may be empty.
+            num_samples: draws S.
+        """
+        with pyro.plate("particles", num_samples, dim=-1 - len(data.batch_shape)):
+            values = self(data)
+        hidden = [values[site] for site in self.sites[:-1]]
+        path = values.get("representation")
+        blocks = self._shared[0].gaussian(len(hidden), hidden)
+        columns = self.shapes[-1][0] * self.shapes[-1][1] // blocks.loc.shape[-2]
+        shape = (num_samples, *data.batch_shape, blocks.loc.shape[-2], columns)
+        zero = data.x.new_zeros(shape)
+        return self.update(OnlineState(hidden, path, torch.diag_embed(zero), zero), data)
+
+    @torch.no_grad()
+    def update(self, state: OnlineState, data: Dataset) -> OnlineState:
+        """The posterior of the last layer after more points, the hidden layers' draws as they were (BNNP, section 4).
+
+        Exact for the last layer given the hidden draws, in any order and any portions; the hidden layers never see the
+        new points.
+
+        Args:
+            state: from :meth:`start` or an earlier update.
+            data: the new points ``[*B, N]``.
+        """
+        index = len(self.sites) - 1
+        features = self.layer_input(data.x, state.hidden, state.path)
+        target, precision = self.pseudo_observations(index, data, features)
+        blocks = self._shared[0].gaussian(index, state.hidden)
+        gram, moment = statistics(with_bias(features), target, precision, blocks)
+        return replace(state, gram=state.gram + gram, moment=state.moment + moment)
+
+    def last_layer(self, state: OnlineState) -> WhitenedGaussian:
+        """The posterior of the last layer's weights for each draw of the hidden ones, batch ``[S, *B]``."""
+        index = len(self.sites) - 1
+        blocks = self._shared[0].gaussian(index, state.hidden)
+        return self._distribution(index, state.hidden, Primal(*whiten(state.gram, state.moment, blocks)))
+
+    @torch.no_grad()
+    def draw(self, state: OnlineState) -> dict[str, Tensor]:
+        """Weights ``[S, *B, k_out, k_in + 1]`` by site: the hidden draws, and one of the last layer for each."""
+        values = dict(zip(self.sites, [*state.hidden, self.last_layer(state).sample()], strict=True))
+        return values if state.path is None else {"representation": state.path, **values}
+
+
+@dataclass(frozen=True)
+class OnlineState:
+    """What is kept between updates of the last layer.
+
+    Args:
+        hidden: draws of the hidden layers' weights ``[S, *B, k_out, k_in + 1]``.
+        path: the task representation of the deterministic path, None without.
+        gram: Σ λ φ φᵀ of the last layer ``[S, *B, blocks, k, k]``.
+        moment: Σ λ φ (v - φᵀ μ) ``[S, *B, blocks, k]``.
+    """
+
+    hidden: list[Tensor]
+    path: Tensor | None
+    gram: Tensor
+    moment: Tensor
+
+
+def scaled_gradient(value: Tensor, factor: float) -> Tensor:
+    """The value itself; its gradient times a factor."""
+    return value.detach() + factor * (value - value.detach())
+
+
+def with_bias(features: Tensor) -> Tensor:
+    """Features with a column of ones."""
+    return torch.cat([features, features.new_ones(*features.shape[:-1], 1)], -1)
+
+
+def statistics(phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianBlocks) -> tuple[Tensor, Tensor]:
+    """Natural statistics of the blocks' weights, sums over points: Σ λ φ φᵀ ``[..., blocks, k, k]`` and Σ λ φ r.
+
+    Args:
+        phi: features with bias ``[..., N, k]``.
+        target: v ``[..., N, k_out]``; r is what is left of it after the prior's mean.
+        precision: λ ``[..., N, k_out]``.
+        blocks: the prior; one block for the whole matrix gives block-diagonal statistics, units outermost.
+    """
+    k_out, k = target.shape[-1], phi.shape[-1]
+    whole = blocks.loc.shape[-2] != k_out
+    loc = blocks.loc.unflatten(-1, (k_out, k)).squeeze(-3) if whole else blocks.loc
+    residual = target - phi @ loc.mT
+    weighed = precision.mT.unsqueeze(-1) * phi.unsqueeze(-3)  # [..., k_out, N, k]
+    gram = phi.mT.unsqueeze(-3) @ weighed
+    moment = (weighed.mT @ residual.mT.unsqueeze(-1)).squeeze(-1)
+    if not whole:
+        return gram, moment
+    eye = torch.eye(k_out, dtype=phi.dtype, device=phi.device)
+    dense = torch.einsum("...dkl,de->...dkel", gram, eye).flatten(-2).flatten(-3, -2)
+    return dense.unsqueeze(-3), moment.flatten(-2).unsqueeze(-2)
+
+
+def dual_of_units(phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianBlocks) -> Dual:
+    """Posterior of each unit's whitened weights from its points, batch ``[..., k_out]``."""
+    residual = target - phi @ blocks.loc.mT
+    root = precision.sqrt().mT.unsqueeze(-1)
+    spread = phi.unsqueeze(-3)
+    design = spread * blocks.factor.unsqueeze(-2) if blocks.diagonal else spread @ blocks.factor
+    return Dual(root * design, root.squeeze(-1) * residual.mT)
+
+
+def dual_of_layer(phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianBlocks) -> Dual:
+    """Posterior of all whitened weights of a layer as one block, batch ``[..., 1]``; rows are (unit, point)."""
+    k_out, k = target.shape[-1], phi.shape[-1]
+    residual = target - phi @ blocks.loc.unflatten(-1, (k_out, k)).squeeze(-3).mT
+    eye = torch.eye(k_out, dtype=phi.dtype, device=phi.device)
+    wide = torch.einsum("...nk,de->...dnek", phi, eye).flatten(-2).flatten(-3, -2)
+    root = precision.sqrt().mT.flatten(-2).unsqueeze(-1)
+    values = root.squeeze(-1) * residual.mT.flatten(-2)
+    return Dual((root * (wide @ blocks.factor.squeeze(-3))).unsqueeze(-3), values.unsqueeze(-2))
 
 
 def whiten(gram: Tensor, moment: Tensor, blocks: GaussianBlocks) -> tuple[Tensor, Tensor]:

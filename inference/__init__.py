@@ -4,15 +4,18 @@ from inference import objectives
 from inference.checkpoint import CheckpointError
 from inference.compare_objectives import compare_objectives
 from inference.fit import FitResult, TrainingDiverged, fit
+from inference.nuts import NutsResult, nuts
 from inference.predict import Prediction, predict, sample_posterior
 
 __all__ = [
     "CheckpointError",
     "FitResult",
+    "NutsResult",
     "Prediction",
     "TrainingDiverged",
     "compare_objectives",
     "fit",
+    "nuts",
     "objectives",
     "predict",
     "sample_posterior",

@@ -94,20 +94,37 @@ class LearnedGaussianPrior(WeightPrior):
         granularity: what is correlated a priori: ``"weight"`` (nothing), ``"unit"`` (the incoming weights of a unit),
             ``"layer"`` (a layer's weights) or ``"network"`` (everything; a layer is then conditioned on those below).
         scale_by_fan_in: divide the covariance by the fan-in, outside the learned parameters.
+        trainable: proportion of the weights whose prior is learned; the rest keeps N(0, I), before the division,
+            whatever an optimizer does (BNNP, section 4: between no learned prior and one that overfits few tasks).
+        trainable_from: ``"last"`` counts from the output layer backwards, ``"first"`` from the input. Layers are taken
+            whole; in the one where the proportion ends, weights are picked at random.
+        seed: seed of that choice.
 
     All start at N(0, I), before the division (BNNP, section 1).
 
     Raises:
-        ValueError: unknown granularity.
+        ValueError: unknown granularity, or another argument out of range.
     """
 
-    def __init__(self, granularity: str = "weight", scale_by_fan_in: bool = True) -> None:
+    def __init__(
+        self,
+        granularity: str = "weight",
+        scale_by_fan_in: bool = True,
+        trainable: float = 1.0,
+        trainable_from: str = "last",
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         if granularity not in GRANULARITIES:
             raise ValueError(f"granularity: got {granularity!r}; it must be one of {', '.join(GRANULARITIES)}")
+        if not 0 <= trainable <= 1:
+            raise ValueError(f"trainable: got {trainable}; it must lie in [0, 1]")
+        if trainable_from not in ("last", "first"):
+            raise ValueError(f"trainable_from: got {trainable_from!r}; it must be 'last' or 'first'")
         self.granularity = granularity
         self.scale_by_fan_in = scale_by_fan_in
         self.independent_layers = granularity != "network"
+        self.trainable, self.trainable_from, self.seed = trainable, trainable_from, seed
 
     def build(self, layer_sizes: list[int]) -> None:
         super().build(layer_sizes)
@@ -122,9 +139,39 @@ class LearnedGaussianPrior(WeightPrior):
         self.loc = nn.ParameterList([nn.Parameter(torch.zeros(block)) for block in blocks])
         self.log_diagonal = nn.ParameterList([nn.Parameter(torch.zeros(block)) for block in blocks])
         self.lower = nn.ParameterList([nn.Parameter(torch.zeros(*b, b[-1])) for b in blocks] if full else [])
+        learned = self._choose()
+        if self.granularity == "network":
+            learned = [torch.cat([mask.flatten() for mask in learned])]
+        for i, (mask, block) in enumerate(zip(learned, blocks, strict=True)):
+            self.register_buffer(f"learned_{i}", mask.reshape(block), persistent=False)
+
+    def _choose(self) -> list[Tensor]:
+        """Which weights' priors are learned, ``[k_out, k_in + 1]`` layer by layer."""
+        counts = [a * b for a, b in self.shapes]
+        left = math.floor(self.trainable * sum(counts) + 1e-9)
+        generator = torch.Generator().manual_seed(self.seed)
+        masks: dict[int, Tensor] = {}
+        order = range(len(counts))
+        for i in reversed(order) if self.trainable_from == "last" else order:
+            taken = min(left, counts[i])
+            mask = torch.zeros(counts[i], dtype=torch.bool)
+            mask[torch.randperm(counts[i], generator=generator)[:taken]] = True
+            masks[i] = mask.reshape(self.shapes[i])
+            left -= taken
+        return [masks[i] for i in order]
+
+    def _learned(self, values: Tensor, i: int, pairs: bool = False) -> Tensor:
+        """Parameters where they are learned, their initial zeros elsewhere: neither momentum nor decay moves those."""
+        if self.trainable == 1.0:
+            return values
+        mask = getattr(self, f"learned_{i}")
+        if pairs:
+            mask = mask.unsqueeze(-1) & mask.unsqueeze(-2)
+        return torch.where(mask, values, values.new_zeros(()))
 
     def _scale_tril(self, i: int) -> Tensor:
-        return self.lower[i].tril(-1) + torch.diag_embed(self.log_diagonal[i].exp())
+        lower = self._learned(self.lower[i], i, pairs=True)
+        return lower.tril(-1) + torch.diag_embed(self._learned(self.log_diagonal[i], i).exp())
 
     def layer(self, index: int, previous: list[Tensor]) -> TorchDistribution:
         blocks = self.gaussian(index, previous)
@@ -142,22 +189,23 @@ class LearnedGaussianPrior(WeightPrior):
         shape = self.shapes[index]
         factor = 1.0 / math.sqrt(shape[1]) if self.scale_by_fan_in else 1.0
         if self.granularity == "weight":
-            return GaussianBlocks(self.loc[index], factor * self.log_diagonal[index].exp(), True)
+            scale = self._learned(self.log_diagonal[index], index).exp()
+            return GaussianBlocks(self._learned(self.loc[index], index), factor * scale, True)
         if self.granularity == "unit":
-            return GaussianBlocks(self.loc[index], factor * self._scale_tril(index), False)
+            return GaussianBlocks(self._learned(self.loc[index], index), factor * self._scale_tril(index), False)
         if self.granularity == "layer":
-            loc, tril = self.loc[index], factor * self._scale_tril(index)
+            loc, tril = self._learned(self.loc[index], index), factor * self._scale_tril(index)
         else:
             # Conditional of a block given those before it, from the joint Cholesky factor: with w = mu + L e and the
             # leading e's recovered by one triangular solve, w_b | w_<b ~ N(mu_b + L_b,<b e_<b, L_bb L_bb^T).
             counts = [a * b for a, b in self.shapes]
             start, stop = sum(counts[:index]), sum(counts[: index + 1])
-            joint = self._scale_tril(0)
-            loc, tril = self.loc[0][start:stop], factor * joint[start:stop, start:stop]
+            joint, joint_loc = self._scale_tril(0), self._learned(self.loc[0], 0)
+            loc, tril = joint_loc[start:stop], factor * joint[start:stop, start:stop]
             if index:
                 residuals, at = [], 0
                 for weight, (k_out, k_in) in zip(previous, self.shapes, strict=False):
-                    centred = weight.flatten(-2) - self.loc[0][at : at + k_out * k_in]
+                    centred = weight.flatten(-2) - joint_loc[at : at + k_out * k_in]
                     residuals.append(centred * (math.sqrt(k_in) if self.scale_by_fan_in else 1.0))
                     at += k_out * k_in
                 residual = torch.cat(residuals, -1).unsqueeze(-1)

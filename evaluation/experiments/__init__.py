@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from evaluation.experiments import (
+    bnnp_elbo_quality,
     nvdp_ablations,
     nvdp_active_learning,
     nvdp_gp,
@@ -27,6 +28,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "nvdp/inpainting-celeba": Experiment("image completion, CelebA", partial(nvdp_inpainting.run, "celeba", "celeba")),
     "nvdp/active-learning": Experiment("queries by predictive variance against random", nvdp_active_learning.run),
+    "bnnp/elbo-quality": Experiment("BNNP's bound against the evidence, over noise levels", bnnp_elbo_quality.run),
     "nvdp/ablations": Experiment("variational prior, KL scale, rate structure, path", nvdp_ablations.run),
 }
 

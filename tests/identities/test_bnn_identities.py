@@ -343,3 +343,129 @@ def test_bad_options(options, message):
 def test_a_prior_that_is_not_gaussian_is_refused():
     with pytest.raises(ValueError, match=r"^prior: got LogUniformPrior, which is not Gaussian; a conjugate update"):
         BNNWeightGuide(BayesianNetwork([1, 4, 1], prior=LogUniformPrior()))
+
+
+# -- chunks of the context ---------------------------------------------------------------------------------------------
+
+
+def chunked(granularity="unit", dtype=torch.float64, **options):
+    torch.manual_seed(11)
+    model = BayesianNetwork([1, 32, 32, 1], prior=prior_of(granularity), noise_scale=0.3, activation="tanh")
+    guide = BNNWeightGuide(model, solver="primal", **options)
+    return disturbed(model, 0.05).to(dtype), guide.to(dtype)
+
+
+def losses(model, guide, observed, seed=0):
+    torch.manual_seed(seed)
+    terms = make("elbo", num_particles=2).terms(model, guide, observed)
+    parameters = [*model.parameters(), *guide.parameters()]
+    grads = torch.autograd.grad(terms.bound.sum(), parameters, allow_unused=True)
+    flat = torch.cat(
+        [(torch.zeros_like(p) if g is None else g).flatten() for p, g in zip(parameters, grads, strict=True)]
+    )
+    return terms.bound.detach(), terms.kl.detach(), flat
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("size", [1, 7, 50, 200])
+def test_chunks_give_the_full_batch_and_its_gradient(size, dtype, tolerance):
+    """A4, A5: sums of natural statistics, whatever the portions (200 points)."""
+    observed = data(1, 200, 1, 1)
+    observed = Dataset(observed.x.to(dtype), observed.y.to(dtype))
+    model, guide = chunked(dtype=dtype)
+    value, kl, gradient = losses(model, guide, observed)
+    _, portioned = chunked(dtype=dtype, chunk_size=size)
+    portioned._shared = guide._shared
+    found, found_kl, found_gradient = losses(model, portioned, observed)
+    torch.testing.assert_close(found, value, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found_kl, kl, rtol=tolerance, atol=tolerance)
+    assert gradient.norm() > 1
+    assert (found_gradient - gradient).norm() / gradient.norm() < (1e-10 if dtype == torch.float64 else 1e-2)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "network"])
+def test_chunks_with_a_prior_over_the_whole_layer(granularity):
+    torch.manual_seed(1)
+    model = disturbed(BayesianNetwork([1, 4, 2], prior=prior_of(granularity), noise_scale=0.3), 0.1).double()
+    guide = BNNWeightGuide(model, solver="primal").double()
+    observed = data(2, 30, 1, 2)
+    whole = losses(model, guide, observed)
+    guide.chunk_size = 7
+    for a, b in zip(whole, losses(model, guide, observed), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_the_gradient_of_a_single_chunk_is_unbiased():
+    """All pairs of chunks of a two-layer network, so that the expectation is a sum; values stay exact."""
+    torch.manual_seed(2)
+    model = disturbed(
+        BayesianNetwork([1, 4, 1], prior=prior_of("unit"), noise_scale=0.3, activation="tanh"), 0.1
+    ).double()
+    guide = BNNWeightGuide(model, solver="primal", chunk_size=4).double()
+    observed = data(1, 12, 1, 1)
+    wanted = losses(model, guide, observed)
+    guide.chunk_gradient = "single"
+    found, values = [], []
+    for first in range(3):
+        for second in range(3):
+            picks = iter((first, second))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(torch, "randint", lambda n, shape, p=picks: torch.tensor(next(p)))
+                value, _, gradient = losses(model, guide, observed)
+            found.append(gradient)
+            values.append(value)
+    # values never depend on the chunk, and the chain rule multiplies factors whose chunks are drawn independently
+    torch.testing.assert_close(torch.stack(values), wanted[0].expand(9, 1), rtol=1e-10, atol=1e-10)
+    mean = torch.stack(found).mean(0)
+    torch.testing.assert_close(mean, wanted[2], rtol=1e-8, atol=1e-8)
+    assert (found[0] - wanted[2]).norm() > 0.1 * wanted[2].norm()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chunk_size": 0}, r"^chunk_size: got 0; it must be at least 1, or None$"),
+        ({"chunk_size": 5, "solver": "dual"}, r"^chunk_size: the dual form has no statistics to accumulate"),
+        ({"chunk_gradient": "none"}, r"^chunk_gradient: got 'none'; it must be one of exact, single$"),
+    ],
+)
+def test_bad_chunks(options, message):
+    with pytest.raises(ValueError, match=message):
+        deep_pair(**options)
+
+
+# -- point by point ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("granularity", ["unit", "layer", "network"])
+def test_points_one_by_one_are_the_joint_update_given_the_hidden_draws(granularity):
+    """A8."""
+    _, guide = deep_pair(granularity)
+    first, later = data(2, 5, 1, 1), data(2, 6, 1, 1)
+    start = guide.start(first, num_samples=8)
+    state = start
+    for n in reversed(range(6)):
+        state = guide.update(state, later.points(slice(n, n + 1)))
+    both = first | later
+    features = guide.layer_input(both.x, start.hidden)
+    joint = guide.conditional(2, both, features, start.hidden)
+    online = guide.last_layer(state)
+    torch.testing.assert_close(online.mean, joint.mean, rtol=0, atol=1e-10)
+    torch.testing.assert_close(online.covariance(), joint.covariance(), rtol=0, atol=1e-10)
+    assert all(torch.equal(a, b) for a, b in zip(state.hidden, start.hidden, strict=True))
+
+
+def test_drawn_states_predict_with_the_model():
+    model, guide = deep_pair()
+    state = guide.start(data(2, 0, 1, 1, mask=torch.zeros(2, 0, dtype=torch.bool)), num_samples=16)
+    x = torch.linspace(-1, 1, 5).double().reshape(1, 5, 1).expand(2, 5, 1)
+    target = Dataset(x, 0 * x + 2.0)
+    spread = []
+    for observed in (None, target):
+        state = state if observed is None else guide.update(state, observed)
+        weights = guide.draw(state)
+        assert weights["layer_1.weight"].shape == (16, 2, 5, 7)
+        with pyro.plate("particles", 16, dim=-2):
+            outputs = poutine.condition(model, data=weights)(Dataset(x))
+        spread.append((outputs.mean(0) - 2).abs().mean().item())
+    assert spread[1] < 0.3 * spread[0]

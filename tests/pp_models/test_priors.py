@@ -159,3 +159,50 @@ def test_log_uniform_gradient_is_that_of_the_improper_prior_everywhere():
 def test_bad_arguments_in_one_line(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# -- partly learned ----------------------------------------------------------------------------------------------------
+
+
+def effective(prior):
+    """Mean and Cholesky factor of every layer, before the division by the fan-in."""
+    found = []
+    for i in range(len(prior.loc)):
+        scale = (
+            prior._learned(prior.log_diagonal[i], i).exp() if prior.granularity == "weight" else prior._scale_tril(i)
+        )
+        found += [prior._learned(prior.loc[i], i).detach().clone(), scale.detach().clone()]
+    return found
+
+
+@pytest.mark.parametrize("granularity", ["weight", "unit", "layer", "network"])
+@pytest.mark.parametrize("proportion", [0.0, 0.3, 0.77, 1.0])
+@pytest.mark.parametrize("end", ["last", "first"])
+def test_fifty_adam_steps_leave_the_rest_as_it_was(granularity, proportion, end):
+    """BNNP A13: bit-identical, weight decay and momentum or not; floor(p * weights) means are learned."""
+    torch.manual_seed(0)
+    prior = LearnedGaussianPrior(granularity, trainable=proportion, trainable_from=end)
+    model = BayesianNetwork([2, 4, 3], prior=prior)
+    before = effective(prior)
+    optimizer = torch.optim.AdamW(prior.parameters(), lr=0.1, weight_decay=0.1)
+    weights = [torch.randn(shape) for shape in model.weight_shapes]
+    for _ in range(50):
+        optimizer.zero_grad()
+        loss = -sum(prior.layer(i, weights[:i]).log_prob(w) for i, w in enumerate(weights))
+        if loss.requires_grad:
+            loss.backward()
+        optimizer.step()
+    total = sum(w.numel() for w in weights)
+    moved = sum(int((a != b).sum()) for a, b in zip(before[::2], effective(prior)[::2], strict=True))
+    assert moved == int(proportion * total + 1e-9)
+    if granularity in ("weight", "unit"):
+        first, last = (before[2 * i] != effective(prior)[2 * i] for i in (0, 1))
+        whole, part = (last, first) if end == "last" else (first, last)
+        assert whole.all() if moved >= whole.numel() else not part.any()
+
+
+def test_bad_proportions():
+    with pytest.raises(ValueError, match=r"^trainable: got 1.5; it must lie in \[0, 1\]$"):
+        LearnedGaussianPrior(trainable=1.5)
+    with pytest.raises(ValueError, match=r"^trainable_from: got 'middle'; it must be 'last' or 'first'$"):
+        LearnedGaussianPrior(trainable_from="middle")

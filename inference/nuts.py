@@ -1,0 +1,102 @@
+"""The No-U-Turn sampler on the NumPyro twin of a model: a reference for guides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from inference.numpyro_twin import numpyro_twin, precision_of
+from inference.predict import Prediction, pointwise
+from pp_models.bayesian_network import BayesianNetwork
+from pp_models.data import Dataset
+
+
+@dataclass(frozen=True)
+class NutsResult:
+    """Draws of a sampler.
+
+    Args:
+        draws: ``[chains * samples, *B, *event]`` by site, chains one after the other.
+        num_chains: chains.
+        diverging: number of divergent transitions after warm-up.
+        mcmc: NumPyro's ``MCMC`` object, which ``arviz.from_numpyro`` takes.
+        model: the model.
+    """
+
+    draws: dict[str, Tensor]
+    num_chains: int
+    diverging: int
+    mcmc: Any
+    model: BayesianNetwork
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Prediction:
+        """Posterior predictive at inputs ``[*B, N, Dx]``, as :func:`inference.predict` gives for a guide."""
+        count = next(iter(self.draws.values())).shape[0]
+        with pyro.plate("particles", count, dim=-1 - (x.dim() - 2)):
+            trace = poutine.trace(poutine.condition(self.model, data=self.draws)).get_trace(Dataset(x))
+        site: Any = trace.nodes["y"]
+        discrete = not site["value"].dtype.is_floating_point
+        return Prediction(pointwise(site["fn"], 0 if discrete else 1), site["value"])
+
+
+def nuts(
+    model: BayesianNetwork,
+    data: Dataset,
+    num_warmup: int = 500,
+    num_samples: int = 500,
+    *,
+    num_chains: int = 1,
+    seed: int = 0,
+    target_accept: float = 0.8,
+    progress: bool = False,
+) -> NutsResult:
+    """Samples the posterior of a Bayesian network's weights by NUTS (Hoffman and Gelman 2014), in NumPyro.
+
+    Task dimensions are sampled together: for many tasks run it on a few.
+
+    Args:
+        model: the network, its parameters as they are.
+        data: the observed points, with y.
+        num_warmup: adaptation steps of each chain.
+        num_samples: draws of each chain.
+        num_chains: chains, one after the other.
+        seed: seed of the sampler.
+        target_accept: target acceptance probability; nearer 1 for smaller steps.
+        progress: show NumPyro's progress bar.
+
+    Raises:
+        ValueError: a number out of range, data without y, or a model without a twin.
+    """
+    for name, value in (("num_warmup", num_warmup), ("num_samples", num_samples), ("num_chains", num_chains)):
+        if value < 1:
+            raise ValueError(f"{name}: got {value}; it must be at least 1")
+    if not 0 < target_accept < 1:
+        raise ValueError(f"target_accept: got {target_accept}; it must lie in (0, 1)")
+    if data.y is None:
+        raise ValueError("data: y is None; a posterior needs observed points")
+    model.check(data)
+    import jax
+    from numpyro.infer import MCMC, NUTS
+
+    twin = numpyro_twin(model)
+    with precision_of(model):
+        kernel = NUTS(twin, target_accept_prob=target_accept)
+        mcmc = MCMC(
+            kernel,
+            num_warmup=num_warmup,
+            num_samples=num_samples,
+            num_chains=num_chains,
+            chain_method="sequential",
+            progress_bar=progress,
+        )
+        mcmc.run(jax.random.PRNGKey(seed), data, extra_fields=("diverging",))
+        draws = {name: torch.from_numpy(np.array(value)) for name, value in mcmc.get_samples().items()}
+        diverging = int(np.asarray(mcmc.get_extra_fields()["diverging"]).sum())
+    return NutsResult(draws, num_chains, diverging, mcmc, model)
