@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from evaluation.experiments import (
+    bnnp_against_nuts,
     bnnp_elbo_quality,
     nvdp_ablations,
     nvdp_active_learning,
@@ -28,6 +29,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "nvdp/inpainting-celeba": Experiment("image completion, CelebA", partial(nvdp_inpainting.run, "celeba", "celeba")),
     "nvdp/active-learning": Experiment("queries by predictive variance against random", nvdp_active_learning.run),
+    "bnnp/against-nuts": Experiment("BNNP and mean-field VI against NUTS on a small network", bnnp_against_nuts.run),
     "bnnp/elbo-quality": Experiment("BNNP's bound against the evidence, over noise levels", bnnp_elbo_quality.run),
     "nvdp/ablations": Experiment("variational prior, KL scale, rate structure, path", nvdp_ablations.run),
 }

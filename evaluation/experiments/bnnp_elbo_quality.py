@@ -74,7 +74,7 @@ def _bound(model: nn.Module, guide: Any, data: Dataset, draws: int) -> tuple[flo
     return float(values.mean()), float(values.std()) / math.sqrt(len(values))
 
 
-def _train(model: nn.Module, guide: nn.Module, data: Dataset, steps: int, seed: int) -> None:
+def train_on(model: nn.Module, guide: nn.Module, data: Dataset, steps: int, seed: int) -> None:
     """Adam at 5e-3, the last quarter at 1e-3."""
     for part, rate in ((3 * steps // 4, 5e-3), (steps - 3 * steps // 4, 1e-3)):
         objective = make("elbo", num_particles=8, max_plate_nesting=0)
@@ -102,7 +102,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
                 }
                 guides["mean_field"](data)
             for name, guide in guides.items():
-                _train(model, guide, data, steps if name == "bnnp" else mean_field_steps, seed)
+                train_on(model, guide, data, steps if name == "bnnp" else mean_field_steps, seed)
                 row[name], row[f"{name}_se"] = _bound(model, guide, data, bound_draws)
                 row[f"{name}_gap"] = evidence - row[name]
             rows.append(row)

@@ -43,3 +43,12 @@ def test_claims_are_judged_at_small_scale(tmp_path, monkeypatch):
     monkeypatch.setattr(bnnp_elbo_quality, "MIN_EFFECTIVE", 0)
     outcome = reproduce("bnnp/elbo-quality", "small", [0], tmp_path, progress=False)
     assert [check.holds for check in outcome.checks] == [False, True, True]
+
+
+def test_against_nuts_writes_its_files(tmp_path):
+    outcome = reproduce("bnnp/against-nuts", "smoke", out=tmp_path, progress=False)
+    folder = tmp_path / "bnnp" / "against-nuts-smoke"
+    assert {p.name for p in folder.iterdir()} == {"results.json", "table.csv", "functions.png", "report.html"}
+    assert [check.holds for check in outcome.checks] == [None] * 3
+    columns = ["bnnp_mean_error", "mean_field_mean_error", "bnnp_sd_ratio", "mean_field_sd_ratio"]
+    assert outcome.table[columns].map(math.isfinite).all(axis=None)
