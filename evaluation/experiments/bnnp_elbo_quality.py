@@ -157,5 +157,14 @@ def _figure(table: pd.DataFrame) -> Figure:
         axes.axhline(0.0, color=INK, linewidth=1.0)
         axes.set(xscale="log", xlabel="noise sd of the likelihood", ylabel="bound less log evidence (nats)")
         axes.set_yscale("symlog", linthresh=1.0)
-        axes.legend(loc="lower right", title="hollow: evidence not known", title_fontsize=9)
+        low = min(-1.0, float(-table[["bnnp_gap", "mean_field_gap"]].max().max()))
+        ticks = [1.0, 0.0, *(-(10.0**i) for i in range(1 + math.ceil(math.log10(-low))))]
+        axes.set_yticks(ticks, [f"{t:g}".replace("-", "−") for t in ticks])
+        axes.set_ylim(1.3 * low, 1.0)
+        levels = sorted(table.noise.unique())
+        shown = levels if len(levels) <= 6 else [levels[0], levels[len(levels) // 2], levels[-1]]
+        axes.set_xticks(shown, [f"{t:.2g}" for t in shown])
+        axes.minorticks_off()
+        title = f"hollow: fewer than {MIN_EFFECTIVE} effective draws behind the evidence"
+        figure.legend(loc="outside lower center", ncols=2, title=title, title_fontsize=9)
     return figure
