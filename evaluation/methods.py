@@ -50,24 +50,18 @@ class Task:
     shared_path: bool = False
 
 
-def _network(task: Task, representation: int = 0, depth: int = 5) -> BayesianNetwork:
-    sizes = [task.dim_x, *[task.width] * (depth - 1), 2 * task.dim_y]
-    return BayesianNetwork(sizes, likelihood="gaussian-head", representation_dim=representation)
+def network(
+    task: Task, representation: int = 0, depth: int = 5, likelihood: str = "gaussian-head", prior: Any = None
+) -> BayesianNetwork:
+    """A network of ``depth`` weight matrices for a task distribution."""
+    outputs = 2 * task.dim_y if likelihood == "gaussian-head" else task.dim_y
+    sizes = [task.dim_x, *[task.width] * (depth - 1), outputs]
+    return BayesianNetwork(sizes, prior=prior, likelihood=likelihood, representation_dim=representation)
 
 
-def _nvdp(task: Task, deterministic: bool = False, guide: dict[str, Any] | None = None, **objective: Any) -> tuple:
-    options = dict(guide or {})
-    if task.shared_path:
-        model = _network(task, task.width, depth=4)
-        options["share_encoder"] = True
-    else:
-        model = _network(task, task.width if deterministic else 0)
-    built = BernoulliExpertGuide(model, width=task.width, **options)
-    return model, built, make("conditional-prior", **{"beta": task.beta, **objective})
-
-
-def _neural_process(task: Task, latent: bool, path: bool, objective: str, attention: bool = False) -> tuple:
-    model = NeuralProcess(
+def neural_process(task: Task, latent: bool, path: bool, attention: bool = False) -> NeuralProcess:
+    """A decoder for a task distribution, with a global latent, a deterministic path, or both."""
+    return NeuralProcess(
         task.dim_x,
         task.dim_y,
         latent_dim=128 if latent else 0,
@@ -75,11 +69,26 @@ def _neural_process(task: Task, latent: bool, path: bool, objective: str, attent
         attention=attention,
         width=task.width,
     )
+
+
+def _nvdp(task: Task, deterministic: bool = False, guide: dict[str, Any] | None = None, **objective: Any) -> tuple:
+    options = dict(guide or {})
+    if task.shared_path:
+        model = network(task, task.width, depth=4)
+        options["share_encoder"] = True
+    else:
+        model = network(task, task.width if deterministic else 0)
+    built = BernoulliExpertGuide(model, width=task.width, **options)
+    return model, built, make("conditional-prior", **{"beta": task.beta, **objective})
+
+
+def _neural_process(task: Task, latent: bool, path: bool, objective: str, attention: bool = False) -> tuple:
+    model = neural_process(task, latent, path, attention)
     return model, NeuralProcessGuide(model, task.width), make(objective, kl_reduction="sum", normalize=True)
 
 
 def _mean_field(task: Task) -> tuple:
-    model = _network(task)
+    model = network(task)
     return (
         model,
         AmortisedMeanFieldGuide(model, task.width),
@@ -88,7 +97,7 @@ def _mean_field(task: Task) -> tuple:
 
 
 def _mc_dropout(task: Task) -> tuple:
-    model = _network(task)
+    model = network(task)
     return model, MCDropoutGuide(model), make("elbo", normalize=True, local_reparameterization=True)
 
 

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -221,6 +221,7 @@ class _Streams:
             return task_stream(self.tasks, self.settings.batch_size, seed)
         return self.tasks
 
+    @cached_property
     def test_batches(self) -> list[Any]:
         """The same for every cell."""
         stream, start = self.test, 0
@@ -233,7 +234,9 @@ class _Streams:
             batches.append(stream.batch(start + len(batches)))  # type: ignore[union-attr]
         return batches
 
+    @cached_property
     def task(self) -> Task:
+        """Widths of the tasks."""
         batch = self.training(0).batch(0)
         return Task(batch.target.x.shape[-1], batch.target.y.shape[-1], self.settings.width)  # type: ignore[union-attr]
 
@@ -249,7 +252,7 @@ def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings
             checkpoint.write_atomically(stored, json.dumps(asdict(settings)).encode())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cell.seed)
-            model = makers.model(cell, streams.task())
+            model = makers.model(cell, streams.task)
             guide = makers.guide(cell, model, settings.width)
         objective = makers.objective(cell, settings.num_particles)
         result = fit(
@@ -265,7 +268,7 @@ def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings
             resume=True,
             progress=False,
         )
-        scores = score_tasks(model, guide, streams.test_batches(), weights="samples", num_samples=settings.draws)
+        scores = score_tasks(model, guide, streams.test_batches, weights="samples", num_samples=settings.draws)
         row |= {name: float(scores[name].mean()) for name in ("pll", "joint_pll", "ll", "rmse")}
         row |= {"loss": result.history[-1].get("loss", math.nan), "seconds": result.seconds}
         row |= {"steps": result.steps, "skipped": len(result.skipped)}
@@ -296,7 +299,7 @@ def _gradient_noise(
     own = makers.objective(cell, settings.num_particles).num_particles
     sizes = sorted({*settings.snr_particles, own})
     table = compare_objectives(
-        model, guide, streams.test_batches()[0], {cell.objective: lambda k: makers.objective(cell, k)}, sizes,
+        model, guide, streams.test_batches[0], {cell.objective: lambda k: makers.objective(cell, k)}, sizes,
         settings.snr_repeats,
     )  # fmt: skip
     rows = [asdict(cell) | {c: r[c] for c in table.columns if c != "objective"} for _, r in table.iterrows()]

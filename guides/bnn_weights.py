@@ -21,7 +21,7 @@ from pp_models.likelihoods import GaussianLikelihood
 from pp_models.linear import linear
 from pp_models.parameter_module import mlp
 from pp_models.priors import GaussianBlocks
-from pp_models.task_plates import task_plates
+from pp_models.task_plates import PARTICLE_PLATE, task_plates
 
 CHOICES = ("auto", "real", "pseudo")
 CHUNK_GRADIENTS = ("exact", "single")
@@ -136,14 +136,15 @@ class BNNWeightGuide(WeightGuide):
             path = values.get("representation")
             drawn: list[Tensor] = []
             features = self.layer_input(data.x, drawn, path)
+            in_chunks = self._chunks(data) > 1
             for i, site in enumerate(self.sites):
-                if self._chunks(data) > 1:
-                    q = self._distribution(i, drawn, Primal(*self._accumulate(i, data, drawn, path)))
+                if in_chunks:
+                    q = self._in_chunks(i, data, drawn, path)
                 else:
                     q = self.conditional(i, data, features, drawn)
                 values[site] = pyro.sample(site, q)
                 drawn.append(values[site])
-                if i < len(self.sites) - 1 and self._chunks(data) == 1:
+                if i < len(self.sites) - 1 and not in_chunks:
                     features = self.activation(linear(features, values[site]))
         return values
 
@@ -170,7 +171,7 @@ class BNNWeightGuide(WeightGuide):
         if last and self.real_noise:
             likelihood = self._shared[1]
             assert isinstance(likelihood, GaussianLikelihood)
-            precision = torch.ones_like(target) / likelihood.scale().square()
+            precision = torch.ones_like(target) / likelihood.scale() ** 2
         else:
             precision = (-2 * (next(parts) - LOG_NOISE_SHIFT).clamp(*LOG_NOISE_RANGE)).exp()
         if data.mask is not None:
@@ -183,21 +184,14 @@ class BNNWeightGuide(WeightGuide):
         target, precision = self.pseudo_observations(index, data, features)
         phi = with_bias(features)
         k_out = self.shapes[index][0]
-        rows, columns = (phi.shape[-2], phi.shape[-1])
-        if self._whole(index, blocks):
-            rows, columns = rows * k_out, columns * k_out
-        if self.solver == "dual" or (self.solver == "auto" and rows < columns):
-            dual = dual_of_layer if self._whole(index, blocks) else dual_of_units
-            return self._distribution(index, drawn, dual(phi, target, precision, blocks))
-        return self._distribution(index, drawn, Primal(*whiten(*statistics(phi, target, precision, blocks), blocks)))
+        # a whole layer has k_out times the rows and the columns of a unit: the same form is the smaller
+        if self.solver == "dual" or (self.solver == "auto" and phi.shape[-2] < phi.shape[-1]):
+            dual = dual_of_layer if blocks.whole(k_out) else dual_of_units
+            return self._distribution(index, blocks, dual(phi, target, precision, blocks))
+        return self._distribution(index, blocks, Primal(*whiten(*statistics(phi, target, precision, blocks), blocks)))
 
-    def _whole(self, index: int, blocks: GaussianBlocks) -> bool:
-        return blocks.loc.shape[-2] == 1 and self.shapes[index][0] > 1
-
-    def _distribution(self, index: int, drawn: list[Tensor], whitened: Primal | Dual) -> WhitenedGaussian:
-        prior = self._shared[0]
-        blocks = prior.gaussian(index, drawn)
-        key = (id(prior), index)
+    def _distribution(self, index: int, blocks: GaussianBlocks, whitened: Primal | Dual) -> WhitenedGaussian:
+        key = (id(self._shared[0]), index)
         return WhitenedGaussian(blocks.loc, blocks.factor, whitened, self.shapes[index], blocks.diagonal, key)
 
     # -- many points -----------------------------------------------------------------------------------------------
@@ -205,8 +199,8 @@ class BNNWeightGuide(WeightGuide):
     def _chunks(self, data: Dataset) -> int:
         return 1 if self.chunk_size is None else max(1, -(-data.num_points // self.chunk_size))
 
-    def _accumulate(self, index: int, data: Dataset, drawn: list[Tensor], path: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Whitened natural statistics of a layer, chunk by chunk; nothing of a chunk is kept but its sums."""
+    def _in_chunks(self, index: int, data: Dataset, drawn: list[Tensor], path: Tensor | None) -> WhitenedGaussian:
+        """:meth:`conditional`, by statistics summed chunk by chunk; nothing of a chunk is kept but its sums."""
         blocks = self._shared[0].gaussian(index, drawn)
 
         def of_chunk(chunk: Dataset, *below: Tensor) -> tuple[Tensor, Tensor]:
@@ -232,7 +226,7 @@ class BNNWeightGuide(WeightGuide):
                     found = of_chunk(chunk, *drawn)
             sums = list(found) if sums is None else [total + s for total, s in zip(sums, found, strict=True)]
         assert sums is not None
-        return whiten(sums[0], sums[1], blocks)
+        return self._distribution(index, blocks, Primal(*whiten(sums[0], sums[1], blocks)))
 
     # -- point by point --------------------------------------------------------------------------------------------
 
@@ -244,7 +238,7 @@ class BNNWeightGuide(WeightGuide):
             data: what is known so far ``[*B, N]``; may be empty.
             num_samples: draws S.
         """
-        with pyro.plate("particles", num_samples, dim=-1 - len(data.batch_shape)):
+        with pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - len(data.batch_shape)):
             values = self(data)
         hidden = [values[site] for site in self.sites[:-1]]
         path = values.get("representation")
@@ -276,7 +270,7 @@ class BNNWeightGuide(WeightGuide):
         """The posterior of the last layer's weights for each draw of the hidden ones, batch ``[S, *B]``."""
         index = len(self.sites) - 1
         blocks = self._shared[0].gaussian(index, state.hidden)
-        return self._distribution(index, state.hidden, Primal(*whiten(state.gram, state.moment, blocks)))
+        return self._distribution(index, blocks, Primal(*whiten(state.gram, state.moment, blocks)))
 
     @torch.no_grad()
     def draw(self, state: OnlineState) -> dict[str, Tensor]:
@@ -322,7 +316,7 @@ def statistics(phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianB
         blocks: the prior; one block for the whole matrix gives block-diagonal statistics, units outermost.
     """
     k_out, k = target.shape[-1], phi.shape[-1]
-    whole = blocks.loc.shape[-2] != k_out
+    whole = blocks.whole(k_out)
     loc = blocks.loc.unflatten(-1, (k_out, k)).squeeze(-3) if whole else blocks.loc
     residual = target - phi @ loc.mT
     weighed = precision.mT.unsqueeze(-1) * phi.unsqueeze(-3)  # [..., k_out, N, k]

@@ -236,12 +236,11 @@ def _kl_whitened_gaussian(q: WhitenedGaussian, p: torch.distributions.Distributi
     loc, scale, diagonal = found
     k = q.block_shape[-1]
     difference = q.loc - loc + q.coloured(q.whitened.mean)
+    factor = torch.diag_embed(q.factor) if q.diagonal else q.factor
     if diagonal:
-        factor = torch.diag_embed(q.factor) if q.diagonal else q.factor
         ratio = factor / scale.unsqueeze(-1)
         moved, log_det = difference / scale, scale.log().sum(-1)
     else:
-        factor = torch.diag_embed(q.factor) if q.diagonal else q.factor
         shape = torch.broadcast_shapes(scale.shape, factor.shape)
         ratio = torch.linalg.solve_triangular(scale.expand(shape), factor.expand(shape), upper=False)
         moved, log_det = solve_lower(scale, difference), scale.diagonal(dim1=-2, dim2=-1).log().sum(-1)

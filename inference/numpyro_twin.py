@@ -147,7 +147,8 @@ def _likelihood(model: BayesianNetwork) -> Callable:
 
     own = model.likelihood
     if isinstance(own, GaussianLikelihood):
-        noise = float(own.scale().detach()) if own.log_noise_scale is not None else own.noise_scale
+        with torch.no_grad():
+            noise = float(own.scale())
         return lambda outputs: dist.Normal(outputs, noise).to_event(1)
     if isinstance(own, GaussianHeadLikelihood):
         floor = own.min_scale

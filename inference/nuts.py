@@ -12,9 +12,10 @@ from pyro import poutine
 from torch import Tensor
 
 from inference.numpyro_twin import numpyro_twin, precision_of
-from inference.predict import Prediction, pointwise
+from inference.predict import Prediction, likelihood_of_points
 from pp_models.bayesian_network import BayesianNetwork
 from pp_models.data import Dataset
+from pp_models.task_plates import PARTICLE_PLATE
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,10 @@ class NutsResult:
     def predict(self, x: Tensor) -> Prediction:
         """Posterior predictive at inputs ``[*B, N, Dx]``, as :func:`inference.predict` gives for a guide."""
         count = next(iter(self.draws.values())).shape[0]
-        with pyro.plate("particles", count, dim=-1 - (x.dim() - 2)):
+        with pyro.plate(PARTICLE_PLATE, count, dim=-1 - (x.dim() - 2)):
             trace = poutine.trace(poutine.condition(self.model, data=self.draws)).get_trace(Dataset(x))
         site: Any = trace.nodes["y"]
-        discrete = not site["value"].dtype.is_floating_point
-        return Prediction(pointwise(site["fn"], 0 if discrete else 1), site["value"])
+        return Prediction(likelihood_of_points(site), site["value"])
 
 
 def nuts(

@@ -15,8 +15,9 @@ from pyro.distributions import TorchDistribution
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from inference.objectives.independent_plates import PARTICLE_PLATE, sample_sites
+from inference.objectives.independent_plates import sample_sites
 from pp_models.data import DataError, Dataset, TaskBatch
+from pp_models.task_plates import PARTICLE_PLATE
 
 
 class mean_sites(Messenger):
@@ -61,6 +62,11 @@ def pointwise(fn: Any, event_dim: int) -> TorchDistribution:
         base = fn.base_dist.base_dist if isinstance(fn.base_dist, dist.MaskedDistribution) else fn.base_dist
         return base.to_event(event_dim - inner)
     return fn
+
+
+def likelihood_of_points(site: Any) -> TorchDistribution:
+    """The distribution of one point behind the observation site ``y``, for class indices or for vectors."""
+    return pointwise(site["fn"], 1 if site["value"].dtype.is_floating_point else 0)
 
 
 class Prediction:
@@ -211,7 +217,7 @@ def predict(
                 else:
                     guide_trace = poutine.trace(guide).get_trace(context)
                 site = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data).nodes["y"]
-            likelihoods.append(pointwise(site["fn"], 0 if not site["value"].dtype.is_floating_point else 1))
+            likelihoods.append(likelihood_of_points(site))
             samples.append(site["value"])
     shape = torch.Size([draws]) + data.x.shape[:-1]
     return Prediction(_stack(likelihoods, shape), torch.cat([_widen(s, likelihoods[0], shape) for s in samples]))

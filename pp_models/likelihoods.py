@@ -68,15 +68,12 @@ class GaussianLikelihood(Likelihood):
         self.noise_scale = float(noise_scale)
         self.log_noise_scale = nn.Parameter(torch.tensor(math.log(noise_scale))) if learn_noise else None
 
-    def scale(self) -> Tensor:
-        """The noise's standard deviation."""
-        if self.log_noise_scale is None:
-            return torch.tensor(self.noise_scale)
-        return self.log_noise_scale.exp()
+    def scale(self) -> float | Tensor:
+        """The noise's standard deviation, a number unless it is learned."""
+        return self.noise_scale if self.log_noise_scale is None else self.log_noise_scale.exp()
 
     def forward(self, outputs: Tensor) -> TorchDistribution:
-        scale = self.noise_scale if self.log_noise_scale is None else self.log_noise_scale.exp()
-        return dist.Normal(outputs, scale).to_event(1)
+        return dist.Normal(outputs, self.scale()).to_event(1)
 
 
 class GaussianHeadLikelihood(Likelihood):

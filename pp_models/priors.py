@@ -31,6 +31,10 @@ class GaussianBlocks:
     factor: Tensor
     diagonal: bool
 
+    def whole(self, k_out: int) -> bool:
+        """Whether one block holds the matrix of all ``k_out`` units."""
+        return self.loc.shape[-2] != k_out
+
 
 class WeightPrior(nn.Module):
     """A distribution over the weight matrices of a network, layer by layer.

@@ -9,6 +9,7 @@ import pyro
 import torch
 
 TASK_PLATE = "tasks"
+PARTICLE_PLATE = "particles"
 
 
 def task_plate_name(position: int) -> str:

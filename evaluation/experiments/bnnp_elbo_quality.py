@@ -19,7 +19,9 @@ from evaluation.plots.style import INK, WIDTH, colours, look
 from guides import BNNWeightGuide
 from inference import fit
 from inference.objectives import make
+from inference.objectives.task_objective import effective_sample_size, log_mean_exp
 from pp_models import BayesianNetwork, Dataset, FixedGaussianPrior
+from pp_models.task_plates import PARTICLE_PLATE
 
 SIZES = [1, 20, 20, 1]
 TRUE_NOISE = 0.05
@@ -56,13 +58,11 @@ def log_evidence(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for start in range(0, draws, batch):
-            with pyro.plate("particles", min(batch, draws - start), dim=-1):
+            with pyro.plate(PARTICLE_PLATE, min(batch, draws - start), dim=-1):
                 site: Any = poutine.trace(model).get_trace(data).nodes["y"]
             values.append(site["fn"].log_prob(site["value"]).double())
     weights = torch.cat(values)
-    evidence = torch.logsumexp(weights, 0) - math.log(len(weights))
-    effective = (2 * torch.logsumexp(weights, 0) - torch.logsumexp(2 * weights, 0)).exp()
-    return float(evidence), float(effective)
+    return float(log_mean_exp(weights)), float(effective_sample_size(weights))
 
 
 def _bound(model: nn.Module, guide: Any, data: Dataset, draws: int) -> tuple[float, float]:

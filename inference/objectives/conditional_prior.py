@@ -54,9 +54,8 @@ class ConditionalPrior(KLObjective):
         rest = args[1:]
         posterior = self.run_guide(guide, (context, *rest), kwargs)
         if all(is_point_mass(site["fn"]) for _, site in sample_sites(posterior)):
-            return Branches(
-                posterior, Trace(), (full, *rest), (context, *rest)
-            )  # a CNP: nothing to compare, so one pass is enough
+            # a CNP: nothing to compare, so one pass is enough
+            return Branches(posterior, Trace(), (full, *rest), (context, *rest))
         prior_guide = getattr(guide, "conditional_prior", guide)
         # the posterior's draws are replayed: a guide whose layers condition on those below is then evaluated at them
         replayed = poutine.replay(prior_guide, trace=posterior)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from inference.objectives.kl_objective import Branches, KLObjective
-from pp_models.data import TaskBatch
+from inference.objectives.task_objective import check_choice, data_set
 
 
 class TaskELBO(KLObjective):
@@ -36,11 +36,9 @@ class TaskELBO(KLObjective):
 
     def __init__(self, num_particles: int = 1, *, on: str = "full", **options: Any) -> None:
         super().__init__(num_particles, **options)
-        if on not in ("full", "context"):
-            raise ValueError(f"on: got {on!r}; it must be 'full' or 'context'")
+        check_choice("on", on, ("full", "context"))
         self.on = on
 
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
-        if args and isinstance(args[0], TaskBatch):
-            args = (args[0].full if self.on == "full" else args[0].context, *args[1:])
+        args = data_set(args, self.on)
         return Branches(self.run_guide(guide, args, kwargs), None, args, args)

@@ -15,14 +15,14 @@ from torch import Tensor
 from inference.objectives.fixed_values import (
     GradientWeight,
     drawn_sites,
+    leave_one_out,
     log_densities_at_fixed_values,
     log_density,
     score_term,
 )
 from inference.objectives.independent_plates import TaskAxes, common_scale, independent_axes, sample_sites
 from inference.objectives.observations import observed_log_likelihood
-from inference.objectives.task_objective import BoundTerms, TaskObjective, log_mean_exp
-from pp_models.data import TaskBatch
+from inference.objectives.task_objective import BoundTerms, TaskObjective, check_choice, data_set, log_mean_exp
 
 
 @dataclass
@@ -80,15 +80,8 @@ class ImportanceWeighted(TaskObjective):
 
     def __init__(self, num_particles: int = 8, *, on: str = "full", **options: Any) -> None:
         super().__init__(num_particles, **options)
-        if on not in ("full", "context"):
-            raise ValueError(f"on: got {on!r}; it must be 'full' or 'context'")
+        check_choice("on", on, ("full", "context"))
         self.on = on
-
-    def data_set(self, args: tuple) -> tuple:
-        """Arguments with a TaskBatch replaced by the data set that guide and likelihood see."""
-        if args and isinstance(args[0], TaskBatch):
-            return (args[0].full if self.on == "full" else args[0].context, *args[1:])
-        return args
 
     def check_guide(self, guide_trace: Trace) -> None:
         """Refuses a guide for which the estimator is not defined."""
@@ -96,7 +89,7 @@ class ImportanceWeighted(TaskObjective):
     def draw(
         self, model: Any, guide: Any, args: tuple, kwargs: dict, particles: AbstractContextManager, diagnostics: bool
     ) -> WeightedDraws:
-        args = self.data_set(args)
+        args = data_set(args, self.on)
         with particles:
             guide_trace = self.run_guide(guide, args, kwargs)
             self.check_guide(guide_trace)
@@ -192,7 +185,7 @@ def vimco_signal(log_weights: Tensor, alpha: float = 0.0) -> Tensor:
     bound = renyi_bound(log_weights, alpha)
     if k == 1:
         return bound.expand(log_weights.shape)
-    others = (log_weights.sum(0, keepdim=True) - log_weights) / (k - 1)
+    others = leave_one_out(log_weights)
     if alpha == 1.0:
         return bound - others
     powered = (1 - alpha) * log_weights

@@ -12,9 +12,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from pp_models.task_plates import TASK_PLATE
-
-PARTICLE_PLATE = "particles"
+from pp_models.task_plates import PARTICLE_PLATE, TASK_PLATE
 
 
 @dataclass(frozen=True)

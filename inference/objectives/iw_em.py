@@ -15,8 +15,7 @@ from inference.objectives.fixed_values import drawn_sites, log_density, only_dra
 from inference.objectives.importance_weights import ImportanceWeighted, WeightedDraws, total
 from inference.objectives.independent_plates import independent_axes
 from inference.objectives.observations import observed_log_likelihood
-from inference.objectives.task_objective import BoundTerms, context_and_full, log_mean_exp
-from pp_models.data import TaskBatch
+from inference.objectives.task_objective import BoundTerms, context_and_full, log_mean_exp, scored_points
 from pp_models.task_plates import task_plates
 
 PROPOSALS = ("prior", "conjugate")
@@ -76,8 +75,8 @@ class IWEM(ImportanceWeighted):
     def draw(
         self, model: Any, guide: Any, args: tuple, kwargs: dict, particles: AbstractContextManager, diagnostics: bool
     ) -> WeightedDraws:
-        context, full = context_and_full(args[0])
-        scored = args[0].target if isinstance(args[0], TaskBatch) and self.score == "target" else full
+        context, _ = context_and_full(args[0])
+        scored = scored_points(args[0], self.score)
         rest = args[1:]
         drawn = self._propose(model, guide, (context, *rest), (scored, *rest), kwargs, particles)
         with particles:
@@ -87,21 +86,18 @@ class IWEM(ImportanceWeighted):
         axes = independent_axes(model_trace, prior_trace)
         log_likelihood, points = observed_log_likelihood(model_trace, axes)
         log_prior = {name: log_density(site, axes) for name, site in drawn_sites(prior_trace)}
-        if drawn is None:
-            log_r = total((value.detach() for value in log_prior.values()), log_likelihood)
-        else:
-            missing = set(log_prior) - {name for name, _ in drawn_sites(drawn)}
-            if missing:
-                raise ValueError(f"proposal: it does not draw site {sorted(missing)[0]!r}, which the guide does")
-            log_r = total((log_density(site, axes) for _, site in drawn_sites(drawn)), log_likelihood)
-        log_p = log_likelihood + total(log_prior.values(), log_likelihood)
         kl_by_site = {}
-        if drawn is not None:
-            kl_by_site = {
-                name: (log_density(site, axes) - log_prior[name]).detach().expand(log_likelihood.shape)
-                for name, site in drawn_sites(drawn)
-                if name in log_prior
-            }
+        if drawn is None:
+            log_proposal = {name: value.detach() for name, value in log_prior.items()}
+        else:
+            log_proposal = {name: log_density(site, axes) for name, site in drawn_sites(drawn)}
+            missing = sorted(set(log_prior) - set(log_proposal))
+            if missing:
+                raise ValueError(f"proposal: it does not draw site {missing[0]!r}, which the guide does")
+            for name, value in log_prior.items():
+                kl_by_site[name] = (log_proposal[name] - value).detach().expand(log_likelihood.shape)
+        log_r = total(log_proposal.values(), log_likelihood)
+        log_p = log_likelihood + total(log_prior.values(), log_likelihood)
         return WeightedDraws(axes, 1.0, log_p, log_r, log_likelihood, points, kl_by_site)
 
     def _propose(

@@ -260,9 +260,13 @@ class KLObjective(TaskObjective):
                 total = total + share(log_density(at, draws.axes), draws.axes.shape)
         return total
 
-    def average_predictive(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The log predictive likelihood ``[*B]`` from each particle's ``[K, *B]``, and its learning signal."""
-        return log_mean_exp(values), vimco_signal(values)
+    def average_predictive(self, values: Tensor) -> Tensor:
+        """The log predictive likelihood ``[*B]`` from each particle's ``[K, *B]``."""
+        return log_mean_exp(values)
+
+    def predictive_signal(self, values: Tensor) -> Tensor:
+        """The learning signal of that average ``[K, *B]``."""
+        return vimco_signal(values)
 
     def combine(self, draws: KLDraws) -> BoundTerms:
         shape = draws.axes.shape
@@ -282,23 +286,25 @@ class KLObjective(TaskObjective):
             else:
                 each = each - self.beta * kl
             values.append(each.mean(0))
-            signals.append((each - leave_one_out(each)) / each.shape[0])
+            if draws.log_q:
+                signals.append(mean_signal(each))
             log_likelihoods.append(draws.log_likelihood.mean(0))
             counts.append(points)
         log_weights = draws.log_weights
         if draws.predictive is not None and draws.predictive_points is not None:
             points = draws.predictive_points[0]
-            predictive, signal = self.average_predictive(draws.predictive)
+            predictive = self.average_predictive(draws.predictive)
             factor = self.predictive_weight / (points.clamp_min(1.0) if self.normalize else 1.0)
             values.append(factor * predictive)
-            signals.append(factor * signal)
+            if draws.log_q:
+                signals.append(factor * self.predictive_signal(draws.predictive))
             log_likelihoods.append(predictive)
             counts.append(points)
             log_weights = draws.predictive.detach()
-        bound, signal = sum(values[1:], values[0]), sum(signals[1:], signals[0])
+        bound = sum(values[1:], values[0])
         log_likelihood, count = sum(log_likelihoods[1:], log_likelihoods[0]), sum(counts[1:], counts[0])
         for log_q in draws.log_q.values():
-            bound = bound + score_term(signal, log_q, shape)
+            bound = bound + score_term(sum(signals[1:], signals[0]), log_q, shape)
         kl = draws.kl.mean(0)
         kl_by_site = {name: value.mean(0) for name, value in draws.kl_by_site.items()}
         return BoundTerms(
@@ -310,6 +316,11 @@ class KLObjective(TaskObjective):
             log_weights,
             draws.axes.scale,
         )
+
+
+def mean_signal(values: Tensor) -> Tensor:
+    """The learning signal ``[K, *B]`` of a mean over particles, less the mean of the others."""
+    return (values - leave_one_out(values)) / values.shape[0]
 
 
 def independent_layers(model: Any) -> bool:

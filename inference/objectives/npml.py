@@ -6,10 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from inference.objectives.fixed_values import leave_one_out
-from inference.objectives.kl_objective import Branches, KLObjective
-from inference.objectives.task_objective import context_and_full
-from pp_models.data import TaskBatch
+from inference.objectives.kl_objective import Branches, KLObjective, mean_signal
+from inference.objectives.task_objective import check_choice, context_and_full, scored_points
 
 AVERAGES = ("logmeanexp", "mean")
 
@@ -40,8 +38,7 @@ class NPML(KLObjective):
         super().__init__(num_particles, **options)
         if average not in AVERAGES:
             raise ValueError(f"average: got {average!r}; it must be one of {', '.join(AVERAGES)}")
-        if score not in ("target", "full"):
-            raise ValueError(f"score: got {score!r}; it must be 'target' or 'full'")
+        check_choice("score", score, ("target", "full"))
         if self.local_reparameterization and average == "logmeanexp":
             raise ValueError(
                 "local_reparameterization: got True; the joint likelihood of the targets needs one coherent draw of "
@@ -50,13 +47,15 @@ class NPML(KLObjective):
         self.average = average
         self.score = score
 
-    def average_predictive(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        if self.average == "logmeanexp":
-            return super().average_predictive(values)
-        return values.mean(0), (values - leave_one_out(values)) / values.shape[0]
+    def average_predictive(self, values: Tensor) -> Tensor:
+        return super().average_predictive(values) if self.average == "logmeanexp" else values.mean(0)
+
+    def predictive_signal(self, values: Tensor) -> Tensor:
+        return super().predictive_signal(values) if self.average == "logmeanexp" else mean_signal(values)
 
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
-        context, full = context_and_full(args[0])
-        scored = args[0].target if isinstance(args[0], TaskBatch) and self.score == "target" else full
+        context, _ = context_and_full(args[0])
         given = (context, *args[1:])
-        return Branches(self.run_guide(guide, given, kwargs), None, None, given, (scored, *args[1:]))
+        return Branches(
+            self.run_guide(guide, given, kwargs), None, None, given, (scored_points(args[0], self.score), *args[1:])
+        )

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from inference.objectives.kl_objective import Branches, KLObjective
-from inference.objectives.task_objective import context_and_full
-from pp_models.data import TaskBatch
+from inference.objectives.task_objective import context_and_full, scored_points
 
 
 class PPAVI(KLObjective):
@@ -40,6 +39,6 @@ class PPAVI(KLObjective):
 
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
         context, _ = context_and_full(args[0])
-        target = args[0].target if isinstance(args[0], TaskBatch) else context
-        given, rest = (context, *args[1:]), args[1:]
-        return Branches(self.run_guide(guide, given, kwargs), None, given, given, (target, *rest))
+        given = (context, *args[1:])
+        predicted = (scored_points(args[0]), *args[1:])
+        return Branches(self.run_guide(guide, given, kwargs), None, given, given, predicted)

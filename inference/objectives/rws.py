@@ -14,7 +14,7 @@ from torch import Tensor
 from inference.objectives.fixed_values import drawn_sites, only_drawn, score_term
 from inference.objectives.importance_weights import ImportanceWeighted, WeightedDraws
 from inference.objectives.independent_plates import independent_axes, per_particle, sample_sites
-from inference.objectives.task_objective import BoundTerms, log_mean_exp
+from inference.objectives.task_objective import BoundTerms, data_set, log_mean_exp
 from pp_models.data import Dataset
 
 
@@ -78,7 +78,7 @@ class ReweightedWakeSleep(ImportanceWeighted):
         draws = RWSDraws(**vars(awake))
         if self.sleep_phi:
             count = 1 if not self.vectorize_particles else self.num_particles
-            draws.dreamt_log_q = self._dream(model, guide, self.data_set(args), kwargs, count)
+            draws.dreamt_log_q = self._dream(model, guide, data_set(args, self.on), kwargs, count)
         return draws
 
     def _dream(self, model: Any, guide: Any, args: tuple, kwargs: dict, count: int) -> Tensor:

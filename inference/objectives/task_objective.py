@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import pyro
@@ -15,9 +16,10 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference.objectives.fixed_values import fixed_values
-from inference.objectives.independent_plates import PARTICLE_PLATE, sample_sites
+from inference.objectives.independent_plates import sample_sites
 from pp_models.data import Dataset, TaskBatch
 from pp_models.parameter_module import ParameterModule
+from pp_models.task_plates import PARTICLE_PLATE
 
 Draws = TypeVar("Draws")
 
@@ -46,7 +48,7 @@ class BoundTerms:
     log_weights: Tensor | None = None
     scale: float = 1.0
 
-    @property
+    @cached_property
     def ess(self) -> Tensor | None:
         """Effective sample size of each task's weights, (Σ w)² / Σ w², between 1 and K; None without weights."""
         return None if self.log_weights is None else effective_sample_size(self.log_weights)
@@ -221,6 +223,28 @@ def joined(passes: list[Draws]) -> Draws:
         elif isinstance(values[0], list):
             changes[item.name] = [part for value in values for part in value]
     return replace(passes[0], **changes)  # type: ignore[type-var]
+
+
+def check_choice(argument: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuses a value that is not one of the choices.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value not in choices:
+        raise ValueError(f"{argument}: got {value!r}; it must be {' or '.join(map(repr, choices))}")
+
+
+def data_set(args: tuple, on: str) -> tuple:
+    """Arguments with a TaskBatch replaced by the points that guide and likelihood see: ``"full"`` or ``"context"``."""
+    if args and isinstance(args[0], TaskBatch):
+        return (args[0].full if on == "full" else args[0].context, *args[1:])
+    return args
+
+
+def scored_points(data: Any, score: str = "target") -> Dataset:
+    """The points of a TaskBatch whose likelihood counts, ``"target"`` or ``"full"``; all of a Dataset."""
+    return data.target if isinstance(data, TaskBatch) and score == "target" else context_and_full(data)[1]
 
 
 def context_and_full(data: Any) -> tuple[Dataset, Dataset]:

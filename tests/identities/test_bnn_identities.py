@@ -106,6 +106,14 @@ def test_one_layer_is_bayesian_linear_regression(granularity, solver):
     assert (log_ratio <= 1e-12).all() and log_ratio[2].abs() < 1e-12
 
 
+def test_real_noise_is_the_models_own_to_double_precision():
+    """A noise that float32 cannot hold: every weight is p(y) to rounding all the same."""
+    model = BayesianNetwork([2, 2], noise_scale=0.3).double()
+    guide = BNNWeightGuide(model, "real", "real").double()
+    terms = make("iwae", num_particles=5).terms(model, guide, data())
+    assert terms.log_weights.std(0).max() < 1e-10
+
+
 def matrix_of(distribution):
     """A Gaussian over a matrix as one dense Gaussian over its rows."""
     if isinstance(distribution, WhitenedGaussian):
