@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pyro
 import pyro.distributions as dist
@@ -84,7 +85,7 @@ class BayesianNetwork(ParameterModule):
         self.dim_y = self.likelihood.dim_y(sizes[-1])
         self.activation = activation
         self.prior = FixedGaussianPrior() if prior is None else prior
-        self.prior.build([sizes[0] + representation_dim, *sizes[1:]])
+        self.prior.build(weight_shapes([sizes[0] + representation_dim, *sizes[1:]]))
 
     @property
     def num_layers(self) -> int:
@@ -129,6 +130,11 @@ class BayesianNetwork(ParameterModule):
                     hidden = activation(hidden)
             observe(self.likelihood(hidden), data)
         return hidden
+
+
+def weight_shapes(layer_sizes: list[int]) -> list[tuple[int, int]]:
+    """``(k_out, k_in + 1)`` of the matrices between consecutive widths."""
+    return [(k_out, k_in + 1) for k_in, k_out in pairwise(layer_sizes)]
 
 
 def join(x: Tensor, representation: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import pyro.distributions as dist
@@ -39,15 +38,16 @@ class GaussianBlocks:
 class WeightPrior(nn.Module):
     """A distribution over the weight matrices of a network, layer by layer.
 
-    A prior is made without knowing the network; the network calls :meth:`build` once with its widths.
+    A prior is made without knowing the network; the network calls :meth:`build` once with the shapes of
+    its matrices.
     """
 
     #: whether no layer's prior depends on the weights of another
     independent_layers = True
 
-    def build(self, layer_sizes: list[int]) -> None:
-        """Sizes the prior for matrices ``[k_out, k_in + 1]`` between consecutive widths."""
-        self.shapes = [(k_out, k_in + 1) for k_in, k_out in pairwise(layer_sizes)]
+    def build(self, shapes: list[tuple[int, int]]) -> None:
+        """Sizes the prior for weight matrices of these shapes, ``(k_out, k_in + 1)`` layer by layer."""
+        self.shapes = list(shapes)
 
     def layer(self, index: int, previous: list[Tensor]) -> TorchDistribution:
         """The prior of layer ``index``, event shape ``[k_out, k_in + 1]``, given the weights of the layers below."""
@@ -130,8 +130,8 @@ class LearnedGaussianPrior(WeightPrior):
         self.independent_layers = granularity != "network"
         self.trainable, self.trainable_from, self.seed = trainable, trainable_from, seed
 
-    def build(self, layer_sizes: list[int]) -> None:
-        super().build(layer_sizes)
+    def build(self, shapes: list[tuple[int, int]]) -> None:
+        super().build(shapes)
         if self.granularity == "weight":
             blocks: list[tuple[int, ...]] = list(self.shapes)
             full = False

@@ -9,12 +9,11 @@ import torch
 from pp_models import BayesianNetwork, Dataset, FixedGaussianPrior, LearnedGaussianPrior, LogUniformPrior
 from pp_models.priors import GRANULARITIES, LogUniform
 
-SIZES = [2, 3, 1]
 SHAPES = [(3, 3), (1, 4)]
 
 
 def built(prior):
-    prior.build(SIZES)
+    prior.build(SHAPES)
     return prior.double()
 
 
@@ -98,7 +97,7 @@ def test_every_parameter_of_a_learned_prior_gets_a_gradient(granularity):
 @pytest.mark.parametrize("batch", [(), (2,), (3, 2)])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_a_model_samples_every_granularity_with_any_task_dimensions(granularity, batch):
-    model = BayesianNetwork(SIZES, prior=LearnedGaussianPrior(granularity))
+    model = BayesianNetwork([2, 3, 1], prior=LearnedGaussianPrior(granularity))
     nodes = pyro.poutine.trace(model).get_trace(Dataset(torch.randn(*batch, 4, 2))).nodes
     assert [nodes[f"layer_{i}.weight"]["value"].shape for i in range(2)] == [(*batch, 3, 3), (*batch, 1, 4)]
 
