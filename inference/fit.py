@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,15 @@ from torch import Tensor, nn
 from inference import checkpoint
 from inference.objectives import TaskObjective, make
 from inference.progress import FitProgress
-from inference.training_setup import batches, make_fabric, make_optimizer, skips_on_device, step_seed
+from inference.training_setup import (
+    batches,
+    make_fabric,
+    make_optimizer,
+    release_steps,
+    set_learning_rates,
+    skips_on_device,
+    step_seed,
+)
 from pp_models.data import TaskBatch
 
 logger = logging.getLogger("guidebook")
@@ -121,7 +130,9 @@ def fit(
     callbacks: Sequence[Callable[[dict[str, float]], Any]] = (),
     *,
     learning_rate: float = 1e-3,
+    final_learning_rate: float | None = None,
     max_grad_norm: float | None = None,
+    release: Mapping[str, int] | None = None,
     log_every: int = 50,
     checkpoint_every: int = 1000,
 ) -> FitResult:
@@ -151,7 +162,10 @@ def fit(
         progress: show a progress bar.
         callbacks: called with the metrics at every logged step; one that returns True ends the fit.
         learning_rate: of the default optimizer.
+        final_learning_rate: every learning rate falls linearly to this, reached at the last step; None to keep it.
         max_grad_norm: clip the gradient's norm to this.
+        release: by the beginning of parameter names, the step from which they are trained; before it they stay as they
+            are. ``{"model.prior": 100}`` lets a guide settle before the prior moves (BNNP, section 4).
         log_every: steps between logged metrics.
         checkpoint_every: steps between checkpoints.
 
@@ -165,6 +179,8 @@ def fit(
             raise ValueError(f"{name}: got {value}; it must be at least 1")
     if seed < 0:
         raise ValueError(f"seed: got {seed}; it must be a non-negative integer")
+    if final_learning_rate is not None and not 0 <= final_learning_rate < math.inf:
+        raise ValueError(f"final_learning_rate: got {final_learning_rate}; it must be finite and not negative")
     if resume not in (True, False, "previous"):
         raise ValueError(f"resume: got {resume!r}; it must be True, False or 'previous'")
     if compile not in (True, False, "auto"):
@@ -187,8 +203,10 @@ def fit(
     if not parameters:
         raise ValueError("model, guide: neither has a trainable parameter")
     names = [n for n, p in step_module.named_parameters() if p.requires_grad]
+    released_at = release_steps(release, names)
     fabric.to_device(step_module)
     inner = make_optimizer(optimizer, parameters, learning_rate)
+    rates = None if final_learning_rate is None else [float(group["lr"]) for group in inner.param_groups]
     compiled: Any = torch.compile(step_module) if compile is True else step_module
     wrapped, fabric_optimizer = fabric.setup(compiled, inner)
     dtype = next(p.dtype for p in parameters if p.dtype.is_floating_point)
@@ -223,7 +241,8 @@ def fit(
 
     batch_at = batches(tasks, done, fabric.global_rank, fabric.world_size)
     on_device = skips_on_device(inner, precision)
-    bad_record: list[tuple[int, Tensor, Tensor]] = []  # step, was it bad, index of the first bad gradient
+    # step, was it bad, index of the first bad gradient, and which parameters had one
+    bad_record: list[tuple[int, Tensor, Tensor, list[int]]] = []
     check_every = 1 if fabric.device.type == "cpu" else 10
     started = time.perf_counter()
     devices = [fabric.device] if fabric.device.type == "cuda" else []
@@ -232,15 +251,21 @@ def fit(
     with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False), _in_training(step_module, inner), bar:
         for step in range(done, steps):
             torch.manual_seed(step_seed(seed, step, fabric.global_rank))
+            if rates is not None:
+                set_learning_rates(inner, rates, final_learning_rate, step / max(steps - 1, 1))
             batch = batch_at(step).to(fabric.device, dtype)
             fabric_optimizer.zero_grad()
             loss, statistics = wrapped(_Sealed(batch))
             fabric.backward(loss)
+            for p, start in zip(parameters, released_at, strict=True):
+                if step < start:
+                    p.grad = None  # an optimizer leaves such parameters and their momentum alone
             used = [(i, p.grad) for i, p in enumerate(parameters) if p.grad is not None]
             norms = torch.stack(torch._foreach_norm([g for _, g in used]))
             grad_norm = norms.norm()
             bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(grad_norm))
-            bad_record.append((step, bad, torch.isfinite(norms).logical_not().to(torch.uint8).argmax()))
+            first_bad = torch.isfinite(norms).logical_not().to(torch.uint8).argmax()
+            bad_record.append((step, bad, first_bad, [i for i, _ in used]))
             if max_grad_norm is not None:
                 scale = (max_grad_norm / grad_norm.clamp_min(1e-12)).clamp_max(1.0)
                 torch._foreach_mul_([g for _, g in used], scale)
@@ -252,7 +277,7 @@ def fit(
             at_log = (step + 1) % log_every == 0 or step + 1 == steps
             at_save = (step + 1) % checkpoint_every == 0 or step + 1 == steps
             if (step + 1) % check_every == 0 or at_log or at_save:
-                _report_bad_steps(bad_record, [names[i] for i, _ in used], result, folder)
+                _report_bad_steps(bad_record, names, result, folder)
                 bad_record.clear()
             result.steps = step + 1
             if at_log:
@@ -295,12 +320,12 @@ def _metrics(step: int, loss: Tensor, statistics: Tensor, grad_norm: Tensor, ski
 
 
 def _report_bad_steps(
-    record: list[tuple[int, Tensor, Tensor]], names: list[str], result: FitResult, folder: Path | None
+    record: list[tuple[int, Tensor, Tensor, list[int]]], names: list[str], result: FitResult, folder: Path | None
 ) -> None:
-    flags = torch.stack([bad for _, bad, _ in record]).tolist()
-    for (step, _, index), bad in zip(record, flags, strict=True):
+    flags = torch.stack([bad for _, bad, _, _ in record]).tolist()
+    for (step, _, index, used), bad in zip(record, flags, strict=True):
         if bad:
-            where = names[int(index)]
+            where = names[used[int(index)]]
             result.skipped.append((step, where))
             logger.warning("step %d: loss or gradient not finite (first in %s); step skipped", step, where)
     if any(flags) and _longest_run(result.skipped) >= MAX_BAD_STEPS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from pp_models.likelihoods import (
     GaussianHeadLikelihood,
     GaussianLikelihood,
 )
-from pp_models.priors import FixedGaussianPrior, LearnedGaussianPrior
+from pp_models.priors import GaussianPrior
 from pp_models.task_plates import task_plate_name
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def numpyro_twin(model: BayesianNetwork) -> Callable[[Dataset], None]:
     if model.representation_dim:
         raise ValueError("model: its representation is supplied by a guide, and has no prior to sample from")
     prior = model.prior
-    if not isinstance(prior, FixedGaussianPrior | LearnedGaussianPrior):
+    if not isinstance(prior, GaussianPrior):
         raise ValueError(f"model: its prior is a {type(prior).__name__}, which has no NumPyro twin")
     likelihood = _likelihood(model)
     activation = _activations()[model.activation]
@@ -72,12 +71,11 @@ def numpyro_twin(model: BayesianNetwork) -> Callable[[Dataset], None]:
     blocks: list[tuple[Any, Any, bool]] = []
     with torch.no_grad(), precision_of(model):
         if network_wide:
-            assert isinstance(prior, LearnedGaussianPrior)
-            joint, centre = as_array(prior._scale_tril(0)), as_array(prior._learned(prior.loc[0], 0))
+            centre, joint = (as_array(t) for t in prior.moments(0))
         else:
             found = [prior.gaussian(i, []) for i in range(len(shapes))]
             blocks = [(as_array(b.loc), as_array(b.factor), b.diagonal) for b in found]
-    scaled = [math.sqrt(k) if prior.scale_by_fan_in else 1.0 for _, k in shapes]
+    scaled = [prior.fan_in_scale(i) for i in range(len(shapes))]
 
     def whole(loc: Any, tril: Any, shape: tuple[int, int]) -> Any:
         gaussian = dist.MultivariateNormal(loc, scale_tril=tril)
@@ -95,16 +93,16 @@ def numpyro_twin(model: BayesianNetwork) -> Callable[[Dataset], None]:
             return dist.MultivariateNormal(loc, scale_tril=factor).to_event(1)
         counts = [a * b for a, b in shapes]
         start, stop = sum(counts[:index]), sum(counts[: index + 1])
-        loc, tril = centre[start:stop], joint[start:stop, start:stop] / scaled[index]
+        loc, tril = centre[start:stop], joint[start:stop, start:stop] * scaled[index]
         if index:
             flat, at = [], 0
             for weight, count, scale in zip(drawn, counts, scaled, strict=False):
-                flat.append((weight.reshape(*weight.shape[:-2], count) - centre[at : at + count]) * scale)
+                flat.append((weight.reshape(*weight.shape[:-2], count) - centre[at : at + count]) / scale)
                 at += count
             residual = jnp.concatenate(flat, -1)[..., None]
             lower = jnp.broadcast_to(joint[:start, :start], (*residual.shape[:-2], start, start))
             noise = solve_triangular(lower, residual, lower=True)
-            loc = loc + (joint[start:stop, :start] @ noise)[..., 0] / scaled[index]
+            loc = loc + (joint[start:stop, :start] @ noise)[..., 0] * scaled[index]
         return whole(loc, tril, shape)
 
     def twin(data: Dataset) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -56,6 +56,35 @@ def make_optimizer(optimizer: Any, parameters: list[nn.Parameter], learning_rate
         f"optimizer: got {type(optimizer).__name__}; it must be a torch.optim.Optimizer, a Pyro optimizer, or a "
         "function from parameters to an optimizer"
     )
+
+
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, rates: list[float], final: float | None, progress: float
+) -> None:
+    """Moves every group's learning rate from its first value (progress 0) to the final one (progress 1)."""
+    assert final is not None
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate + (final - rate) * progress
+
+
+def release_steps(release: Mapping[str, int] | None, names: list[str]) -> list[int]:
+    """For every parameter name the step from which it is trained.
+
+    Raises:
+        ValueError: a beginning that no name has, or a negative step.
+    """
+    found = [0] * len(names)
+    for beginning, step in (release or {}).items():
+        if step < 0:
+            raise ValueError(f"release: got {step} for {beginning!r}; it must be at least 0")
+        hits = [i for i, name in enumerate(names) if name == beginning or name.startswith(f"{beginning}.")]
+        if not hits:
+            raise ValueError(
+                f"release: no trainable parameter is named {beginning!r}; there are {', '.join(names[:6])} …"
+            )
+        for i in hits:
+            found[i] = max(found[i], step)
+    return found
 
 
 def batches(tasks: Any, done: int, rank: int, world: int) -> Callable[[int], Any]:

@@ -5,14 +5,16 @@ from pp_models.bayesian_network import BayesianNetwork
 from pp_models.data import DataError, Dataset, TaskBatch
 from pp_models.dirichlet_sweeps import dirichlet_sweeps
 from pp_models.gp_oracle import oracle_joint_log_likelihood, oracle_log_likelihood, oracle_predict
+from pp_models.learned_prior import LearnedGaussianPrior
 from pp_models.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
     GaussianHeadLikelihood,
     GaussianLikelihood,
 )
+from pp_models.log_uniform_prior import LogUniformPrior
 from pp_models.neural_process import NeuralProcess
-from pp_models.priors import FixedGaussianPrior, LearnedGaussianPrior, LogUniformPrior
+from pp_models.priors import FixedGaussianPrior, GivenGaussianPrior
 
 __all__ = [
     "BayesianNetwork",
@@ -23,6 +25,7 @@ __all__ = [
     "FixedGaussianPrior",
     "GaussianHeadLikelihood",
     "GaussianLikelihood",
+    "GivenGaussianPrior",
     "LearnedGaussianPrior",
     "LogUniformPrior",
     "NeuralProcess",

@@ -59,18 +59,35 @@ class GaussianLikelihood(Likelihood):
     Args:
         noise_scale: its standard deviation (where it starts, if learned).
         learn_noise: whether it is trained (in log space).
+        max_noise: a bound that a learned one stays below, as bound * sigmoid(raw) (BNNP, section 1); without it a
+            model may explain its first tasks as noise and never leave.
+
+    Raises:
+        ValueError: a scale that is not positive, or a bound that is not above it or not needed.
     """
 
-    def __init__(self, noise_scale: float = 0.1, learn_noise: bool = False) -> None:
+    def __init__(self, noise_scale: float = 0.1, learn_noise: bool = False, max_noise: float | None = None) -> None:
         super().__init__()
-        if not noise_scale > 0:
-            raise ValueError(f"noise_scale: got {noise_scale}; it must be positive")
+        if not 0 < noise_scale < math.inf:
+            raise ValueError(f"noise_scale: got {noise_scale}; it must be positive and finite")
+        if max_noise is not None and not learn_noise:
+            raise ValueError(f"max_noise: got {max_noise}, but the noise is not learned; pass learn_noise=True")
+        if max_noise is not None and not max_noise > noise_scale:
+            raise ValueError(f"max_noise: got {max_noise}; it must be above noise_scale = {noise_scale}")
         self.noise_scale = float(noise_scale)
-        self.log_noise_scale = nn.Parameter(torch.tensor(math.log(noise_scale))) if learn_noise else None
+        self.max_noise = max_noise
+        start = math.log(noise_scale)
+        if max_noise is not None:
+            start -= math.log(max_noise - noise_scale)
+        self.raw_noise_scale = nn.Parameter(torch.tensor(start)) if learn_noise else None
 
     def scale(self) -> float | Tensor:
         """The noise's standard deviation, a number unless it is learned."""
-        return self.noise_scale if self.log_noise_scale is None else self.log_noise_scale.exp()
+        if self.raw_noise_scale is None:
+            return self.noise_scale
+        if self.max_noise is None:
+            return self.raw_noise_scale.exp()
+        return self.max_noise * self.raw_noise_scale.sigmoid()
 
     def forward(self, outputs: Tensor) -> TorchDistribution:
         return dist.Normal(outputs, self.scale()).to_event(1)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import TorchDistribution
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 GRANULARITIES = ("weight", "unit", "layer", "network")
@@ -45,8 +49,22 @@ class WeightPrior(nn.Module):
     #: whether no layer's prior depends on the weights of another
     independent_layers = True
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, int]] = []
+
     def build(self, shapes: list[tuple[int, int]]) -> None:
-        """Sizes the prior for weight matrices of these shapes, ``(k_out, k_in + 1)`` layer by layer."""
+        """Sizes the prior for weight matrices of these shapes, ``(k_out, k_in + 1)`` layer by layer.
+
+        Models whose weights have the same shapes may share a prior.
+
+        Raises:
+            ValueError: it has been sized for other shapes.
+        """
+        if self.shapes and self.shapes != list(shapes):
+            raise ValueError(
+                f"prior: it belongs to a network of weights {self.shapes}, and cannot serve {list(shapes)} as well"
+            )
         self.shapes = list(shapes)
 
     def layer(self, index: int, previous: list[Tensor]) -> TorchDistribution:
@@ -62,7 +80,89 @@ class WeightPrior(nn.Module):
         raise ValueError(f"prior: got {type(self).__name__}, which is not Gaussian; a conjugate update needs one")
 
 
-class FixedGaussianPrior(WeightPrior):
+class GaussianPrior(WeightPrior):
+    """A Gaussian over the weights, correlated within entries, units, layers, or the whole network.
+
+    Subclasses hold the numbers (:meth:`moments`). With ``scale_by_fan_in`` the covariance of a layer is that divided by
+    its fan-in, the bias column counted (BNNP, section 1).
+    """
+
+    granularity = "weight"
+    scale_by_fan_in = False
+
+    def moments(self, index: int) -> tuple[Tensor, Tensor]:
+        """Mean and lower Cholesky factor of a layer before the division by the fan-in.
+
+        By granularity: ``[k_out, k]`` and its standard deviations ``[k_out, k]``; ``[k_out, k]`` and ``[k_out, k, k]``;
+        ``[k_out k]`` and a square of that width. For ``"network"`` those of all weights, layer after layer, at index 0.
+        """
+        raise NotImplementedError
+
+    def fan_in_scale(self, index: int) -> float:
+        """What multiplies the standard deviations of a layer."""
+        return 1.0 / math.sqrt(self.shapes[index][1]) if self.scale_by_fan_in else 1.0
+
+    def layer(self, index: int, previous: list[Tensor]) -> TorchDistribution:
+        blocks = self.gaussian(index, previous)
+        if self.granularity == "weight":
+            return dist.Normal(blocks.loc, blocks.factor).to_event(2)
+        if self.granularity == "unit":
+            return dist.MultivariateNormal(blocks.loc, scale_tril=blocks.factor).to_event(1)
+        gaussian = dist.MultivariateNormal(blocks.loc.squeeze(-2), scale_tril=blocks.factor.squeeze(-3))
+        shape = torch.Size(self.shapes[index])
+        return dist.TransformedDistribution(
+            gaussian, [dist.transforms.ReshapeTransform(torch.Size([shape.numel()]), shape)]
+        )
+
+    def gaussian(self, index: int, previous: list[Tensor]) -> GaussianBlocks:
+        factor = self.fan_in_scale(index)
+        if self.granularity in ("weight", "unit"):
+            loc, scale = self.moments(index)
+            return GaussianBlocks(loc, factor * scale, self.granularity == "weight")
+        if self.granularity == "layer":
+            loc, tril = self.moments(index)
+            return GaussianBlocks(loc.unsqueeze(-2), factor * tril.unsqueeze(-3), False)
+        # Conditional of a block given those before it, from the joint Cholesky factor: with w = mu + L e and the
+        # leading e's recovered by one triangular solve, w_b | w_<b ~ N(mu_b + L_b,<b e_<b, L_bb L_bb^T).
+        counts = [a * b for a, b in self.shapes]
+        start, stop = sum(counts[:index]), sum(counts[: index + 1])
+        joint_loc, joint = self.moments(0)
+        loc, tril = joint_loc[..., start:stop], factor * joint[..., start:stop, start:stop]
+        if index:
+            residuals, at = [], 0
+            for i, weight in enumerate(previous[:index]):
+                centred = weight.flatten(-2) - joint_loc[..., at : at + counts[i]]
+                residuals.append(centred / self.fan_in_scale(i))
+                at += counts[i]
+            residual = torch.cat(residuals, -1).unsqueeze(-1)
+            noise = torch.linalg.solve_triangular(joint[..., :start, :start], residual, upper=False)
+            loc = loc + factor * (joint[..., start:stop, :start] @ noise).squeeze(-1)
+        return GaussianBlocks(loc.unsqueeze(-2), tril.unsqueeze(-3), False)
+
+    def as_given(self) -> GivenGaussianPrior:
+        """This prior as it is now, as constants, for another model of the same weights or another library.
+
+        Later training of this prior does not change the copy.
+        """
+        if not self.shapes:
+            raise ValueError("prior: it belongs to no model yet, so that its size is unknown")
+        given = GivenGaussianPrior.__new__(GivenGaussianPrior)
+        WeightPrior.__init__(given)
+        with torch.no_grad():
+            if self.granularity == "network":
+                loc, tril = self.moments(0)
+                rows = torch.cat([loc.new_full((a * b,), self.fan_in_scale(i)) for i, (a, b) in enumerate(self.shapes)])
+                found = [(loc.clone(), rows.unsqueeze(-1) * tril)]
+            else:
+                found = []
+                for i in range(len(self.shapes)):
+                    loc, scale = self.moments(i)
+                    found.append((loc.clone(), self.fan_in_scale(i) * scale))
+        given._keep(self.granularity, found)
+        return given
+
+
+class FixedGaussianPrior(GaussianPrior):
     """Independent zero-mean Gaussians, N(0, scale²) or N(0, scale² / (k_in + 1)).
 
     Args:
@@ -80,197 +180,134 @@ class FixedGaussianPrior(WeightPrior):
         self.scale = scale
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)  # carries device and dtype
 
-    def layer(self, index: int, previous: list[Tensor]) -> TorchDistribution:
-        shape = self.shapes[index]
-        scale = self.scale / math.sqrt(shape[1]) if self.scale_by_fan_in else self.scale
-        loc = self._anchor.expand(shape)
-        return dist.Normal(loc, loc + scale).to_event(2)
-
-    def gaussian(self, index: int, previous: list[Tensor]) -> GaussianBlocks:
-        base = self.layer(index, previous).base_dist
-        return GaussianBlocks(base.loc, base.scale, True)
+    def moments(self, index: int) -> tuple[Tensor, Tensor]:
+        loc = self._anchor.expand(self.shapes[index])
+        return loc, loc + self.scale
 
 
-class LearnedGaussianPrior(WeightPrior):
-    """A Gaussian prior whose mean and covariance are parameters, meta-learned with the guide.
+class GivenGaussianPrior(GaussianPrior):
+    """A Gaussian prior whose means and covariances are given, and stay.
+
+    What is correlated follows from the shapes: with ``k = k_in + 1``,
+
+    - variances ``[k_out, k]``: nothing (``"weight"``);
+    - covariances ``[k_out, k, k]``: the incoming weights of a unit;
+    - ``[k_out k, k_out k]``: all of a layer, row after row;
+    - tensors instead of lists, ``[all]`` and ``[all, all]``: the network, layer after layer.
+
+    A learned prior becomes one by ``prior.as_given()``: put it into another model to transfer it.
 
     Args:
-        granularity: what is correlated a priori: ``"weight"`` (nothing), ``"unit"`` (the incoming weights of a unit),
-            ``"layer"`` (a layer's weights) or ``"network"`` (everything; a layer is then conditioned on those below).
-        scale_by_fan_in: divide the covariance by the fan-in, outside the learned parameters.
-        trainable: proportion of the weights whose prior is learned; the rest keeps N(0, I), before the division,
-            whatever an optimizer does (BNNP, section 4: between no learned prior and one that overfits few tasks).
-        trainable_from: ``"last"`` counts from the output layer backwards, ``"first"`` from the input. Layers are taken
-            whole; in the one where the proportion ends, weights are picked at random.
-        seed: seed of that choice.
-
-    All start at N(0, I), before the division (BNNP, section 1).
+        means: one tensor a layer, ``[k_out, k]`` (``[k_out k]`` will do), or one for the network.
+        covariances: as above, one a layer of the same kind.
 
     Raises:
-        ValueError: unknown granularity, or another argument out of range.
+        ValueError: shapes that do not fit, a value that is not finite, a variance that is not positive, or a covariance
+            that is not symmetric and positive definite.
     """
 
-    def __init__(
-        self,
-        granularity: str = "weight",
-        scale_by_fan_in: bool = True,
-        trainable: float = 1.0,
-        trainable_from: str = "last",
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, means: list[Tensor] | Tensor, covariances: list[Tensor] | Tensor) -> None:
         super().__init__()
-        if granularity not in GRANULARITIES:
-            raise ValueError(f"granularity: got {granularity!r}; it must be one of {', '.join(GRANULARITIES)}")
-        if not 0 <= trainable <= 1:
-            raise ValueError(f"trainable: got {trainable}; it must lie in [0, 1]")
-        if trainable_from not in ("last", "first"):
-            raise ValueError(f"trainable_from: got {trainable_from!r}; it must be 'last' or 'first'")
-        self.granularity = granularity
-        self.scale_by_fan_in = scale_by_fan_in
-        self.independent_layers = granularity != "network"
-        self.trainable, self.trainable_from, self.seed = trainable, trainable_from, seed
+        whole = isinstance(means, Tensor)
+        if whole != isinstance(covariances, Tensor):
+            raise ValueError("means, covariances: one is a tensor and one a list; both must be the same")
+        locs: list[Tensor] = [means] if isinstance(means, Tensor) else list(means)
+        found = [covariances] if isinstance(covariances, Tensor) else list(covariances)
+        if len(locs) != len(found) or not locs:
+            raise ValueError(f"means, covariances: got {len(locs)} and {len(found)} layers; it must be as many of both")
+        kinds = {self._kind(i, loc, cov, whole) for i, (loc, cov) in enumerate(zip(locs, found, strict=True))}
+        if len(kinds) > 1:
+            raise ValueError(f"covariances: got layers of kinds {', '.join(sorted(kinds))}; all must be of one kind")
+        kind = kinds.pop()
+        if kind in ("layer", "network"):
+            locs = [loc.reshape(-1) for loc in locs]
+        factors = [self._factor(i, cov, kind) for i, cov in enumerate(found)]
+        self._keep(kind, [(loc.detach().clone(), f) for loc, f in zip(locs, factors, strict=True)])
 
-    def build(self, shapes: list[tuple[int, int]]) -> None:
-        super().build(shapes)
-        if self.granularity == "weight":
-            blocks: list[tuple[int, ...]] = list(self.shapes)
-            full = False
-        elif self.granularity == "unit":
-            blocks, full = list(self.shapes), True
-        else:
-            counts = [a * b for a, b in self.shapes]
-            blocks, full = [(n,) for n in (counts if self.granularity == "layer" else [sum(counts)])], True
-        self.loc = nn.ParameterList([nn.Parameter(torch.zeros(block)) for block in blocks])
-        self.log_diagonal = nn.ParameterList([nn.Parameter(torch.zeros(block)) for block in blocks])
-        self.lower = nn.ParameterList([nn.Parameter(torch.zeros(*b, b[-1])) for b in blocks] if full else [])
-        learned = self._choose()
-        if self.granularity == "network":
-            learned = [torch.cat([mask.flatten() for mask in learned])]
-        for i, (mask, block) in enumerate(zip(learned, blocks, strict=True)):
-            self.register_buffer(f"learned_{i}", mask.reshape(block), persistent=False)
-
-    def _choose(self) -> list[Tensor]:
-        """Which weights' priors are learned, ``[k_out, k_in + 1]`` layer by layer."""
-        counts = [a * b for a, b in self.shapes]
-        left = math.floor(self.trainable * sum(counts) + 1e-9)
-        generator = torch.Generator().manual_seed(self.seed)
-        masks: dict[int, Tensor] = {}
-        order = range(len(counts))
-        for i in reversed(order) if self.trainable_from == "last" else order:
-            taken = min(left, counts[i])
-            mask = torch.zeros(counts[i], dtype=torch.bool)
-            mask[torch.randperm(counts[i], generator=generator)[:taken]] = True
-            masks[i] = mask.reshape(self.shapes[i])
-            left -= taken
-        return [masks[i] for i in order]
-
-    def _learned(self, values: Tensor, i: int, pairs: bool = False) -> Tensor:
-        """Parameters where they are learned, their initial zeros elsewhere: neither momentum nor decay moves those."""
-        if self.trainable == 1.0:
-            return values
-        mask = getattr(self, f"learned_{i}")
-        if pairs:
-            mask = mask.unsqueeze(-1) & mask.unsqueeze(-2)
-        return torch.where(mask, values, values.new_zeros(()))
-
-    def _scale_tril(self, i: int) -> Tensor:
-        lower = self._learned(self.lower[i], i, pairs=True)
-        return lower.tril(-1) + torch.diag_embed(self._learned(self.log_diagonal[i], i).exp())
-
-    def layer(self, index: int, previous: list[Tensor]) -> TorchDistribution:
-        blocks = self.gaussian(index, previous)
-        if self.granularity == "weight":
-            return dist.Normal(blocks.loc, blocks.factor).to_event(2)
-        if self.granularity == "unit":
-            return dist.MultivariateNormal(blocks.loc, scale_tril=blocks.factor).to_event(1)
-        gaussian = dist.MultivariateNormal(blocks.loc.squeeze(-2), scale_tril=blocks.factor.squeeze(-3))
-        shape = torch.Size(self.shapes[index])
-        return dist.TransformedDistribution(
-            gaussian, [dist.transforms.ReshapeTransform(torch.Size([shape.numel()]), shape)]
+    @staticmethod
+    def _kind(i: int, loc: Tensor, cov: Tensor, whole: bool) -> str:
+        for name, value in (("means", loc), ("covariances", cov)):
+            if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
+                raise ValueError(f"{name}: that of layer {i} is no tensor of floating-point numbers")
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"{name}: that of layer {i} has values that are not finite")
+        n = loc.numel()
+        if cov.shape == (n, n) and (whole or n > 1 or loc.dim() == 1):
+            return "network" if whole else "layer"
+        if not whole and loc.dim() == 2 and cov.shape == loc.shape:
+            return "weight"
+        if not whole and loc.dim() == 2 and cov.shape == (*loc.shape, loc.shape[-1]):
+            return "unit"
+        raise ValueError(
+            f"covariances: that of layer {i} has shape {list(cov.shape)}; with means {list(loc.shape)} it must be "
+            "[k_out, k], [k_out, k, k] or [k_out k, k_out k]"
         )
 
-    def gaussian(self, index: int, previous: list[Tensor]) -> GaussianBlocks:
-        shape = self.shapes[index]
-        factor = 1.0 / math.sqrt(shape[1]) if self.scale_by_fan_in else 1.0
-        if self.granularity == "weight":
-            scale = self._learned(self.log_diagonal[index], index).exp()
-            return GaussianBlocks(self._learned(self.loc[index], index), factor * scale, True)
-        if self.granularity == "unit":
-            return GaussianBlocks(self._learned(self.loc[index], index), factor * self._scale_tril(index), False)
-        if self.granularity == "layer":
-            loc, tril = self._learned(self.loc[index], index), factor * self._scale_tril(index)
-        else:
-            # Conditional of a block given those before it, from the joint Cholesky factor: with w = mu + L e and the
-            # leading e's recovered by one triangular solve, w_b | w_<b ~ N(mu_b + L_b,<b e_<b, L_bb L_bb^T).
-            counts = [a * b for a, b in self.shapes]
-            start, stop = sum(counts[:index]), sum(counts[: index + 1])
-            joint, joint_loc = self._scale_tril(0), self._learned(self.loc[0], 0)
-            loc, tril = joint_loc[start:stop], factor * joint[start:stop, start:stop]
-            if index:
-                residuals, at = [], 0
-                for weight, (k_out, k_in) in zip(previous, self.shapes, strict=False):
-                    centred = weight.flatten(-2) - joint_loc[at : at + k_out * k_in]
-                    residuals.append(centred * (math.sqrt(k_in) if self.scale_by_fan_in else 1.0))
-                    at += k_out * k_in
-                residual = torch.cat(residuals, -1).unsqueeze(-1)
-                noise = torch.linalg.solve_triangular(joint[:start, :start], residual, upper=False)
-                loc = loc + factor * (joint[start:stop, :start] @ noise).squeeze(-1)
-        return GaussianBlocks(loc.unsqueeze(-2), tril.unsqueeze(-3), False)
+    @staticmethod
+    def _factor(i: int, cov: Tensor, kind: str) -> Tensor:
+        if kind == "weight":
+            if not bool((cov > 0).all()):
+                raise ValueError(f"covariances: layer {i} has a variance of {cov.min().item():.3g}; all are positive")
+            return cov.detach().sqrt()
+        if not torch.allclose(cov, cov.mT, rtol=1e-4, atol=1e-6 * float(cov.abs().max())):
+            raise ValueError(f"covariances: that of layer {i} is not symmetric")
+        lower, info = torch.linalg.cholesky_ex(cov.detach())
+        if bool(info.any()):
+            smallest = torch.linalg.eigvalsh(cov.detach().double()).min().item()
+            raise ValueError(
+                f"covariances: that of layer {i} is not positive definite (smallest eigenvalue {smallest:.3g})"
+            )
+        return lower
 
+    def _keep(self, granularity: str, found: list[tuple[Tensor, Tensor]]) -> None:
+        self.granularity = granularity
+        self.independent_layers = granularity != "network"
+        for i, (loc, factor) in enumerate(found):
+            self.register_buffer(f"loc_{i}", loc)
+            self.register_buffer(f"factor_{i}", factor)
+        self.count = len(found)
 
-class LogUniform(TorchDistribution):
-    """Log-uniform over magnitudes with a symmetric sign: density ∝ 1/|w| on ``low <= |w| <= high``.
+    def build(self, shapes: list[tuple[int, int]]) -> None:
+        sizes = [(a * b,) for a, b in shapes] if self.granularity == "layer" else list(shapes)
+        if self.granularity == "network":
+            sizes = [(sum(a * b for a, b in shapes),)]
+        got = [tuple(self.moments(i)[0].shape) for i in range(self.count)]
+        if got != sizes:
+            raise ValueError(f"prior: it holds means of shapes {got}, but the network's weights need {sizes}")
+        super().build(shapes)
 
-    Cutting the magnitudes makes the improper prior of variational dropout (Kingma et al. 2015) one that can be sampled;
-    outside the cut the density is continued as ∝ 1/|w|, so that gradients are those of the improper prior.
+    def moments(self, index: int) -> tuple[Tensor, Tensor]:
+        return getattr(self, f"loc_{index}"), getattr(self, f"factor_{index}")
 
-    Args:
-        low: smallest magnitude.
-        high: largest magnitude.
-    """
+    def save(self, path: str | Path) -> None:
+        """Writes the prior as a safetensors file, whole or not at all."""
+        path = Path(path)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
+        try:
+            tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+            save_file(tensors, temporary, metadata={"granularity": self.granularity})
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
 
-    arg_constraints: ClassVar[dict] = {"low": constraints.positive, "high": constraints.positive}
-    support = constraints.real
-    has_rsample = False
+    @classmethod
+    def load(cls, path: str | Path) -> GivenGaussianPrior:
+        """Reads a prior that :meth:`save` wrote.
 
-    def __init__(self, low: Tensor, high: Tensor, validate_args: bool | None = None) -> None:
-        self.low, self.high = torch.broadcast_tensors(low, high)
-        super().__init__(self.low.shape, validate_args=validate_args)
-
-    def expand(self, batch_shape, _instance=None):
-        new = self._get_checked_instance(LogUniform, _instance)
-        new.low, new.high = self.low.expand(batch_shape), self.high.expand(batch_shape)
-        super(LogUniform, new).__init__(torch.Size(batch_shape), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-    def sample(self, sample_shape=()):
-        shape = self._extended_shape(torch.Size(sample_shape))
-        uniform = torch.rand(shape, dtype=self.low.dtype, device=self.low.device)
-        sign = torch.randint(0, 2, shape, device=self.low.device) * 2 - 1
-        return sign * torch.exp(self.low.log() + uniform * (self.high / self.low).log())
-
-    def log_prob(self, value):
-        return -value.abs().clamp_min(1e-30).log() - torch.log(2 * (self.high / self.low).log())
-
-
-class LogUniformPrior(WeightPrior):
-    """The scale-free prior of variational dropout: every order of magnitude of a weight is as likely as any other.
-
-    Args:
-        low: smallest magnitude kept when the prior is sampled.
-        high: largest one.
-    """
-
-    low: Tensor
-    high: Tensor
-
-    def __init__(self, low: float = 1e-4, high: float = 1.0) -> None:
-        super().__init__()
-        if not 0 < low < high:
-            raise ValueError(f"low, high: got {low}, {high}; they must satisfy 0 < low < high")
-        self.register_buffer("low", torch.tensor(float(low)))
-        self.register_buffer("high", torch.tensor(float(high)))
-
-    def layer(self, index: int, previous: list[Tensor]) -> TorchDistribution:
-        return LogUniform(self.low, self.high).expand(self.shapes[index]).to_event(2)
+        Raises:
+            ValueError: the file is no such file.
+        """
+        try:
+            with safe_open(str(path), "pt") as file:
+                granularity = (file.metadata() or {}).get("granularity")
+                names = sorted((n for n in file.keys() if n.startswith("loc_")), key=lambda n: int(n[4:]))  # noqa: SIM118
+                found = [(file.get_tensor(n), file.get_tensor("factor" + n[3:])) for n in names]
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ValueError(f"path: {path} cannot be read as a prior ({str(error).splitlines()[0]})") from None
+        if granularity not in GRANULARITIES or not found:
+            raise ValueError(f"path: {path} holds no prior")
+        given = cls.__new__(cls)
+        WeightPrior.__init__(given)
+        given._keep(granularity, found)
+        return given

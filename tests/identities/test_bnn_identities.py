@@ -285,12 +285,12 @@ def test_block_diagonal_priors_of_a_coarser_kind_give_the_same_posterior(finer):
     with torch.no_grad():
         if finer == "unit":
             for i in range(2):
-                tril = torch.block_diag(*fine.prior._scale_tril(i))
+                tril = torch.block_diag(*fine.prior.moments(i)[1])
                 wide.prior.loc[i].copy_(fine.prior.loc[i].flatten())
                 wide.prior.log_diagonal[i].copy_(tril.diagonal().log())
                 wide.prior.lower[i].copy_(tril)
         else:
-            tril = torch.block_diag(*(fine.prior._scale_tril(i) for i in range(2)))
+            tril = torch.block_diag(*(fine.prior.moments(i)[1] for i in range(2)))
             wide.prior.loc[0].copy_(torch.cat([loc.flatten() for loc in fine.prior.loc]))
             wide.prior.log_diagonal[0].copy_(tril.diagonal().log())
             wide.prior.lower[0].copy_(tril)

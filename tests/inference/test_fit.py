@@ -15,7 +15,7 @@ from pyro.infer import Trace_ELBO
 from guides import AmortisedMeanFieldGuide, BernoulliExpertGuide
 from inference import TrainingDiverged, fit
 from inference.objectives import ConditionalPrior, TaskELBO
-from pp_models import BayesianNetwork, Dataset, TaskBatch, tasks
+from pp_models import BayesianNetwork, Dataset, LearnedGaussianPrior, TaskBatch, tasks
 
 SILENT = {"progress": False, "device": "cpu"}
 
@@ -287,3 +287,92 @@ def test_a_guide_of_bernoulli_experts_trains_on_tasks():
     guide = BernoulliExpertGuide(model, width=16)
     result = fit(model, guide, stream(), ConditionalPrior(beta=1.4), 120, learning_rate=3e-3, log_every=20, **SILENT)
     assert result.history[-1]["log_likelihood"] > result.history[0]["log_likelihood"]
+
+
+# -- schedules ---------------------------------------------------------------------------------------------------------
+
+
+def test_learning_rates_fall_linearly_to_the_last_step():
+    model, guide = pair()
+    optimizer = torch.optim.SGD([*model.parameters(), *guide.parameters()], lr=1.0)
+    seen = []
+    fit(
+        model,
+        guide,
+        stream(),
+        "elbo",
+        5,
+        optimizer=optimizer,
+        final_learning_rate=0.2,
+        log_every=1,
+        callbacks=[lambda row: seen.append(optimizer.param_groups[0]["lr"]) and None],
+        max_grad_norm=1e-6,
+        **SILENT,
+    )
+    assert seen == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+
+
+def learned_pair():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = BayesianNetwork([1, 8, 2], prior=LearnedGaussianPrior("unit"), likelihood="gaussian-head")
+        return model, AmortisedMeanFieldGuide(model, width=8)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_held_parameters_move_from_their_step_on_and_not_before(fused):
+    """Bit-identical before, momentum or weight decay or not; then as if training of them had begun there."""
+
+    def run(steps, release):
+        model, guide = learned_pair()
+
+        def optimizer(parameters):
+            return torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1, fused=fused)
+
+        fit(model, guide, stream(), "elbo", steps, optimizer=optimizer, release=release, **SILENT)
+        return model, guide
+
+    start = learned_pair()[0].prior.state_dict()
+    held, guide = run(4, {"model.prior": 4})
+    assert all(torch.equal(v, start[n]) for n, v in held.prior.state_dict().items())
+    initial = learned_pair()[1].state_dict()
+    assert not torch.equal(guide.state_dict()["encoder.points.0.weight"], initial["encoder.points.0.weight"])
+    moved, _ = run(5, {"model.prior": 4})
+    assert not torch.equal(moved.prior.loc[0], start["loc.0"])
+    assert float(moved.prior.loc[0].detach().abs().max()) == pytest.approx(1e-2, rel=1e-3)  # Adam's first step
+
+
+def test_a_held_fit_resumes_to_the_same_bytes(tmp_path):
+    def run(steps, folder=None, **options):
+        model, guide = learned_pair()
+        return fit(
+            model,
+            guide,
+            stream(),
+            "elbo",
+            steps,
+            checkpoint_dir=folder,
+            release={"model.prior": 3},
+            checkpoint_every=2,
+            **options,
+            **SILENT,
+        )
+
+    whole = run(6, final_learning_rate=1e-4)
+    stopped = run(6, tmp_path, final_learning_rate=1e-4, log_every=2, callbacks=[lambda row: row["step"] == 2])
+    assert stopped.steps == 2
+    resumed = run(6, tmp_path, final_learning_rate=1e-4, resume=True)
+    assert same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"release": {"model.priors": 3}}, r"^release: no trainable parameter is named 'model.priors'; there are "),
+        ({"release": {"model.prior": -1}}, r"^release: got -1 for 'model.prior'; it must be at least 0$"),
+        ({"final_learning_rate": -1.0}, r"^final_learning_rate: got -1.0; it must be finite and not negative$"),
+    ],
+)
+def test_bad_schedules(options, message):
+    with pytest.raises(ValueError, match=message):
+        fit(*learned_pair(), stream(), "elbo", 2, **options, **SILENT)

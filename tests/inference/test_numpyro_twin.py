@@ -81,7 +81,7 @@ def test_a_trained_noise_is_read():
     model = small()
     model.likelihood = GaussianLikelihood(0.4, learn_noise=True).double()
     with torch.no_grad():
-        model.likelihood.log_noise_scale.add_(0.3)
+        model.likelihood.raw_noise_scale.add_(0.3)
     ours, theirs = both(model, points())
     assert theirs == pytest.approx(ours, rel=1e-10)
 

@@ -44,7 +44,7 @@ def test_shared_noise_is_its_scale_and_is_learned_on_request():
     assert list(fixed.parameters()) == [] and len(list(learned.parameters())) == 1
     learned(torch.zeros(3, 2)).log_prob(torch.ones(3, 2)).sum().backward()
     # d/d log s of -log s - (y/s)²/2, six times
-    assert float(learned.log_noise_scale.grad) == pytest.approx(6 * (1 / 0.25**2 - 1), rel=1e-5)
+    assert float(learned.raw_noise_scale.grad) == pytest.approx(6 * (1 / 0.25**2 - 1), rel=1e-5)
 
 
 def test_categorical_scores_class_indices():
@@ -82,7 +82,7 @@ def test_class_indices_outside_the_classes_are_refused(y):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GaussianLikelihood(0.0), r"^noise_scale: got 0.0; it must be positive$"),
+        (lambda: GaussianLikelihood(0.0), r"^noise_scale: got 0.0; it must be positive and finite$"),
         (lambda: GaussianHeadLikelihood(1.0), r"^min_scale: got 1.0; it must lie in \[0, 1\)$"),
         (lambda: GaussianHeadLikelihood(-0.1), r"^min_scale: got -0.1; "),
         (lambda: GaussianHeadLikelihood().dim_y(3), r"^layer_sizes: the last width is 3; a per-point Gaussian head"),
@@ -107,3 +107,21 @@ def test_likelihoods_by_name():
     assert [type(make_likelihood(name)) for name in names] == list(names.values())
     own = GaussianLikelihood(0.7)
     assert make_likelihood(own) is own
+
+
+def test_a_bounded_noise_starts_where_it_is_told_and_stays_below_its_bound():
+    likelihood = GaussianLikelihood(0.05, learn_noise=True, max_noise=0.3).double()
+    assert likelihood.scale().item() == pytest.approx(0.05, rel=1e-5)
+    with torch.no_grad():
+        likelihood.raw_noise_scale.add_(100.0)
+    assert likelihood.scale().item() <= 0.3 + 1e-12
+    likelihood.scale().backward()
+    for options, message in (
+        ({"max_noise": 0.3}, r"^max_noise: got 0.3, but the noise is not learned; pass learn_noise=True$"),
+        (
+            {"learn_noise": True, "max_noise": 0.05},
+            r"^max_noise: got 0.05; it must be above noise_scale = 0.05$",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            GaussianLikelihood(0.05, **options)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pp_models import BayesianNetwork, Dataset, FixedGaussianPrior, LearnedGaussianPrior, LogUniformPrior
-from pp_models.priors import GRANULARITIES, LogUniform
+from pp_models.log_uniform_prior import LogUniform
+from pp_models.priors import GRANULARITIES
 
 SHAPES = [(3, 3), (1, 4)]
 
@@ -167,10 +168,7 @@ def effective(prior):
     """Mean and Cholesky factor of every layer, before the division by the fan-in."""
     found = []
     for i in range(len(prior.loc)):
-        scale = (
-            prior._learned(prior.log_diagonal[i], i).exp() if prior.granularity == "weight" else prior._scale_tril(i)
-        )
-        found += [prior._learned(prior.loc[i], i).detach().clone(), scale.detach().clone()]
+        found += [t.detach().clone() for t in prior.moments(i)]
     return found
 
 
