@@ -3,15 +3,21 @@
 from guides.amortised_mean_field import AmortisedMeanFieldGuide
 from guides.bernoulli_dropout import BernoulliExpertGuide
 from guides.bnn_weights import BNNWeightGuide
+from guides.gaussian_vi import GaussianVIGuide
+from guides.global_inducing import GlobalInducingGuide
 from guides.local_reparameterization import local_reparameterization
 from guides.mc_dropout import MCDropoutGuide
 from guides.neural_process_guide import NeuralProcessGuide
+from guides.swag import SWAGGuide
 
 __all__ = [
     "AmortisedMeanFieldGuide",
     "BNNWeightGuide",
     "BernoulliExpertGuide",
+    "GaussianVIGuide",
+    "GlobalInducingGuide",
     "MCDropoutGuide",
     "NeuralProcessGuide",
+    "SWAGGuide",
     "local_reparameterization",
 ]

@@ -48,7 +48,7 @@ class Primal:
         spread = matrix.mT.expand(*shape, *matrix.mT.shape[-2:])
         return torch.linalg.solve_triangular(self.lower, spread, upper=False).square().sum((-1, -2))
 
-    def weighed_trace(self, other: Primal | Dual) -> Tensor:
+    def weighed_trace(self, other: Whitened) -> Tensor:
         """tr(Λ S) for the covariance S of another posterior."""
         return other.trace(self.lower.mT)
 
@@ -92,9 +92,39 @@ class Dual:
         removed = torch.linalg.solve_triangular(self.lower, crossed, upper=False).square().sum((-1, -2))
         return matrix.square().sum((-1, -2)) - removed
 
-    def weighed_trace(self, other: Primal | Dual) -> Tensor:
+    def weighed_trace(self, other: Whitened) -> Tensor:
         eye = torch.eye(self.design.shape[-1], dtype=self.design.dtype, device=self.design.device)
         return other.trace(eye) + other.trace(self.design)
+
+
+class Unwhitened:
+    """u ~ N(0, I): then W has the mean and factor that it was given.
+
+    Args:
+        loc: any tensor ``[..., k]`` of the batch, dtype and device wanted.
+    """
+
+    def __init__(self, loc: Tensor) -> None:
+        self.mean = torch.zeros_like(loc)
+
+    @property
+    def log_det(self) -> Tensor:
+        return self.mean.new_zeros(self.mean.shape[:-1])
+
+    def draw(self, shape: torch.Size) -> Tensor:
+        return torch.randn(shape, dtype=self.mean.dtype, device=self.mean.device)
+
+    def quadratic(self, difference: Tensor) -> Tensor:
+        return difference.square().sum(-1)
+
+    def trace(self, matrix: Tensor) -> Tensor:
+        return matrix.square().sum((-1, -2))
+
+    def weighed_trace(self, other: Whitened) -> Tensor:
+        return other.trace(torch.eye(self.mean.shape[-1], dtype=self.mean.dtype, device=self.mean.device))
+
+
+Whitened = Primal | Dual | Unwhitened
 
 
 class WhitenedGaussian(TorchDistribution):
@@ -122,7 +152,7 @@ class WhitenedGaussian(TorchDistribution):
         self,
         loc: Tensor,
         factor: Tensor,
-        whitened: Primal | Dual,
+        whitened: Whitened,
         shape: tuple[int, int],
         diagonal: bool,
         prior: Any = None,
@@ -162,6 +192,8 @@ class WhitenedGaussian(TorchDistribution):
         """Covariance of each block ``[..., blocks, k, k]``; for tests and small networks."""
         k = self.block_shape[-1]
         factor = torch.diag_embed(self.factor) if self.diagonal else self.factor
+        if isinstance(self.whitened, Unwhitened):
+            return factor @ factor.mT
         if isinstance(self.whitened, Primal):
             inner = torch.cholesky_inverse(self.whitened.lower)
         else:
@@ -223,8 +255,16 @@ def gaussian_blocks(fn: Any, blocks: torch.Size) -> tuple[Tensor, Tensor, bool] 
         loc, lower = base.loc, base._unbroadcasted_scale_tril
         if whole:
             loc, lower = loc.unsqueeze(-2), lower.unsqueeze(-3)
+        if blocks[-2] == 1 and loc.shape[-2:].numel() == blocks[-1]:  # independent units, as one block
+            return loc.flatten(-2).unsqueeze(-2), _block_diagonal(lower).unsqueeze(-3), False
         return (loc, lower, False) if loc.shape[-2:] == blocks else None
     return None
+
+
+def _block_diagonal(blocks: Tensor) -> Tensor:
+    """``[..., B, k, k]`` as ``[..., B k, B k]``."""
+    eye = torch.eye(blocks.shape[-3], dtype=blocks.dtype, device=blocks.device)
+    return torch.einsum("...bij,bc->...bicj", blocks, eye).flatten(-2).flatten(-3, -2)
 
 
 @register_kl(WhitenedGaussian, torch.distributions.Distribution)

@@ -6,6 +6,8 @@ from inference.compare_objectives import compare_objectives
 from inference.fit import FitResult, TrainingDiverged, fit
 from inference.nuts import NutsResult, nuts
 from inference.predict import Prediction, predict, sample_posterior
+from inference.prior_predictive import prior_predictive
+from inference.swag import swag
 
 __all__ = [
     "CheckpointError",
@@ -18,5 +20,7 @@ __all__ = [
     "nuts",
     "objectives",
     "predict",
+    "prior_predictive",
     "sample_posterior",
+    "swag",
 ]
