@@ -19,12 +19,13 @@ def pixel_grid(height: int, width: int, dtype: torch.dtype = torch.float32) -> T
     return torch.cartesian_prod(rows, columns).to(dtype)
 
 
-def place_pixels(data: Dataset, height: int, width: int) -> Tensor:
-    """Puts points back into images: values in [0, 1] (0.5 is added to y), NaN where there is no point.
+def place_pixels(data: Dataset, height: int, width: int, *, centred: bool = True) -> Tensor:
+    """Puts points back into images: values in [0, 1] (0.5 is added to a centred y), NaN where there is no point.
 
     Args:
         data: points of an image task, or of a prediction at its inputs: x ``[*B, N, 2]``, y ``[*B, N, C]``.
         height, width: of the images, in pixels.
+        centred: whether y is in [-0.5, 0.5] rather than [0, 1].
 
     Returns:
         ``[*B, H, W, C]``.
@@ -40,7 +41,7 @@ def place_pixels(data: Dataset, height: int, width: int) -> Tensor:
     index = torch.where(data.full_mask(), row * width + column, height * width)
     channels = data.y.shape[-1]
     flat = data.y.new_full((*data.batch_shape, height * width + 1, channels), float("nan"))
-    flat.scatter_(-2, index.unsqueeze(-1).expand(*index.shape, channels), data.y + 0.5)
+    flat.scatter_(-2, index.unsqueeze(-1).expand(*index.shape, channels), data.y + (0.5 if centred else 0.0))
     return flat[..., :-1, :].reshape(*data.batch_shape, height, width, channels)
 
 
@@ -63,6 +64,7 @@ class ImageTasks(TaskStream):
         max_points: most pixels a task; None is four more than the most context (NVDP's 200), or leaves it to
             ``num_target`` where that has an upper end.
         full_image: the test mode, where all pixels that are no context are target.
+        centred: y in [-0.5, 0.5]; False for [0, 1], what a Bernoulli likelihood needs.
         dtype: of x and y.
 
     Raises:
@@ -81,6 +83,7 @@ class ImageTasks(TaskStream):
         num_target: tuple[int, int | None] = (1, None),
         max_points: int | None = None,
         full_image: bool = False,
+        centred: bool = True,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(batch_size, seed)
@@ -114,6 +117,7 @@ class ImageTasks(TaskStream):
             most = self.counts.most_points
             raise ValueError(f"max_points: got {most}; it must be at most the number of pixels, {available}")
         self.full_image = full_image
+        self.offset = 0.5 if centred else 0.0
         self.dtype = dtype
 
     def sample(self, generator: torch.Generator) -> TaskBatch:
@@ -126,7 +130,7 @@ class ImageTasks(TaskStream):
         place = torch.cat(random_subsets(self.batch_size, available, (m, t), generator), -1)
         x = pixel_grid(self.height, self.width, self.dtype)[place]
         value = self.pixels[index].gather(1, place.unsqueeze(-1).expand(-1, -1, self.channels))
-        y = value.to(self.dtype) / 255 - 0.5
+        y = value.to(self.dtype) / 255 - self.offset
         truth = {"index": index}
         if self.labels is not None:
             truth["label"] = self.labels[index]

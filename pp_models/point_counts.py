@@ -69,6 +69,43 @@ class PointCounts:
         return context, uniform_integer(few, many, generator)
 
 
+@dataclass(frozen=True)
+class ShareCounts:
+    """N points a task, of which a random share is context: N ~ U{num_points}, m = ⌊share N⌋, share ~ U[context_share].
+
+    At least one point is context and one is target; every task of a batch shares the counts (BNNP, section 3).
+
+    Args:
+        num_points: smallest and largest N.
+        context_share: smallest and largest share.
+        num_context: this many context points instead of a share; may be 0.
+
+    Raises:
+        ValueError: a range is empty, or the counts cannot be met.
+    """
+
+    num_points: tuple[int, int] = (40, 100)
+    context_share: tuple[float, float] = (0.1, 0.5)
+    num_context: int | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.num_points
+        if not 2 <= low <= high:
+            raise ValueError(f"num_points: got {self.num_points}; it must be (low, high) with 2 <= low <= high")
+        few, many = self.context_share
+        if not 0 <= few <= many < 1:
+            raise ValueError(f"context_share: got {self.context_share}; it must be (low, high), 0 <= low <= high < 1")
+        if self.num_context is not None and not 0 <= self.num_context < low:
+            raise ValueError(f"num_context: got {self.num_context}; it must lie in 0..{low - 1}, below num_points")
+
+    def draw(self, generator: torch.Generator) -> tuple[int, int]:
+        """Numbers of context points and of all points for one batch."""
+        n = uniform_integer(*self.num_points, generator)
+        low, high = self.context_share
+        share = low + (high - low) * float(torch.rand((), generator=generator, dtype=torch.float64))
+        return (min(max(int(share * n), 1), n - 1) if self.num_context is None else self.num_context), n
+
+
 def random_subsets(
     batch_size: int, num_points: int, sizes: tuple[int, ...], generator: torch.Generator
 ) -> tuple[Tensor, ...]:

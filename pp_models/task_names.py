@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pp_models import tasks
 from pp_models.gp_kernels import KERNELS
 from pp_models.image_data import LOADERS
 from pp_models.task_stream import TaskStream
 
-TASK_NAMES = (*(f"gp-{kernel}" for kernel in (*KERNELS, "mix")), "trigonometric", *LOADERS)
+FUNCTIONS: dict[str, Callable[..., TaskStream]] = {
+    "sawtooth": tasks.sawtooth,
+    "heaviside": tasks.heaviside,
+    "squared-exponential": tasks.squared_exponential,
+    "network-draws": tasks.network_draws,
+}
+RECORDINGS = {"ecg-simulated": "simulated", "ecg200": "ecg200", "ecg5000": "ecg5000"}
+TASK_NAMES = (
+    *(f"gp-{kernel}" for kernel in (*KERNELS, "mix")),
+    "trigonometric",
+    *FUNCTIONS,
+    *RECORDINGS,
+    "abalone",
+    "era5",
+    *LOADERS,
+)
 #: seeds of test streams start here, out of the way of training seeds
 TEST_SEED = 1_000_000
 
@@ -18,7 +35,8 @@ def task_stream(
     """A task distribution by name, for training or with the test protocol of its kind.
 
     Args:
-        name: ``gp-rbf`` … ``gp-mix``, ``trigonometric``, or an image data set (``digits``, ``mnist`` …).
+        name: a name of ``TASK_NAMES``: ``gp-rbf`` … ``gp-mix``, ``trigonometric``, ``sawtooth``, ``ecg200`` …, or an
+            image data set (``digits``, ``mnist`` …).
         batch_size: tasks a batch.
         seed: seed of the stream; a test stream adds ``TEST_SEED``.
         test: all points of a grid (or of an image) instead of the training counts, from the test split.
@@ -35,5 +53,11 @@ def task_stream(
         return (tasks.gp_test if test else tasks.gp)(name.removeprefix("gp-"), batch_size, seed)
     if name == "trigonometric":
         return tasks.trigonometric(batch_size, seed, full_grid=test)
+    if name in FUNCTIONS:
+        return FUNCTIONS[name](batch_size, seed)
     split = "test" if test else "train"
+    if name in RECORDINGS:
+        return tasks.ecg(RECORDINGS[name], split, batch_size, seed)
+    if name in ("abalone", "era5"):
+        return (tasks.abalone if name == "abalone" else tasks.era5)(split, batch_size, seed)
     return tasks.images(name, split, batch_size, seed, progress=progress, full_image=test)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pp_models.ecg_tasks import ECGTasks
+from pp_models.era5_tasks import ERA5Tasks
+from pp_models.function_tasks import HeavisideTasks, NetworkTasks, SawtoothTasks, SquaredExponentialTasks
 from pp_models.gp_tasks import GPTasks
 from pp_models.image_data import load_images
 from pp_models.image_tasks import ImageTasks
+from pp_models.tabular_tasks import AbaloneTasks
 from pp_models.trigonometric_tasks import TrigonometricTasks
 
 #: The counts of the TNP sampler: N_c ~ U{3..46}, N_t ~ U{3..49 - N_c}; ``gp(**TNP_COUNTS)``.
@@ -50,3 +54,38 @@ def images(
     options; ``full_image=True`` is the test mode.
     """
     return ImageTasks(load_images(name, split, progress), batch_size, seed, **options)
+
+
+def sawtooth(batch_size: int = 5, seed: int = 0, **options: Any) -> SawtoothTasks:
+    """Sawtooth waves with a random slope and level; see :class:`pp_models.function_tasks.SawtoothTasks`."""
+    return SawtoothTasks(batch_size, seed, **options)
+
+
+def heaviside(batch_size: int = 5, seed: int = 0, **options: Any) -> HeavisideTasks:
+    """Functions that jump between -1 and 1; see :class:`pp_models.function_tasks.HeavisideTasks`."""
+    return HeavisideTasks(batch_size, seed, **options)
+
+
+def squared_exponential(batch_size: int = 5, seed: int = 0, **options: Any) -> SquaredExponentialTasks:
+    """Smooth GP draws with a given length scale; see :class:`pp_models.function_tasks.SquaredExponentialTasks`."""
+    return SquaredExponentialTasks(batch_size, seed, **options)
+
+
+def network_draws(batch_size: int = 5, seed: int = 0, **options: Any) -> NetworkTasks:
+    """Draws of a Bayesian network; see :class:`pp_models.function_tasks.NetworkTasks`."""
+    return NetworkTasks(batch_size, seed, **options)
+
+
+def ecg(kind: str = "simulated", split: str = "train", batch_size: int = 5, seed: int = 0, **options: Any) -> ECGTasks:
+    """Electrocardiograms, simulated or recorded; see :class:`pp_models.ecg_tasks.ECGTasks` for the options."""
+    return ECGTasks(kind, split, batch_size, seed, **options)
+
+
+def abalone(split: str = "train", batch_size: int = 2, seed: int = 0, **options: Any) -> AbaloneTasks:
+    """Rings of abalones, a task a sex; see :class:`pp_models.tabular_tasks.AbaloneTasks` for the options."""
+    return AbaloneTasks(split, batch_size, seed, **options)
+
+
+def era5(split: str = "train", batch_size: int = 5, seed: int = 0, **options: Any) -> ERA5Tasks:
+    """Precipitation from the user's ERA5-Land files; see :class:`pp_models.era5_tasks.ERA5Tasks` for the options."""
+    return ERA5Tasks(split, batch_size, seed, **options)

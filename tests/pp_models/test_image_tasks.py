@@ -104,3 +104,11 @@ def test_place_pixels_needs_outputs():
     batch = tasks.images().batch(0)
     with pytest.raises(DataError, match="with y present"):
         place_pixels(batch.context.without_y(), 8, 8)
+
+
+def test_pixels_in_zero_to_one_for_a_bernoulli_likelihood():
+    options = {"batch_size": 2, "full_image": True}
+    centred, plain = (tasks.images("digits", **options, centred=c).batch(0).full for c in (True, False))
+    torch.testing.assert_close(centred.y + 0.5, plain.y)
+    assert float(plain.y.min()) >= 0 and float(plain.y.max()) <= 1
+    torch.testing.assert_close(place_pixels(centred, 8, 8), place_pixels(plain, 8, 8, centred=False))
