@@ -7,13 +7,18 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from pp_models.bayesian_network import ACTIVATIONS
 from pp_models.data import Dataset, TaskBatch
-from pp_models.point_counts import ShareCounts
+from pp_models.gp_kernels import KERNELS
+from pp_models.point_counts import ShareCounts, random_subsets
 from pp_models.task_stream import TaskStream
 
 
 class FunctionTasks(TaskStream):
     """Each task is a random function seen through Gaussian noise at uniform inputs.
+
+    With ``grid`` set, every task is seen on that many evenly spaced inputs, m of them (another random m for each task,
+    drawn as for training) as context and all others as target: the test protocol.
 
     Batches are ``x [T, N, 1]``, ``y [T, N, 1]``; ``truth`` holds ``f``, the noise-free values ``[T, N, 1]`` of context
     and target points in turn. Draws are float64 and then cast.
@@ -24,6 +29,7 @@ class FunctionTasks(TaskStream):
         num_points, context_share, num_context: see ``ShareCounts``.
         x_range: ends of the interval of inputs.
         noise_scale: standard deviation of the noise.
+        grid: number of evenly spaced inputs of the test protocol; None for random inputs.
         dtype: of x and y.
 
     Raises:
@@ -40,19 +46,26 @@ class FunctionTasks(TaskStream):
         num_context: int | None = None,
         x_range: tuple[float, float] = (-2.0, 2.0),
         noise_scale: float = 0.05,
+        grid: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(batch_size, seed)
         self.counts = ShareCounts(num_points, context_share, num_context)
         if not x_range[0] < x_range[1]:
             raise ValueError(f"x_range: got {x_range}; it must be (low, high) with low < high")
-        if not noise_scale >= 0:
-            raise ValueError(f"noise_scale: got {noise_scale}; it must not be negative")
-        self.x_range, self.noise_scale, self.dtype = x_range, noise_scale, dtype
+        if not 0 <= noise_scale < float("inf"):
+            raise ValueError(f"noise_scale: got {noise_scale}; it must be a finite number of at least 0")
+        if grid is not None and grid < num_points[1]:
+            raise ValueError(f"grid: got {grid}; it must be at least the most points a task, {num_points[1]}")
+        self.x_range, self.noise_scale, self.grid, self.dtype = x_range, noise_scale, grid, dtype
 
     @abstractmethod
     def functions(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """One function a task at inputs ``[T, N, 1]`` (float64), without noise; ``[T, N, 1]``."""
+
+    def known(self) -> dict[str, Tensor]:
+        """What else ``truth`` tells of a batch, tensors ``[T, ...]``; nothing unless a family says so."""
+        return {}
 
     def on_grid(self, count: int, points: int = 50, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Functions without noise on a grid over ``x_range``: x ``[points, 1]`` and values ``[count, points, 1]``."""
@@ -65,15 +78,21 @@ class FunctionTasks(TaskStream):
         """Draws one batch: counts, inputs, functions, then noise."""
         m, n = self.counts.draw(generator)
         low, high = self.x_range
-        x = low + (high - low) * torch.rand(self.batch_size, n, 1, generator=generator, dtype=torch.float64)
-        f = self.functions(x, generator)
-        y = f + self.noise_scale * torch.randn(f.shape, generator=generator, dtype=torch.float64)
-        x, y = x.to(self.dtype), y.to(self.dtype)
-        return TaskBatch(Dataset(x[:, :m], y[:, :m]), Dataset(x[:, m:], y[:, m:]), {"f": f.to(self.dtype)})
+        if self.grid is None:
+            x = low + (high - low) * torch.rand(self.batch_size, n, 1, generator=generator, dtype=torch.float64)
+        else:
+            line = torch.linspace(low, high, self.grid, dtype=torch.float64)
+            parts = random_subsets(self.batch_size, self.grid, (m, self.grid - m), generator)
+            x = line[torch.cat(parts, -1)].unsqueeze(-1)
+        x = x.to(self.dtype)
+        f = self.functions(x.double(), generator)  # at the rounded inputs, those that a reader sees
+        y = (f + self.noise_scale * torch.randn(f.shape, generator=generator, dtype=torch.float64)).to(self.dtype)
+        truth = {"f": f.to(self.dtype), **self.known()}
+        return TaskBatch(Dataset(x[:, :m], y[:, :m]), Dataset(x[:, m:], y[:, m:]), truth)
 
 
 class SawtoothTasks(FunctionTasks):
-    """f(x) = 4/3 ((x mod 0.75) - 0.375) + a x / 3 + b / 4 with a, b ~ N(0, 1), on [-2, 2], noise 0.05."""
+    """f(x) = 1.33 ((x mod 0.75) - 0.375) + a x / 3 + b / 4 with a, b ~ N(0, 1), on [-2, 2], noise 0.05."""
 
     def functions(self, x: Tensor, generator: torch.Generator) -> Tensor:
         a, b = torch.randn(2, len(x), 1, 1, generator=generator, dtype=torch.float64)
@@ -82,6 +101,8 @@ class SawtoothTasks(FunctionTasks):
 
 class SquaredExponentialTasks(FunctionTasks):
     """A zero-mean GP of unit variance with a squared-exponential kernel, on [-5, 5], noise 0.05.
+
+    ``truth`` also holds what ``gp_oracle`` needs, so the exact predictive is known.
 
     Args:
         lengthscale: ℓ of exp(-d² / (2 ℓ²)).
@@ -100,6 +121,11 @@ class SquaredExponentialTasks(FunctionTasks):
         normal = torch.randn(x.shape, generator=generator, dtype=torch.float64)
         return torch.linalg.cholesky(gram) @ normal
 
+    def known(self) -> dict[str, Tensor]:
+        values = {"lengthscale": self.lengthscale, "scale": 1.0, "period": 1.0, "noise": self.noise_scale}
+        truth = {name: torch.full((self.batch_size,), v, dtype=torch.float64) for name, v in values.items()}
+        return {"kernel": torch.full((self.batch_size,), KERNELS.index("rbf")), **truth}
+
 
 class HeavisideTasks(SquaredExponentialTasks):
     """±1 by the sign of a smooth GP draw (ℓ = 1) less its mean over the task's points, on [-5, 5], noise 0.01."""
@@ -111,13 +137,16 @@ class HeavisideTasks(SquaredExponentialTasks):
         smooth = super().functions(x, generator)
         return torch.where(smooth >= smooth.mean(-2, keepdim=True), 1.0, -1.0).to(x.dtype)
 
+    def known(self) -> dict[str, Tensor]:
+        return {}  # the levels are no GP
+
 
 class NetworkTasks(FunctionTasks):
     """Draws of a Bayesian network with weights N(0, 1/k), bias included, on [-5, 5], noise 0.05.
 
     Args:
         hidden: hidden widths.
-        activation: ``"relu"`` or ``"tanh"``.
+        activation: ``"relu"``, ``"tanh"``, ``"silu"`` or ``"gelu"``.
         **options: see :class:`FunctionTasks`.
     """
 
@@ -130,15 +159,15 @@ class NetworkTasks(FunctionTasks):
         activation: str = "relu",
         **options,
     ) -> None:
-        if activation not in ("relu", "tanh"):
-            raise ValueError(f"activation: got {activation!r}; it must be 'relu' or 'tanh'")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation: got {activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
         if not hidden or min(hidden) < 1:
             raise ValueError(f"hidden: got {hidden}; it must hold at least one positive width")
         super().__init__(batch_size, seed, **{"x_range": (-5.0, 5.0), **options})
         self.hidden, self.activation = tuple(hidden), activation
 
     def functions(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        act = torch.relu if self.activation == "relu" else torch.tanh
+        act = ACTIVATIONS[self.activation]
         features = x
         for i, k_out in enumerate((*self.hidden, 1)):
             k = features.shape[-1] + 1

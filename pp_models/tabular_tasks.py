@@ -15,6 +15,8 @@ from pp_models.task_stream import TaskStream
 ABALONE = "uci/abalone.csv"
 #: sexes that a prior is learned from, and the one that it is tried on
 TRAIN_SEXES, TEST_SEXES = ("M", "F"), ("I",)
+#: rows of the published data set by sex
+ROWS = {"M": 1528, "F": 1307, "I": 1342}
 
 
 def read_abalone() -> dict[str, Tensor]:
@@ -39,6 +41,9 @@ def read_abalone() -> dict[str, Tensor]:
         raise DataError(f"{ABALONE}: it cannot be read ({type(error).__name__}: {error})") from None
     if any(table.dim() != 2 or table.shape[1] != 8 for table in tables.values()):
         raise DataError(f"{ABALONE}: every row needs a sex, seven measurements and the rings")
+    found = {sex: len(table) for sex, table in tables.items()}
+    if found != ROWS:  # its publisher gives no hash
+        raise DataError(f"{ABALONE}: it has rows {found}; abalone has {ROWS} and a header line")
     return tables
 
 

@@ -25,6 +25,8 @@ TASK_NAMES = (
     "era5",
     *LOADERS,
 )
+#: evenly spaced inputs of a test stream of functions, as many as ``tasks.gp_test`` has
+TEST_GRID = 400
 #: seeds of test streams start here, out of the way of training seeds
 TEST_SEED = 1_000_000
 
@@ -54,7 +56,7 @@ def task_stream(
     if name == "trigonometric":
         return tasks.trigonometric(batch_size, seed, full_grid=test)
     if name in FUNCTIONS:
-        return FUNCTIONS[name](batch_size, seed)
+        return FUNCTIONS[name](batch_size, seed, grid=TEST_GRID if test else None)
     split = "test" if test else "train"
     if name in RECORDINGS:
         return tasks.ecg(RECORDINGS[name], split, batch_size, seed)

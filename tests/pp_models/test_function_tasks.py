@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 
-from pp_models import tasks
+from pp_models import oracle_log_likelihood, oracle_predict, tasks
 from pp_models.point_counts import ShareCounts
-from pp_models.task_names import task_stream
+from pp_models.task_names import TEST_SEED, task_stream
 
 FAMILIES = ("sawtooth", "heaviside", "squared-exponential", "network-draws", "ecg-simulated", "ecg200", "ecg5000")
+
+pytestmark = pytest.mark.usefixtures("recorded_files")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -84,6 +86,39 @@ def test_network_draws_have_the_variance_of_one_layer():
     torch.testing.assert_close(f.squeeze(-1).var(0), expected, rtol=0.08, atol=0)
 
 
+@pytest.mark.parametrize("name", ["sawtooth", "heaviside", "squared-exponential", "network-draws"])
+def test_a_test_stream_shows_a_whole_grid(name):
+    stream = task_stream(name, 3, 5, test=True)
+    assert stream.seed == 5 + TEST_SEED
+    batch = stream.batch(0)
+    assert batch.full.x.shape == (3, 400, 1) and 4 <= batch.context.num_points <= 50
+    expected = torch.linspace(*stream.x_range, 400, dtype=torch.float64).float()
+    for x in batch.full.x.squeeze(-1):
+        torch.testing.assert_close(x.sort().values, expected, rtol=0, atol=0)
+    assert not torch.equal(batch.context.x[0], batch.context.x[1])
+
+
+def test_a_sawtooth_by_hand():
+    """Two values of 1.33 ((x mod 0.75) - 0.375) + a x / 3 + b / 4 determine a and b, the others must follow."""
+    batch = tasks.sawtooth(4, noise_scale=0.0, dtype=torch.float64).batch(0)
+    x, f = batch.full.x.squeeze(-1), batch.full.y.squeeze(-1)
+    assert torch.equal(batch.full.y, batch.truth["f"])
+    line = f - 1.33 * (x - 0.75 * (x / 0.75).floor() - 0.375)
+    slope = (line[:, 1] - line[:, 0]) / (x[:, 1] - x[:, 0])
+    expected = line[:, :1] + slope.unsqueeze(-1) * (x - x[:, :1])
+    torch.testing.assert_close(line, expected, rtol=0, atol=1e-10)
+
+
+def test_the_oracle_knows_the_gp_and_beats_the_prior():
+    batch = tasks.squared_exponential(8, num_context=30, grid=200).batch(0)
+    mean, scale = oracle_predict(batch, batch.target.x)
+    z = (batch.target.y - mean) / scale
+    assert float(z.std()) == pytest.approx(1.0, abs=0.1)
+    prior = torch.distributions.Normal(0.0, (1 + 0.05**2) ** 0.5).log_prob(batch.target.y).mean()
+    assert float(oracle_log_likelihood(batch).mean()) > float(prior) + 1
+    assert "kernel" not in tasks.heaviside(2).batch(0).truth
+
+
 def test_a_given_number_of_context_points_and_none_at_all():
     assert tasks.sawtooth(2, num_context=0).batch(0).context.num_points == 0
     assert {tasks.sawtooth(2, num_context=7).batch(i).context.num_points for i in range(5)} == {7}
@@ -99,9 +134,13 @@ def test_a_given_number_of_context_points_and_none_at_all():
         ),
         (lambda: ShareCounts((5, 9), num_context=5), r"^num_context: got 5; it must lie in 0..4, below num_points$"),
         (lambda: tasks.sawtooth(x_range=(1.0, 1.0)), r"^x_range: got \(1.0, 1.0\); "),
-        (lambda: tasks.sawtooth(noise_scale=-1), r"^noise_scale: got -1; it must not be negative$"),
+        (lambda: tasks.sawtooth(noise_scale=-1), r"^noise_scale: got -1; it must be a finite number of at least 0$"),
+        (lambda: tasks.heaviside(grid=99), r"^grid: got 99; it must be at least the most points a task, 100$"),
         (lambda: tasks.squared_exponential(lengthscale=0), r"^lengthscale: got 0; it must be positive$"),
-        (lambda: tasks.network_draws(activation="silu"), r"^activation: got 'silu'; it must be 'relu' or 'tanh'$"),
+        (
+            lambda: tasks.network_draws(activation="sin"),
+            r"^activation: got 'sin'; it must be one of relu, tanh, silu, ",
+        ),
         (lambda: tasks.network_draws(hidden=()), r"^hidden: got \(\); it must hold at least one positive width$"),
         (lambda: tasks.ecg("mitbih"), r"^kind: got 'mitbih'; it must be one of simulated, ecg200, ecg5000$"),
         (lambda: tasks.ecg("ecg200", "dev"), r"^split: got 'dev'; it must be 'train' or 'test'$"),

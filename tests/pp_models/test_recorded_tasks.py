@@ -12,6 +12,7 @@ from pp_models import DataError, tasks
 from pp_models.ecg_tasks import read_series, simulated_beat
 from pp_models.era5_tasks import SWITZERLAND, TEST_STEPS
 from pp_models.tabular_tasks import read_abalone
+from tests.pp_models.conftest import write_abalone
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_without_neurokit_the_extra_is_named(monkeypatch):
     simulated_beat.cache_clear()
 
 
-def test_recordings_are_those_of_the_archive():
+def test_recordings_are_those_of_the_archive(recorded_files):
     series, labels = read_series("ecg200", "train")
     assert series.shape == (100, 96) and set(labels.tolist()) == {-1, 1}
     torch.testing.assert_close(series.std(1), torch.ones(100, dtype=torch.float64), rtol=0, atol=0.02)
@@ -59,7 +60,7 @@ def test_recordings_are_those_of_the_archive():
     assert train.shape == (350, 140) and test.shape == (150, 140)
 
 
-def test_abalone_is_split_by_sex_and_scaled_by_what_is_trained_on():
+def test_abalone_is_split_by_sex_and_scaled_by_what_is_trained_on(recorded_files):
     tables = read_abalone()
     assert {sex: len(t) for sex, t in tables.items()} == {"M": 1528, "F": 1307, "I": 1342}
     stream = tasks.abalone(batch_size=4)
@@ -76,6 +77,29 @@ def test_abalone_is_split_by_sex_and_scaled_by_what_is_trained_on():
         test.ring_scale == stream.ring_scale == pytest.approx(float(torch.cat([tables["M"], tables["F"]])[:, 7].std()))
     )
     assert float(held_out.full.y.mean()) < -0.5  # infants are younger
+
+
+def test_infants_do_not_reach_the_scales_of_training(nothing):
+    streams = []
+    for infant_size in (0.5, 50.0):
+        write_abalone(nothing / "uci", np.random.default_rng(1), infant_size)
+        streams.append((tasks.abalone(), tasks.abalone("test", 1)))
+    (train, test), (train_again, test_again) = streams
+    assert all(torch.equal(a, b) for a, b in zip(train.tables, train_again.tables, strict=True))
+    assert train.ring_scale == train_again.ring_scale
+    assert float(test_again.tables[0][:, :7].mean()) > 10 * float(test.tables[0][:, :7].mean().abs())
+
+
+def test_abalone_batches_are_seeded_disjoint_and_in_range(recorded_files):
+    stream, again = (tasks.abalone(batch_size=2, seed=4, num_points=(50, 80)) for _ in range(2))
+    again.load_state_dict({"seed": 4, "position": 1})
+    batches = [next(stream) for _ in range(8)]
+    assert torch.equal(next(again).full.y, batches[1].full.y)
+    for batch in batches:
+        n, m = batch.full.num_points, batch.context.num_points
+        assert 50 <= n <= 80 and int(0.1 * n) <= m <= 0.5 * n
+        assert all(len(rows.unique(dim=0)) == n for rows in batch.full.x)  # measurements here are all distinct
+    assert len({batch.context.num_points for batch in batches}) > 3
 
 
 @pytest.mark.parametrize(
@@ -103,6 +127,11 @@ def test_broken_files(nothing):
     (nothing / "uci").mkdir()
     (nothing / "uci" / "abalone.csv").write_text("sex,a\nX,1\n")
     with pytest.raises(DataError, match=r"^uci/abalone.csv: it cannot be read \(KeyError: "):
+        tasks.abalone()
+    (nothing / "uci" / "abalone.csv").write_text("sex,a\n" + "".join(f"{sex},1,1,1,1,1,1,1,9\n" for sex in "MFI"))
+    with pytest.raises(
+        DataError, match=r"^uci/abalone.csv: it has rows {'M': 1, 'F': 1, 'I': 1}; abalone has {'M': 15"
+    ):
         tasks.abalone()
     (nothing / "era5").mkdir()
     (nothing / "era5" / "a.nc").write_bytes(b"nothing")

@@ -1,0 +1,52 @@
+"""Stand-ins for recorded data sets, so that the tests need no downloads."""
+
+import gzip
+
+import numpy as np
+import pytest
+
+from pp_models.tabular_tasks import ROWS
+
+
+def write_archive(folder, rng):
+    """ECG files of the archive's shapes: a label, then a standardised series."""
+    folder.mkdir()
+    for name, rows, length, labels in (
+        ("ECG200_TRAIN", 100, 96, (-1, 1)),
+        ("ECG200_TEST", 100, 96, (-1, 1)),
+        ("ECG5000_TRAIN", 500, 140, (1, 2, 3, 4, 5)),
+    ):
+        series = rng.standard_normal((rows, length)).cumsum(1)
+        series = (series - series.mean(1, keepdims=True)) / series.std(1, ddof=1, keepdims=True)
+        label = np.resize(labels, rows)
+        lines = [",".join(map(repr, [int(c), *map(float, row)])) for c, row in zip(label, series, strict=True)]
+        with gzip.open(folder / f"{name}.csv.gz", "wt") as file:
+            file.write("\n".join(lines) + "\n")
+
+
+def write_abalone(folder, rng, infant_size=0.5):
+    """Rows of the published numbers by sex; ``infant_size`` scales what is measured on infants."""
+    folder.mkdir(exist_ok=True)
+    lines = ["sex,length,diameter,height,whole_weight,shucked_weight,viscera_weight,shell_weight,rings"]
+    for sex, count in ROWS.items():
+        size = infant_size if sex == "I" else 1.0
+        measured = size * rng.uniform(0.1, 1.0, (count, 7))
+        rings = rng.integers(3, 8, count) if sex == "I" else rng.integers(6, 20, count)
+        lines += [f"{sex},{','.join(f'{v:.4f}' for v in row)},{r}" for row, r in zip(measured, rings, strict=True)]
+    (folder / "abalone.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="session")
+def recorded_folder(tmp_path_factory):
+    """A data folder with ECG200, ECG5000 and abalone in the shapes of the real ones."""
+    folder = tmp_path_factory.mktemp("recorded")
+    write_archive(folder / "ecg", np.random.default_rng(0))
+    write_abalone(folder / "uci", np.random.default_rng(1))
+    return folder
+
+
+@pytest.fixture
+def recorded_files(recorded_folder, monkeypatch):
+    """Makes ``recorded_folder`` the data folder."""
+    monkeypatch.setenv("GUIDEBOOK_DATA", str(recorded_folder))
+    return recorded_folder
