@@ -51,8 +51,9 @@ def read_series(kind: str, split: str = "train") -> tuple[Tensor, Tensor]:
 
     Args:
         kind: ``"ecg200"`` (200 of 96 samples) or ``"ecg5000"`` (500 of 140 for training).
-        split: ``"train"`` or ``"test"``; of ECG5000 the first 350 recordings train and the others test, for only its
-            training file is used.
+        split: ``"train"`` or ``"test"``; of ECG5000, of which only the training file is used, the first seven
+            recordings of every ten train and the others test (350 and 150). Copies of it are sorted by label, so that
+            a cut in two would part the classes.
 
     Raises:
         DataError: the file is nowhere, or is not what it should be.
@@ -73,8 +74,8 @@ def read_series(kind: str, split: str = "train") -> tuple[Tensor, Tensor]:
     if table.shape[1] != length + 1:
         raise DataError(f"{name}: it has {table.shape[1]} columns; a label and {length} samples were expected")
     if len(files) == 1:
-        cut = 7 * len(table) // 10
-        table = table[:cut] if split == "train" else table[cut:]
+        trains = np.arange(len(table)) % 10 < 7
+        table = table[trains if split == "train" else ~trains]
     return torch.as_tensor(table[:, 1:]), torch.as_tensor(table[:, 0]).long()
 
 

@@ -56,8 +56,12 @@ def test_recordings_are_those_of_the_archive(recorded_files):
         place = (x - grid).abs().argmin(-1)
         match = (values[:, place] == y.squeeze(-1)).all(-1)
         assert int(match.sum()) == 1 and labels[match] == label
-    train, test = (read_series("ecg5000", split)[0] for split in ("train", "test"))
+    (train, kinds), (test, other_kinds) = (read_series("ecg5000", split) for split in ("train", "test"))
     assert train.shape == (350, 140) and test.shape == (150, 140)
+    assert len(torch.cat([train, test]).unique(dim=0)) == 500
+    # the file is sorted by label
+    assert kinds.bincount().tolist() == [0, 205, 124, 7, 14]
+    assert other_kinds.bincount().tolist() == [0, 87, 53, 3, 5, 2]
 
 
 def test_abalone_is_split_by_sex_and_scaled_by_what_is_trained_on(recorded_files):
