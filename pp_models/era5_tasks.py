@@ -70,7 +70,10 @@ def read_era5() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 class ERA5Tasks(TaskStream):
     """A task is one time: x ``[T, N, 3]`` longitude, latitude and 2 m temperature, y ``[T, N, 1]`` precipitation.
 
-    All are standardised by the training times. The last 16 times are for testing.
+    All are standardised by the training times. The last 16 times are for testing; a batch has no time twice unless it
+    is larger than what there is, so ``batch_size=16`` shows every test time once.
+
+    ``tp`` of ERA5-Land is what has fallen since midnight UTC, so 12:00 holds half a day and 00:00 the whole day before.
 
     Args:
         split: ``"train"`` or ``"test"``.
@@ -132,7 +135,8 @@ class ERA5Tasks(TaskStream):
     def sample(self, generator: torch.Generator) -> TaskBatch:
         """Draws one batch: counts, times, then places."""
         m, n = self.counts.draw(generator)
-        time = torch.randint(len(self.rain), (self.batch_size,), generator=generator)
+        order = torch.randperm(len(self.rain), generator=generator)
+        time = order.repeat(-(-self.batch_size // len(order)))[: self.batch_size]
         chosen = torch.cat(random_subsets(self.batch_size, len(self.places), (m, n - m), generator), -1)
         temperature = self.temperature[time].gather(1, chosen).unsqueeze(-1)
         x = torch.cat([self.places[chosen], temperature], -1)

@@ -8,12 +8,15 @@ from torch import Tensor
 
 from pp_models.data import DataError, Dataset, TaskBatch
 from pp_models.image_data import ImageData
-from pp_models.point_counts import PointCounts, random_subsets
+from pp_models.point_counts import PointCounts, ShareCounts, random_subsets
 from pp_models.task_stream import TaskStream
 
 
 def pixel_grid(height: int, width: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Coordinates ``[H * W, 2]`` of the pixels in row-major order: row from -1 (top), column from -1 (left)."""
+    """Coordinates ``[H * W, 2]`` of the pixels in row-major order: row from -1 (top), column from -1 (left).
+
+    They span the same square at any height and width, so a model fitted to small images can be asked for large ones.
+    """
     rows = torch.linspace(-1, 1, height, dtype=torch.float64)
     columns = torch.linspace(-1, 1, width, dtype=torch.float64)
     return torch.cartesian_prod(rows, columns).to(dtype)
@@ -45,6 +48,19 @@ def place_pixels(data: Dataset, height: int, width: int, *, centred: bool = True
     return flat[..., :-1, :].reshape(*data.batch_shape, height, width, channels)
 
 
+def shrink(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Area means: uint8 images ``[n, H, W, *C]`` at ``size`` (height, width), both of which divide the images' own.
+
+    Raises:
+        ValueError: they do not.
+    """
+    height, width = pixels.shape[1:3]
+    if min(size) < 1 or height % size[0] or width % size[1]:
+        raise ValueError(f"size: got {size}; it must divide the images' {height} by {width} pixels")
+    blocks = pixels.reshape(len(pixels), size[0], height // size[0], size[1], width // size[1], *pixels.shape[3:])
+    return blocks.to(torch.float32).mean((2, 4)).round().to(torch.uint8)
+
+
 class ImageTasks(TaskStream):
     """Each task is one image: x a pixel's place in [-1, 1]² (row, column), y its value in [-0.5, 0.5].
 
@@ -62,14 +78,18 @@ class ImageTasks(TaskStream):
         num_context: smallest and largest m; None is NVDP's (3, 196), at most a quarter of the pixels.
         num_target: see ``PointCounts``.
         max_points: most pixels a task; None is four more than the most context (NVDP's 200), or leaves it to
-            ``num_target`` where that has an upper end.
+            ``num_target`` where that has an upper end. With ``context_share`` it is the number of pixels of every
+            task, and None is all of them.
+        context_share: smallest and largest share of a task's pixels that is context, in place of the counts (see
+            ``ShareCounts``); BNNP's completion of MNIST has (0.01, 0.6).
+        size: side (or height and width) to which images are reduced by area means; None keeps them.
         full_image: the test mode, where all pixels that are no context are target.
         centred: y in [-0.5, 0.5]; False for [0, 1], what a Bernoulli likelihood needs.
         dtype: of x and y.
 
     Raises:
         DataError: images are not uint8, or of another shape.
-        ValueError: the counts are out of range.
+        ValueError: the counts are out of range, or the size divides the images' not.
     """
 
     def __init__(
@@ -82,6 +102,8 @@ class ImageTasks(TaskStream):
         num_context: tuple[int, int] | None = None,
         num_target: tuple[int, int | None] = (1, None),
         max_points: int | None = None,
+        context_share: tuple[float, float] | None = None,
+        size: int | tuple[int, int] | None = None,
         full_image: bool = False,
         centred: bool = True,
         dtype: torch.dtype = torch.float32,
@@ -99,6 +121,8 @@ class ImageTasks(TaskStream):
             raise DataError(f"images: got dtype {pixels.dtype}; it must be uint8")
         if pixels.dim() not in (3, 4) or 0 in pixels.shape:
             raise DataError(f"images: got shape {list(pixels.shape)}; it must be [n, H, W] or [n, H, W, C], not empty")
+        if size is not None:
+            pixels = shrink(pixels, (size, size) if isinstance(size, int) else size)
         self.height, self.width = pixels.shape[1:3]
         self.channels = 1 if pixels.dim() == 3 else pixels.shape[3]
         self.pixels = pixels.reshape(len(pixels), self.height * self.width, self.channels)
@@ -106,15 +130,22 @@ class ImageTasks(TaskStream):
         if self.labels is not None and self.labels.shape != pixels.shape[:1]:
             raise DataError(f"labels: got shape {list(self.labels.shape)}; it must be [{len(pixels)}]")
         available = self.height * self.width
-        if num_context is None:
-            num_context = (3, min(196, available // 4))
-        if full_image:
-            num_target, max_points = (1, None), available
-        elif max_points is None and num_target[1] is None:
-            max_points = num_context[1] + max(4, num_target[0])
-        self.counts = PointCounts(num_context, num_target, max_points)
-        if self.counts.most_points > available:
+        self.counts: PointCounts | ShareCounts
+        if context_share is not None:
+            if num_context is not None:
+                raise ValueError(f"context_share: got {context_share} and num_context too; give one of the two")
+            most = available if full_image or max_points is None else max_points
+            self.counts = ShareCounts((most, most), context_share)
+        else:
+            if num_context is None:
+                num_context = (3, min(196, available // 4))
+            if full_image:
+                num_target, max_points = (1, None), available
+            elif max_points is None and num_target[1] is None:
+                max_points = num_context[1] + max(4, num_target[0])
+            self.counts = PointCounts(num_context, num_target, max_points)
             most = self.counts.most_points
+        if most > available:
             raise ValueError(f"max_points: got {most}; it must be at most the number of pixels, {available}")
         self.full_image = full_image
         self.offset = 0.5 if centred else 0.0
@@ -123,6 +154,8 @@ class ImageTasks(TaskStream):
     def sample(self, generator: torch.Generator) -> TaskBatch:
         """Draws one batch: counts, images, then pixels."""
         m, t = self.counts.draw(generator)
+        if isinstance(self.counts, ShareCounts):
+            t -= m  # it draws the number of all points
         available = self.height * self.width
         if self.full_image:
             t = available - m

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pp_models import DataError, tasks
-from pp_models.image_tasks import ImageTasks, pixel_grid, place_pixels
+from pp_models.image_tasks import ImageTasks, pixel_grid, place_pixels, shrink
 
 
 def test_digits_shapes_ranges_and_counts():
@@ -91,6 +91,19 @@ def test_counts_stay_within_bounds_and_pixels_are_distinct(low, width, extra, in
         (np.zeros((4, 4), np.uint8), {}, DataError, r"images: got shape \[4, 4\]"),
         (np.zeros((0, 4, 4), np.uint8), {}, DataError, r"images: got shape \[0, 4, 4\]"),
         (np.zeros((2, 4, 4), np.uint8), {"labels": np.zeros(3)}, DataError, r"labels: got shape \[3\]; .* \[2\]"),
+        (np.zeros((2, 4, 4), np.uint8), {"size": 3}, ValueError, r"size: got \(3, 3\); it must divide .* 4 by 4"),
+        (
+            np.zeros((2, 4, 4), np.uint8),
+            {"context_share": (0.1, 0.2), "num_context": (1, 2)},
+            ValueError,
+            r"context_share: got \(0.1, 0.2\) and num_context too; give one",
+        ),
+        (
+            np.zeros((2, 4, 4), np.uint8),
+            {"context_share": (0.1, 0.2), "max_points": 17},
+            ValueError,
+            "max_points: got 17; .* pixels, 16",
+        ),
         (np.zeros((2, 4, 4), np.uint8), {"num_context": (3, 13)}, ValueError, "max_points: got 17; .* pixels, 16"),
         (np.zeros((2, 4, 4), np.uint8), {"num_context": (3, 16), "full_image": True}, ValueError, "max_points: got 16"),
     ],
@@ -98,6 +111,26 @@ def test_counts_stay_within_bounds_and_pixels_are_distinct(low, width, extra, in
 def test_bad_images_and_counts(pictures, options, error, match):
     with pytest.raises(error, match=match):
         ImageTasks(pictures, **options)
+
+
+def test_a_share_of_the_pixels_is_context():
+    stream = ImageTasks(np.zeros((1, 10, 10), np.uint8), 2, context_share=(0.01, 0.6))
+    counts = [stream.batch(i).context.num_points for i in range(60)]
+    assert 1 <= min(counts) < 8 and 52 < max(counts) <= 60
+    assert {stream.batch(i).full.num_points for i in range(5)} == {100}
+    assert len(stream.batch(0).full.x[0].unique(dim=0)) == 100
+    part = ImageTasks(np.zeros((1, 10, 10), np.uint8), 2, context_share=(0.25, 0.25), max_points=40).batch(0)
+    assert (part.context.num_points, part.target.num_points) == (10, 30)
+
+
+def test_images_are_reduced_by_area_means():
+    picture = np.array([[[0, 100, 7, 7], [200, 100, 9, 9], [255] * 4, [255] * 4]], np.uint8)
+    assert shrink(torch.as_tensor(picture), (2, 2)).tolist() == [[[100, 8], [255, 255]]]
+    stream = ImageTasks(np.stack([picture] * 3, -1), 1, size=2, full_image=True, num_context=(1, 1))
+    assert (stream.height, stream.width, stream.channels) == (2, 2, 3)
+    seen = place_pixels(stream.batch(0).full, 2, 2)[0, ..., 0]
+    torch.testing.assert_close(seen, torch.tensor([[100.0, 8.0], [255.0, 255.0]]) / 255)
+    assert ImageTasks(picture, 1, size=(2, 4), num_context=(1, 1)).width == 4
 
 
 def test_place_pixels_needs_outputs():

@@ -172,6 +172,18 @@ def test_era5_takes_the_box_the_land_and_the_last_times_for_testing(nothing, tim
     land = np.isfinite(temperature[:4, 4:15, 2:17]).all(0)
     assert train.rain_scale == pytest.approx(float(box[:, land].std()), rel=1e-6)
     assert len(train.places) == int(land.sum())
+    assert sorted(tasks.era5("test", 16).batch(0).truth["time"].tolist()) == list(range(16))
+    again = tasks.era5("test", 3)
+    assert torch.equal(again.batch(4).full.y, test.batch(4).full.y)
+    shown = [test.batch(i) for i in range(20)]
+    counts = [b.context.num_points / b.full.num_points for b in shown]
+    assert all(b.full.num_points == round(0.25 * len(test.places)) for b in shown)
+    assert max(counts) <= 0.25 and all(len(rows.unique(dim=0)) == len(rows) for rows in shown[0].full.x)
+    # a task's rain is that of its time, put back into millimetres
+    whole = tasks.era5("train", 2, point_share=1.0, dtype=torch.float64).batch(1)
+    for y, time in zip(whole.full.y, whole.truth["time"], strict=True):
+        millimetres = y.squeeze(-1) * train.rain_scale + box[:, land].mean()
+        np.testing.assert_allclose(millimetres.sort().values, np.sort(box[int(time)][land]), atol=1e-9)
     fewer = tasks.era5("train", 3, point_share=1.0, without_switzerland=True)
     latitude, longitude = np.arange(50.0, 44.9, -0.5), np.arange(5.0, 12.1, 0.5)
     rows = (latitude >= SWITZERLAND["latitude"][0]) & (latitude <= SWITZERLAND["latitude"][1])
