@@ -9,8 +9,8 @@ from torch import Tensor
 def energy_distance(a: Tensor, b: Tensor) -> float:
     """2 E|a - b| - E|a - a'| - E|b - b'|, which is 0 only for equal distributions (Székely and Rizzo 2013).
 
-    Distances are root mean squares over the entries of a draw, so that functions on grids of any fineness compare; draws
-    are not paired with themselves, so that the estimate is unbiased (and may fall below 0).
+    Distances are root mean squares over the entries of a draw, so that functions on grids of any fineness compare;
+    draws are not paired with themselves, so that the estimate is unbiased (and may fall below 0).
 
     Args:
         a: draws ``[n, *shape]``.

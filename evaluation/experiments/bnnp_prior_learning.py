@@ -147,11 +147,11 @@ def run(name: str, scale_name: str, seeds: list[int], workshop: Workshop) -> Out
     outcome = Outcome(f"bnnp/prior-{name}", "", table)
     outcome.checks = _checks(scale_name, table, seeds)
     outcome.notes = [
-        f"{family.title.capitalize()}. A {family.activation} network of hidden widths {list(size.hidden)}, a prior correlated "
-        f"by unit, {size.steps} steps of {size.batch_size} tasks, S = {size.particles}; noise learned below "
+        f"{family.title.capitalize()}. A {family.activation} network of hidden widths {list(size.hidden)}, a prior "
+        f"correlated by unit, {size.steps} steps of {size.batch_size} tasks, S = {size.particles}; noise learned below "
         f"{family.noise[1]}. The paper trains two layers of 64 for 50,000 steps or more and judges the draws by eye.",
-        "energy is the energy distance between 500 functions from the prior and 500 true ones on 50 points, true_sd the "
-        f"standard deviation of true functions at a point. lpd, rmse and coverage (of 95 % intervals) are those of "
+        "energy is the energy distance between 500 functions from the prior and 500 true ones on 50 points, true_sd "
+        f"the standard deviation of true functions at a point. lpd, rmse and coverage (of 95 % intervals) are those of "
         f"{16 * len(batches)} held-out tasks, 44 target points each.",
     ]
     outcome.figures = _figures(name, pairs, seeds[0], test, scale_name)
