@@ -8,6 +8,8 @@ from pathlib import Path
 from evaluation.experiments import (
     bnnp_against_nuts,
     bnnp_elbo_quality,
+    bnnp_objectives,
+    bnnp_prior_learning,
     nvdp_ablations,
     nvdp_active_learning,
     nvdp_gp,
@@ -31,6 +33,11 @@ EXPERIMENTS: dict[str, Experiment] = {
     "nvdp/active-learning": Experiment("queries by predictive variance against random", nvdp_active_learning.run),
     "bnnp/against-nuts": Experiment("BNNP and mean-field VI against NUTS on a small network", bnnp_against_nuts.run),
     "bnnp/elbo-quality": Experiment("BNNP's bound against the evidence, over noise levels", bnnp_elbo_quality.run),
+    "bnnp/objectives": Experiment("AVI, PP-AVI, NPML and NPVI with a fixed and a learned prior", bnnp_objectives.run),
+    **{
+        f"bnnp/prior-{name}": Experiment(f"prior learning, {family.title}", partial(bnnp_prior_learning.run, name))
+        for name, family in bnnp_prior_learning.FAMILIES.items()
+    },
     "nvdp/ablations": Experiment("variational prior, KL scale, rate structure, path", nvdp_ablations.run),
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 from rich.console import Console
+from torch import nn
 
 from evaluation.methods import Method, Task, build
 from evaluation.report import Code, Heading, Picture, Prose, Section, Table, as_png, write_report
@@ -152,6 +153,39 @@ class Workshop:
             max_grad_norm=scale.max_grad_norm,
         )
         return method, result.history
+
+    def fit(
+        self,
+        key: str,
+        name: str,
+        build: Callable[[], tuple[nn.Module, nn.Module]],
+        tasks: Any,
+        seed: int,
+        **options: Any,
+    ) -> tuple[nn.Module, nn.Module, list[dict[str, float]]]:
+        """A model and guide of one's own, trained with a seed; continued from (or read from) its checkpoint.
+
+        Args:
+            key: names the task distribution and scale.
+            name: names the pair and its objective.
+            build: makes the model and its guide.
+            tasks: the training stream.
+            seed: seed of the initial parameters and of the fit.
+            **options: of :func:`inference.fit`, ``objective`` and ``steps`` among them.
+
+        Returns:
+            The model, the guide and the training history.
+        """
+        self.console.print(f"{key}: {name}, seed {seed}, {options['steps']} steps")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, guide = build()
+        folder = self.folder / "fits" / key / f"{name}-seed{seed}"
+        options = {"device": "cpu", **options}
+        result = fit(
+            model, guide, tasks, seed=seed, checkpoint_dir=folder, resume=True, progress=self.progress, **options
+        )
+        return model, guide, result.history
 
 
 def write_outcome(outcome: Outcome, folder: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from evaluation.plots.calibration import calibration_plot
 from evaluation.plots.comparison import comparison_plot, learning_curves, query_curves
+from evaluation.plots.draws import function_draws
 from evaluation.plots.functions import fan_plot
 from evaluation.plots.images import image_completions
 from evaluation.plots.rates import rate_maps
@@ -16,6 +17,7 @@ __all__ = [
     "calibration_plot",
     "comparison_plot",
     "fan_plot",
+    "function_draws",
     "image_completions",
     "learning_curves",
     "query_curves",

@@ -116,6 +116,7 @@ def fan_plot(
     oracle: tuple[Tensor, Tensor] | None = None,
     num_functions: int = 3,
     output: int = 0,
+    titles: Sequence[str] | None = None,
 ) -> Figure:
     """Central 50, 80 and 95 % bands, mean and a few function draws: one row a model, one column a task.
 
@@ -130,6 +131,7 @@ def fan_plot(
         oracle: mean and standard deviation ``[T, N, Dy]`` at x of the exact answer, as ``oracle_predict`` gives.
         num_functions: function draws a panel.
         output: which output dimension to show.
+        titles: of the columns, in place of the task's number and context size.
 
     Raises:
         ValueError: no prediction or task, a task out of range, or inputs that are not a line.
@@ -162,8 +164,9 @@ def fan_plot(
                 axes.set_ylim(*_limits(shown))
                 axes.set_xlim(line[0], line[-1])
             row[0].set_ylabel(f"{name}\ny")
-        for axes, task in zip(grid[0], tasks, strict=True):
-            axes.set_title(f"Task {task}, {int(batch.context[task].counts)} context points")
+        numbered = [f"Task {task}, {int(batch.context[task].counts)} context points" for task in tasks]
+        for axes, title in zip(grid[0], numbered if titles is None else titles, strict=True):
+            axes.set_title(title)
         for axes in grid[-1]:
             axes.set_xlabel("x")
         handles = _legend(num_functions, truth is not None, oracle is not None)

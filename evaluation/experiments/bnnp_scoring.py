@@ -1,0 +1,68 @@
+"""What BNNP's experiments measure of a trained pair: predictions by context size, and the prior as a generator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from evaluation.metrics import interval_coverage, rmse
+from evaluation.two_sample import energy_distance
+from inference import predict, prior_predictive
+from pp_models import BayesianNetwork, Dataset, TaskBatch
+from pp_models.ecg_tasks import ECGTasks
+from pp_models.function_tasks import FunctionTasks
+
+
+def context_scores(
+    model: Any, guide: Any, batches: list[TaskBatch], counts: tuple[int, ...], num_samples: int = 100
+) -> dict[str, float]:
+    """Scores at the targets given the first 5, 15 … context points of the same tasks.
+
+    Args:
+        model: the model.
+        guide: its guide.
+        batches: test tasks with at least as many context points as the largest count.
+        counts: context sizes.
+        num_samples: posterior draws.
+
+    Returns:
+        By context size c: ``lpd_c`` (mean over target points of the log of the mean density, nats), ``rmse_c``, and
+        ``coverage_c`` of the central 95 % interval.
+    """
+    found: dict[str, float] = {}
+    for count in counts:
+        rows = []
+        for i, batch in enumerate(batches):
+            y = batch.target.y
+            assert y is not None
+            prediction = predict(
+                model, guide, batch.context.points(slice(0, count)), batch.target.x, num_samples, seed=i
+            )
+            inside = interval_coverage(prediction, y, levels=(0.95,))[0].mean()
+            rows.append(torch.stack([prediction.log_prob(y).mean(), rmse(prediction, y).square().mean(), inside]))
+        mean = torch.stack(rows).double().mean(0)
+        found |= {
+            f"lpd_{count}": float(mean[0]),
+            f"rmse_{count}": float(mean[1].sqrt()),
+            f"coverage_{count}": float(mean[2]),
+        }
+    return found
+
+
+def generator_scores(
+    model: BayesianNetwork, tasks: FunctionTasks | ECGTasks, draws: int = 500, points: int = 50, seed: int = 0
+) -> dict[str, float]:
+    """The prior's functions against true ones: their energy distance, and the standard deviation of either."""
+    x, truth = tasks.on_grid(draws, points, seed=seed + 1)
+    drawn = prior_predictive(model, x, draws, seed=seed).function_samples
+    return {
+        "energy": energy_distance(drawn, truth),
+        "function_sd": float(drawn.std(0).mean()),
+        "true_sd": float(truth.std(0).mean()),
+    }
+
+
+def first_task(batch: TaskBatch, count: int) -> Dataset:
+    """The first task of a batch, as one data set of its first context points."""
+    return batch.context[0].points(slice(0, count))
