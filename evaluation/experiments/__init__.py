@@ -6,8 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from evaluation.experiments import (
+    bnnp_abalone,
     bnnp_against_nuts,
     bnnp_elbo_quality,
+    bnnp_good_prior,
+    bnnp_images,
     bnnp_objectives,
     bnnp_prior_learning,
     nvdp_ablations,
@@ -38,6 +41,17 @@ EXPERIMENTS: dict[str, Experiment] = {
         f"bnnp/prior-{name}": Experiment(f"prior learning, {family.title}", partial(bnnp_prior_learning.run, name))
         for name, family in bnnp_prior_learning.FAMILIES.items()
     },
+    **{
+        f"bnnp/good-prior-{name}": Experiment(
+            f"does a good prior replace inference, {family.title}", partial(bnnp_good_prior.run, name)
+        )
+        for name, family in bnnp_good_prior.SETS.items()
+    },
+    "bnnp/abalone": Experiment("two training tasks: how much of the prior to learn", bnnp_abalone.run),
+    "bnnp/images-digits": Experiment("learned prior over 8x8 digits", partial(bnnp_images.run, "digits")),
+    "bnnp/images-mnist": Experiment(
+        "learned prior over MNIST: completion, super-resolution", partial(bnnp_images.run, "mnist")
+    ),
     "nvdp/ablations": Experiment("variational prior, KL scale, rate structure, path", nvdp_ablations.run),
 }
 

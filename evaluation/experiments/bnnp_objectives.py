@@ -93,11 +93,12 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     outcome.notes = [
         f"S = {size.particles} weight samples, {size.steps} steps of {size.batch_size} tasks, hidden widths "
         f"{list(size.hidden)}, Adam 5e-3 to 5e-4, likelihood noise 0.1 (the data's is 0.05). {16 * len(batches)} "
-        "held-out tasks with 30 target points, the same for every row; the fewer context points are the first of the more.",
+        "held-out tasks with 30 target points, the same for every row; the fewer context points are the first of the "
+        "more.",
         "avi is the ELBO of the context, avi-full that of the whole task. The paper reports PP-AVI ahead of AVI, NPML "
         "and NPVI after 50,000 steps and more with 64 units; its printed values were not available to us.",
-        "energy is the energy distance between 500 functions from the prior and 500 true ones on 50 points; function_sd "
-        "is the prior's standard deviation at a point, where the truth has 1.",
+        "energy is the energy distance between 500 functions from the prior and 500 true ones on 50 points; "
+        "function_sd is the prior's standard deviation at a point, where the truth has 1.",
     ]
     outcome.figures["predictions"] = (_figure(table), "Log predictive density by context size, one line a seed.")
     return outcome

@@ -32,6 +32,7 @@ class Family:
         noise: where the likelihood's noise starts, and its bound.
         test: the stream to test on, where it is another one than ``stream``.
         small: options of the training stream at small scale.
+        dim_x: width of the inputs.
     """
 
     title: str
@@ -40,12 +41,13 @@ class Family:
     noise: tuple[float, float] = (0.05, 0.3)
     test: Callable[..., Any] | None = None
     small: dict[str, Any] | None = None
+    dim_x: int = 1
 
     def build(self, hidden: tuple[int, ...], prior: Any = None) -> tuple[BayesianNetwork, BNNWeightGuide]:
         """The network, with a prior by unit to be learned unless one is given, and its guide."""
         start, bound = self.noise
         model = BayesianNetwork(
-            [1, *hidden, 1],
+            [self.dim_x, *hidden, 1],
             prior=LearnedGaussianPrior("unit") if prior is None else prior,
             likelihood=GaussianLikelihood(start, learn_noise=True, max_noise=bound),
             activation=self.activation,
@@ -107,9 +109,11 @@ SCALES = {
 }
 
 
-def fitted(name: str, scale_name: str, objective: str, seed: int, workshop: Workshop) -> tuple[Any, Any]:
+def fitted(
+    name: str, family: Family, scale_name: str, objective: str, seed: int, workshop: Workshop
+) -> tuple[Any, Any]:
     """The pair trained on a family (or read back)."""
-    family, size = FAMILIES[name], SCALES[scale_name]
+    size = SCALES[scale_name]
     options = (family.small or {}) if scale_name != "paper" else {}
     kind, extra = OBJECTIVES[objective]
     model, guide, _ = workshop.fit(
@@ -134,7 +138,7 @@ def run(name: str, scale_name: str, seeds: list[int], workshop: Workshop) -> Out
     rows, pairs = [], {}
     for seed in seeds:
         for objective in OBJECTIVES:
-            pairs[objective, seed] = fitted(name, scale_name, objective, seed, workshop)
+            pairs[objective, seed] = fitted(name, family, scale_name, objective, seed, workshop)
         pairs["standard", seed] = family.build(size.hidden)
         for label in (*OBJECTIVES, "standard"):
             model, guide = pairs[label, seed]

@@ -9,7 +9,7 @@ from evaluation.plots.calibration import calibration_plot
 from evaluation.plots.comparison import comparison_plot, learning_curves, query_curves
 from evaluation.plots.draws import function_draws
 from evaluation.plots.functions import fan_plot
-from evaluation.plots.images import image_completions
+from evaluation.plots.images import image_completions, picture_rows
 from evaluation.plots.rates import rate_maps
 from evaluation.plots.swap_matrix import swap_matrix_plot
 
@@ -20,6 +20,7 @@ __all__ = [
     "function_draws",
     "image_completions",
     "learning_curves",
+    "picture_rows",
     "query_curves",
     "rate_maps",
     "swap_matrix_plot",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
-from evaluation.plots.style import SPREAD, WIDTH, look, picture_axes
+from evaluation.plots.style import SPREAD, WIDTH, look, new_figure, picture_axes
 from inference.predict import predict
 from pp_models.data import Dataset
 from pp_models.image_tasks import ImageTasks, pixel_grid, place_pixels
@@ -69,17 +69,19 @@ def image_completions(
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(images.pixels), generator=generator)[:num_images]
     x = pixel_grid(height, width, images.dtype).expand(num_images, -1, -1)
-    full = Dataset(x, images.pixels[chosen].to(images.dtype) / 255 - 0.5)
+    full = Dataset(x, images.pixels[chosen].to(images.dtype) / 255 - images.offset)
+    centred = images.offset > 0
     order = torch.randperm(available, generator=generator)
     seen, means, spreads = [], [], []
     device = next(guide.parameters(), torch.empty(0)).device
     for count in counts:
         context = full.points(order[:count])
         found = predict(model, guide, context.to(device), full.x.to(device), num_samples, seed=seed)
-        seen.append(place_pixels(context, height, width))
-        means.append(place_pixels(Dataset(full.x, found.mean.cpu().to(images.dtype)), height, width))
+        mean = Dataset(full.x, found.mean.cpu().to(images.dtype))
+        seen.append(place_pixels(context, height, width, centred=centred))
+        means.append(place_pixels(mean, height, width, centred=centred))
         spreads.append(found.std.cpu().mean(-1).unflatten(-1, (height, width)))
-    return _draw(place_pixels(full, height, width), seen, means, spreads, counts)
+    return _draw(place_pixels(full, height, width, centred=centred), seen, means, spreads, counts)
 
 
 def _draw(
@@ -115,4 +117,27 @@ def _draw(
         )
         bar.set_label("sd: predictive standard deviation (pixels run from 0 to 1)")
         bar.ax.grid(False)
+    return figure
+
+
+def picture_rows(rows: Mapping[str, Tensor]) -> Figure:
+    """Rows of single-channel pictures with a title each, such as draws from a prior at two resolutions.
+
+    Args:
+        rows: by title, pictures ``[n, H, W]`` of values in [0, 1]; the same n in every row, any H and W.
+
+    Raises:
+        ValueError: no rows, or rows of different lengths.
+    """
+    lengths = {len(pictures) for pictures in rows.values()}
+    if len(lengths) != 1:
+        raise ValueError(f"rows: got rows of {sorted(lengths)} pictures; there must be rows, all of one length")
+    (columns,) = lengths
+    with look():
+        figure, grid = new_figure(len(rows), columns, WIDTH, 0.2 + len(rows) * (0.25 + WIDTH / columns))
+        for axes, (title, pictures) in zip(grid, rows.items(), strict=True):
+            for one, picture in zip(axes, pictures.detach().cpu(), strict=True):
+                picture_axes(one)
+                _show(one, picture.unsqueeze(-1))
+            axes[0].set_title(title, loc="left", fontsize=10)
     return figure
