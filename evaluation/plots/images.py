@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from torch import Tensor
 
-from evaluation.plots.style import SPREAD, WIDTH, look, new_figure, picture_axes
+from evaluation.plots.style import SPREAD, WIDTH, look, picture_axes
 from inference.predict import predict
 from pp_models.data import Dataset
 from pp_models.image_tasks import ImageTasks, pixel_grid, place_pixels
@@ -134,10 +134,11 @@ def picture_rows(rows: Mapping[str, Tensor]) -> Figure:
         raise ValueError(f"rows: got rows of {sorted(lengths)} pictures; there must be rows, all of one length")
     (columns,) = lengths
     with look():
-        figure, grid = new_figure(len(rows), columns, WIDTH, 0.2 + len(rows) * (0.25 + WIDTH / columns))
-        for axes, (title, pictures) in zip(grid, rows.items(), strict=True):
-            for one, picture in zip(axes, pictures.detach().cpu(), strict=True):
-                picture_axes(one)
-                _show(one, picture.unsqueeze(-1))
-            axes[0].set_title(title, loc="left", fontsize=10)
+        figure = Figure(figsize=(WIDTH, len(rows) * (0.4 + WIDTH / columns)), layout="constrained")
+        parts = figure.subfigures(len(rows), 1, squeeze=False)[:, 0]
+        for part, (title, pictures) in zip(parts, rows.items(), strict=True):
+            part.suptitle(title, x=0.01, ha="left", fontsize=10)
+            for axes, picture in zip(part.subplots(1, columns, squeeze=False)[0], pictures.detach().cpu(), strict=True):
+                picture_axes(axes)
+                _show(axes, picture.unsqueeze(-1))
     return figure
