@@ -30,7 +30,8 @@ Layer = Callable[[int, Tensor], Tensor]
 
 def observe(distribution: dist.TorchDistribution, data: Dataset) -> Tensor:
     """The observation site ``y``: pointwise ``distribution`` (batch ``[..., N]``), masked, points as one event."""
-    if data.mask is not None and data.y is not None:
+    # without points there is nothing to mask, and torch cannot sum a masked distribution over none
+    if data.mask is not None and data.y is not None and data.num_points:
         distribution = distribution.mask(data.mask)
     return pyro.sample("y", distribution.to_event(1), obs=data.y)
 
