@@ -51,7 +51,7 @@ def numpyro_twin(model: BayesianNetwork) -> Callable[[Dataset], None]:
         model: the network; its parameters are read when this is called.
 
     Raises:
-        ValueError: a model with a representation (the guide supplies that) or with attention, or a prior or a likelihood
+        ValueError: a model with a representation (the guide supplies that) or with attention; a prior or a likelihood
             without a twin.
     """
     import jax.numpy as jnp
