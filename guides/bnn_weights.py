@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torch.utils.checkpoint import checkpoint
 
+from guides.context_transformer import ContextTransformer
 from guides.weight_guide import WeightGuide
 from guides.whitened_gaussian import Dual, Primal, WhitenedGaussian
 from pp_models.bayesian_network import ACTIVATIONS, BayesianNetwork, join
@@ -24,6 +25,7 @@ from pp_models.priors import GaussianBlocks
 from pp_models.task_plates import PARTICLE_PLATE, task_plates
 
 CHOICES = ("auto", "real", "pseudo")
+INFERENCE = ("mlp", "transformer")
 CHUNK_GRADIENTS = ("exact", "single")
 #: subtracted from the raw log noise, so that pseudo-observations start with sd e^-2 (BNNP, section 2.1)
 LOG_NOISE_SHIFT = 2.0
@@ -43,6 +45,8 @@ class BNNWeightGuide(WeightGuide):
     in turn, so that the joint posterior is not Gaussian. With an empty context it is the prior, exactly.
 
     The guide shares the model's prior and, with real noise, its noise scale; gradients reach them through the guide.
+    So they do the layer norms of a BayesianAttentionNetwork, through which the context points are propagated: they
+    attend to one another alone.
 
     Args:
         model: the network; its prior must be Gaussian.
@@ -50,7 +54,10 @@ class BNNWeightGuide(WeightGuide):
             ``"pseudo"`` amortises them (any likelihood); ``"auto"`` is real where it can be.
         final_noise: noise of the last layer: ``"real"`` takes the likelihood's (with real targets the last conditional
             is then exact), ``"pseudo"`` amortises it; ``"auto"`` is pseudo, as in the paper's regressions.
-        hidden: hidden widths of the inference networks; the model's own by default.
+        inference: what maps context points to pseudo-observations: ``"mlp"`` looks at each point by itself,
+            ``"transformer"`` is self-attention over the whole context, so that a point's pseudo-observations may depend
+            on the others (no order, no position).
+        hidden: hidden widths of the MLPs; the model's own by default.
         use_activation: give the networks of later layers the layer's input as well.
         solver: ``"primal"`` factors matrices of the layer's width, ``"dual"`` of the number of points; ``"auto"`` takes
             the smaller.
@@ -59,11 +66,13 @@ class BNNWeightGuide(WeightGuide):
         chunk_gradient: ``"exact"`` recomputes each chunk in the backward pass; ``"single"`` takes the gradient of one
             random chunk a layer, scaled by their number: exact values, an unbiased gradient, and cheaper. (Released
             code updates chunk after chunk, where a later one without gradient cuts it; BNNP, section 4.)
-        width: width of the encoder of the deterministic path, where the model has one.
+        width: width of the transformers, and of the encoder of the deterministic path, where the model has one.
+        num_blocks: attention blocks of a transformer.
+        num_heads: attention heads of a transformer.
 
     Raises:
-        ValueError: an unknown option, real targets or noise without a Gaussian likelihood, another kind of prior, or
-            chunks with the dual form.
+        ValueError: an unknown option, real targets or noise without a Gaussian likelihood, another kind of prior,
+            chunks with the dual form or where points see one another, or a width that the heads cannot divide.
     """
 
     independent_sites = False
@@ -73,23 +82,40 @@ class BNNWeightGuide(WeightGuide):
         model: BayesianNetwork,
         final_targets: str = "auto",
         final_noise: str = "auto",
+        inference: str = "mlp",
         hidden: list[int] | None = None,
         use_activation: bool = False,
         solver: str = "auto",
         chunk_size: int | None = None,
         chunk_gradient: str = "exact",
         width: int = 128,
+        num_blocks: int = 2,
+        num_heads: int = 4,
     ) -> None:
         super().__init__(model, width)
         for name, value in (("final_targets", final_targets), ("final_noise", final_noise)):
             if value not in CHOICES:
                 raise ValueError(f"{name}: got {value!r}; it must be one of {', '.join(CHOICES)}")
+        if inference not in INFERENCE:
+            raise ValueError(f"inference: got {inference!r}; it must be one of {', '.join(INFERENCE)}")
+        if hidden is not None and inference == "transformer":
+            raise ValueError(f"hidden: got {hidden}, the widths of MLPs; a transformer takes width and num_blocks")
         if solver not in ("auto", "primal", "dual"):
             raise ValueError(f"solver: got {solver!r}; it must be 'auto', 'primal' or 'dual'")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size: got {chunk_size}; it must be at least 1, or None")
         if chunk_size is not None and solver == "dual":
             raise ValueError("chunk_size: the dual form has no statistics to accumulate; use solver='primal' or 'auto'")
+        if chunk_size is not None and inference == "transformer":
+            raise ValueError(
+                f"chunk_size: got {chunk_size}, but the points of a chunk would attend only to one another; a "
+                "transformer reads the whole context (inference='mlp', or chunk_size=None)"
+            )
+        if chunk_size is not None and not model.independent_points:
+            raise ValueError(
+                f"chunk_size: got {chunk_size}, but the points of a chunk would attend only to one another in a "
+                f"{type(model).__name__}; it must be None"
+            )
         if chunk_gradient not in CHUNK_GRADIENTS:
             raise ValueError(f"chunk_gradient: got {chunk_gradient!r}; it must be one of {', '.join(CHUNK_GRADIENTS)}")
         gaussian = isinstance(model.likelihood, GaussianLikelihood)
@@ -105,18 +131,27 @@ class BNNWeightGuide(WeightGuide):
         self.use_activation, self.solver = use_activation, solver
         self.chunk_size, self.chunk_gradient = chunk_size, chunk_gradient
         self.activation = ACTIVATIONS[model.activation]
-        # held in a tuple: their parameters are the model's, not the guide's
-        self._shared = (model.prior, model.likelihood)
-        sizes = model.layer_sizes[1:-1] if hidden is None else hidden
+        self._shared = (model,)  # in a tuple: its parameters are the model's, not the guide's
+        sizes = model.hidden_sizes if hidden is None else hidden
+        self.inference = inference
         self.networks = nn.ModuleList()
         for i, (k_out, columns) in enumerate(self.shapes):
             outputs = k_out * self.amortised(i)
             read = model.dim_x + self.dim_y + (columns - 1 if use_activation and i else 0)
-            network = mlp([read, *sizes, outputs]) if outputs else nn.Identity()
+            network: nn.Module = nn.Identity()
+            if outputs and inference == "transformer":
+                network = ContextTransformer(read, outputs, width, num_blocks, num_heads)
+            elif outputs:
+                network = mlp([read, *sizes, outputs])
             if outputs:  # small outputs at the start: every pseudo-noise is about e^-2, which float32 can solve
                 with torch.no_grad():
                     network[-1].weight.mul_(0.1)  # type: ignore[index, operator, union-attr]
             self.networks.append(network)
+
+    @property
+    def model(self) -> BayesianNetwork:
+        """The network whose prior, likelihood and layer norms this guide shares."""
+        return self._shared[0]
 
     def amortised(self, index: int) -> int:
         """How many numbers a unit's point needs from the layer's network: target and noise, less what is real."""
@@ -130,26 +165,28 @@ class BNNWeightGuide(WeightGuide):
         """Samples every weight matrix in turn, given the data."""
         values: dict[str, Tensor] = {}
         with task_plates(data.batch_shape, data.x.device):
-            context = self.representation(data)
-            if context is not None:
-                values["representation"] = pyro.sample("representation", dist.Delta(context, event_dim=1))
-            path = values.get("representation")
+            path = self.representation(data)
+            if path is not None:
+                path = values["representation"] = pyro.sample("representation", dist.Delta(path, event_dim=1))
             drawn: list[Tensor] = []
-            features = self.layer_input(data.x, drawn, path)
-            in_chunks = self._chunks(data) > 1
-            for i, site in enumerate(self.sites):
-                if in_chunks:
-                    q = self._in_chunks(i, data, drawn, path)
-                else:
-                    q = self.conditional(i, data, features, drawn)
-                values[site] = pyro.sample(site, q)
-                drawn.append(values[site])
-                if i < len(self.sites) - 1 and not in_chunks:
-                    features = self.activation(linear(features, values[site]))
+
+            def draw(index: int, q: WhitenedGaussian) -> Tensor:
+                values[self.sites[index]] = pyro.sample(self.sites[index], q)
+                drawn.append(values[self.sites[index]])
+                return drawn[-1]
+
+            def layer(index: int, features: Tensor) -> Tensor:
+                return linear(features, draw(index, self.conditional(index, data, features, drawn)))
+
+            if self._chunks(data) > 1:
+                for index in range(len(self.sites)):
+                    draw(index, self._in_chunks(index, data, drawn, path))
+            else:
+                self.model.propagate(self.layer_input(data.x, [], path), layer, data.mask)
         return values
 
     def layer_input(self, x: Tensor, drawn: list[Tensor], path: Tensor | None = None) -> Tensor:
-        """What enters the layer after those drawn, without the bias column: ``[*B, N, k_in]``."""
+        """What enters the layer after those drawn, without the bias column: ``[*B, N, k_in]``; no attention."""
         features = x if path is None else join(x, path)
         for weight in drawn:
             features = self.activation(linear(features, weight))
@@ -166,10 +203,12 @@ class BNNWeightGuide(WeightGuide):
             if self.use_activation and index:
                 read = read.expand(*features.shape[:-1], read.shape[-1])
                 read = torch.cat([read, features], -1)
-            parts = iter(self.networks[index](read).split(self.shapes[index][0], -1))
+            network = self.networks[index]
+            found = network(read, data.mask) if self.inference == "transformer" else network(read)
+            parts = iter(found.split(self.shapes[index][0], -1))
         target = y if last and self.real_targets else next(parts)
         if last and self.real_noise:
-            likelihood = self._shared[1]
+            likelihood = self.model.likelihood
             assert isinstance(likelihood, GaussianLikelihood)
             precision = torch.ones_like(target) / likelihood.scale() ** 2
         else:
@@ -180,7 +219,7 @@ class BNNWeightGuide(WeightGuide):
 
     def conditional(self, index: int, data: Dataset, features: Tensor, drawn: list[Tensor]) -> WhitenedGaussian:
         """q(W_l | W_<l, D), batch ``*B`` (with particles to their left after the first layer)."""
-        blocks = self._shared[0].gaussian(index, drawn)
+        blocks = self.model.prior.gaussian(index, drawn)
         target, precision = self.pseudo_observations(index, data, features)
         phi = with_bias(features)
         k_out = self.shapes[index][0]
@@ -191,7 +230,7 @@ class BNNWeightGuide(WeightGuide):
         return self._distribution(index, blocks, Primal(*whiten(*statistics(phi, target, precision, blocks), blocks)))
 
     def _distribution(self, index: int, blocks: GaussianBlocks, whitened: Primal | Dual) -> WhitenedGaussian:
-        key = (id(self._shared[0]), index)
+        key = (id(self.model.prior), index)
         return WhitenedGaussian(blocks.loc, blocks.factor, whitened, self.shapes[index], blocks.diagonal, key)
 
     # -- many points -----------------------------------------------------------------------------------------------
@@ -201,12 +240,12 @@ class BNNWeightGuide(WeightGuide):
 
     def _in_chunks(self, index: int, data: Dataset, drawn: list[Tensor], path: Tensor | None) -> WhitenedGaussian:
         """:meth:`conditional`, by statistics summed chunk by chunk; nothing of a chunk is kept but its sums."""
-        blocks = self._shared[0].gaussian(index, drawn)
+        blocks = self.model.prior.gaussian(index, drawn)
 
         def of_chunk(chunk: Dataset, *below: Tensor) -> tuple[Tensor, Tensor]:
             features = self.layer_input(chunk.x, list(below), path)
             target, precision = self.pseudo_observations(index, chunk, features)
-            return statistics(with_bias(features), target, precision, self._shared[0].gaussian(index, list(below)))
+            return statistics(with_bias(features), target, precision, self.model.prior.gaussian(index, list(below)))
 
         count = self._chunks(data)
         single = self.chunk_gradient == "single" and torch.is_grad_enabled()
@@ -237,12 +276,22 @@ class BNNWeightGuide(WeightGuide):
         Args:
             data: what is known so far ``[*B, N]``; may be empty.
             num_samples: draws S.
+
+        Raises:
+            ValueError: points see one another, in the model or in the transformer of the last layer.
         """
+        attentive = self.inference == "transformer" and self.amortised(len(self.sites) - 1)
+        if attentive or not self.model.independent_points:
+            seen_by = "the last layer's transformer" if attentive else type(self.model).__name__
+            raise ValueError(
+                f"data: new points would attend only to one another in {seen_by}, so that portions do not add up; call "
+                "the guide on all points instead"
+            )
         with pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - len(data.batch_shape)):
             values = self(data)
         hidden = [values[site] for site in self.sites[:-1]]
         path = values.get("representation")
-        blocks = self._shared[0].gaussian(len(hidden), hidden)
+        blocks = self.model.prior.gaussian(len(hidden), hidden)
         columns = self.shapes[-1][0] * self.shapes[-1][1] // blocks.loc.shape[-2]
         shape = (num_samples, *data.batch_shape, blocks.loc.shape[-2], columns)
         zero = data.x.new_zeros(shape)
@@ -262,14 +311,14 @@ class BNNWeightGuide(WeightGuide):
         index = len(self.sites) - 1
         features = self.layer_input(data.x, state.hidden, state.path)
         target, precision = self.pseudo_observations(index, data, features)
-        blocks = self._shared[0].gaussian(index, state.hidden)
+        blocks = self.model.prior.gaussian(index, state.hidden)
         gram, moment = statistics(with_bias(features), target, precision, blocks)
         return replace(state, gram=state.gram + gram, moment=state.moment + moment)
 
     def last_layer(self, state: OnlineState) -> WhitenedGaussian:
         """The posterior of the last layer's weights for each draw of the hidden ones, batch ``[S, *B]``."""
         index = len(self.sites) - 1
-        blocks = self._shared[0].gaussian(index, state.hidden)
+        blocks = self.model.prior.gaussian(index, state.hidden)
         return self._distribution(index, blocks, Primal(*whiten(state.gram, state.moment, blocks)))
 
     @torch.no_grad()

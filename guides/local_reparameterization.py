@@ -45,6 +45,10 @@ class local_reparameterization(Messenger):
     Args:
         lazy: leave the site's value unset (NaN, no memory) instead of the posterior mean; for objectives that never
             look at it.
+
+    Raises:
+        ValueError: in a model whose points attend to one another, where a point's output depends on the *joint* law of
+            the pre-activations of all points.
     """
 
     def __init__(self, lazy: bool = False) -> None:
@@ -78,6 +82,11 @@ class local_reparameterization(Messenger):
         inputs, weight = msg["args"]
         if msg["done"] or id(weight) not in self._sites:
             return
+        if msg["kwargs"].get("coherent"):
+            raise ValueError(
+                "local_reparameterization: the points of this model attend to one another, but pre-activations are "
+                "drawn independently from point to point; draw the weights instead (local_reparameterization=False)"
+            )
         fn = self._sites[id(weight)][1]
         mean, variance = preactivation_moments(fn, inputs)
         shape = torch.broadcast_shapes(fn.batch_shape, mean.shape[:-2]) + mean.shape[-2:]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from pp_models.attention import attend
 from pp_models.data import Dataset
 from pp_models.parameter_module import mlp
 
@@ -118,25 +119,6 @@ class MeanPool(nn.Module):
             return points.mean(-2)
         weight = mask.unsqueeze(-1).to(points.dtype)
         return (points * weight).sum(-2) / weight.sum(-2).clamp_min(1.0)
-
-
-def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, num_heads: int) -> Tensor:
-    """Multi-head dot-product attention of ``[*B, M, R]`` queries over ``[*B, N, R]`` points (R split over heads).
-
-    A task whose points are all masked attends to nothing and gets zeros.
-    """
-
-    def heads(t: Tensor) -> Tensor:
-        return t.unflatten(-1, (num_heads, -1)).transpose(-2, -3)
-
-    bias = None
-    if mask is not None:
-        exists = mask | ~mask.any(-1, keepdim=True)  # softmax over nothing is NaN
-        bias = torch.zeros(exists.shape, dtype=queries.dtype, device=queries.device).masked_fill(~exists, -torch.inf)
-        bias = bias.unsqueeze(-2).unsqueeze(-3)
-    mixed = nn.functional.scaled_dot_product_attention(heads(queries), heads(keys), heads(values), attn_mask=bias)
-    mixed = mixed.transpose(-2, -3).flatten(-2)
-    return mixed if mask is None else mixed * mask.any(-1)[..., None, None].to(mixed.dtype)
 
 
 class AttentionBlock(nn.Module):

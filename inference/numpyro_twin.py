@@ -50,13 +50,16 @@ def numpyro_twin(model: BayesianNetwork) -> Callable[[Dataset], None]:
         model: the network; its parameters are read when this is called.
 
     Raises:
-        ValueError: a model with a representation (the guide supplies that), a prior or a likelihood without a twin.
+        ValueError: a model with a representation (the guide supplies that) or with attention; a prior or a likelihood
+            without a twin.
     """
     import jax.numpy as jnp
     import numpyro
     import numpyro.distributions as dist
     from jax.scipy.linalg import solve_triangular
 
+    if not model.independent_points:
+        raise ValueError(f"model: got {type(model).__name__}, whose attention has no NumPyro twin")
     if model.representation_dim:
         raise ValueError("model: its representation is supplied by a guide, and has no prior to sample from")
     prior = model.prior

@@ -1,6 +1,7 @@
 """What is believed: priors, likelihoods, models, tasks and data."""
 
 from pp_models import tasks
+from pp_models.bayesian_attention import BayesianAttentionNetwork
 from pp_models.bayesian_network import BayesianNetwork
 from pp_models.data import DataError, Dataset, TaskBatch
 from pp_models.dirichlet_sweeps import dirichlet_sweeps
@@ -17,6 +18,7 @@ from pp_models.neural_process import NeuralProcess
 from pp_models.priors import FixedGaussianPrior, GivenGaussianPrior
 
 __all__ = [
+    "BayesianAttentionNetwork",
     "BayesianNetwork",
     "BernoulliLikelihood",
     "CategoricalLikelihood",

@@ -24,10 +24,14 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": torch.nn.functional.gelu,
 }
 
+#: a layer's index and its input ``[*B, N, k_in]`` to its pre-activations ``[*B, N, k_out]``
+Layer = Callable[[int, Tensor], Tensor]
+
 
 def observe(distribution: dist.TorchDistribution, data: Dataset) -> Tensor:
     """The observation site ``y``: pointwise ``distribution`` (batch ``[..., N]``), masked, points as one event."""
-    if data.mask is not None and data.y is not None:
+    # without points there is nothing to mask, and torch cannot sum a masked distribution over none
+    if data.mask is not None and data.y is not None and data.num_points:
         distribution = distribution.mask(data.mask)
     return pyro.sample("y", distribution.to_event(1), obs=data.y)
 
@@ -61,6 +65,9 @@ class BayesianNetwork(ParameterModule):
         ValueError: fewer than two widths, a width below 1, or an unknown name.
     """
 
+    #: whether the function's value at a point is the same whatever other points it is asked at
+    independent_points = True
+
     def __init__(
         self,
         layer_sizes: list[int] | tuple[int, ...],
@@ -93,6 +100,11 @@ class BayesianNetwork(ParameterModule):
         return len(self.layer_sizes) - 1
 
     @property
+    def hidden_sizes(self) -> list[int]:
+        """Hidden widths; those of networks that a guide builds beside this one, unless it is told others."""
+        return self.layer_sizes[1:-1]
+
+    @property
     def weight_shapes(self) -> list[tuple[int, int]]:
         """``(k_out, k_in + 1)`` layer by layer."""
         return list(self.prior.shapes)
@@ -113,23 +125,39 @@ class BayesianNetwork(ParameterModule):
         if data.y is not None:
             self.likelihood.check(data.y, self.layer_sizes[-1])
 
+    def propagate(self, x: Tensor, layer: Layer, mask: Tensor | None = None) -> Tensor:
+        """The network as a function of its layers: whatever multiplies by the weights, this is what is between.
+
+        Args:
+            x: inputs ``[*B, N, Dx]``, joined to the task representation where there is one.
+            layer: called once for each layer in order, ``layer(index, inputs)``, for its pre-activations.
+            mask: ``[*B, N]``, True where a point exists; for networks whose points see one another.
+
+        Returns:
+            ``[*B, N, layer_sizes[-1]]``.
+        """
+        activation = ACTIVATIONS[self.activation]
+        hidden = layer(0, x)
+        for i in range(1, self.num_layers):
+            hidden = layer(i, activation(hidden))
+        return hidden
+
     def forward(self, data: Dataset) -> Tensor:
         """Returns the network's outputs ``[*B, N, layer_sizes[-1]]``."""
         self.check(data)
-        activation = ACTIVATIONS[self.activation]
-        hidden = data.x
         weights: list[Tensor] = []
+
+        def layer(index: int, inputs: Tensor) -> Tensor:
+            weights.append(pyro.sample(self.site(index), self.prior.layer(index, weights)))
+            return linear(inputs, weights[-1], coherent=not self.independent_points)
+
         with task_plates(data.batch_shape, data.x.device):
+            x = data.x
             if self.representation_dim:
-                context = pyro.sample("representation", flat_representation(self.representation_dim, data.x))
-                hidden = join(hidden, context)
-            for i in range(self.num_layers):
-                weights.append(pyro.sample(self.site(i), self.prior.layer(i, weights)))
-                hidden = linear(hidden, weights[-1])
-                if i < self.num_layers - 1:
-                    hidden = activation(hidden)
-            observe(self.likelihood(hidden), data)
-        return hidden
+                x = join(x, pyro.sample("representation", flat_representation(self.representation_dim, x)))
+            outputs = self.propagate(x, layer, data.mask)
+            observe(self.likelihood(outputs), data)
+        return outputs
 
 
 def weight_shapes(layer_sizes: list[int]) -> list[tuple[int, int]]:

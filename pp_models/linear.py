@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @effectful(type="linear")
-def linear(inputs: Tensor, weight: Tensor) -> Tensor:
+def linear(inputs: Tensor, weight: Tensor, coherent: bool = False) -> Tensor:
     """Pre-activations of one layer.
 
     A handler with a ``_pyro_linear`` method may set the value instead
@@ -17,6 +17,8 @@ def linear(inputs: Tensor, weight: Tensor) -> Tensor:
     Args:
         inputs: ``[*B, N, k_in]``.
         weight: ``[*B, k_out, k_in + 1]``, the bias in the last column; leading dimensions broadcast.
+        coherent: whether all points must see one draw of the weight, as where the pre-activations of different points
+            are combined; a handler that draws them point by point then refuses.
 
     Returns:
         ``[*B, N, k_out]``.

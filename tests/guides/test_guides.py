@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoNormal
 from guides import AmortisedMeanFieldGuide, BernoulliExpertGuide, BNNWeightGuide, MCDropoutGuide, NeuralProcessGuide
 from inference import predict
 from inference.objectives import TaskELBO
-from pp_models import BayesianNetwork, Dataset, NeuralProcess
+from pp_models import BayesianAttentionNetwork, BayesianNetwork, Dataset, NeuralProcess
 
 
 def network(representation=0, likelihood="gaussian-head"):
@@ -43,6 +43,14 @@ def of_network(cls, representation=0, **options):
     return make
 
 
+def of_attention(cls, **options):
+    def make():
+        model = BayesianAttentionNetwork(1, 1, width=8, num_blocks=1, num_heads=2, likelihood="gaussian-head")
+        return model, cls(model, width=8, **options)
+
+    return make
+
+
 #: name -> how a small (model, guide) is made
 GUIDES = {
     "nvdp": expert(),
@@ -58,6 +66,15 @@ GUIDES = {
     "bnn": of_network(BNNWeightGuide, solver="primal"),
     "bnn activation": of_network(BNNWeightGuide, solver="primal", use_activation=True),
     "bnn representation": of_network(BNNWeightGuide, representation=4, solver="primal"),
+    "bnn transformer": of_network(BNNWeightGuide, solver="primal", inference="transformer"),
+    "bnn transformer activation": of_network(
+        BNNWeightGuide, solver="primal", inference="transformer", use_activation=True
+    ),
+    "bnam": of_attention(BNNWeightGuide, solver="primal"),
+    "bnam transformer": of_attention(BNNWeightGuide, solver="primal", inference="transformer"),
+    "bnam mean-field": of_attention(AmortisedMeanFieldGuide),
+    "bnam nvdp": of_attention(BernoulliExpertGuide),
+    "bnam mc-dropout": of_attention(MCDropoutGuide),
     "mean-field": of_network(AmortisedMeanFieldGuide),
     "mean-field attention": of_network(AmortisedMeanFieldGuide, pooling="attention"),
     "mean-field set-transformer": of_network(AmortisedMeanFieldGuide, pooling="set-transformer"),
@@ -69,7 +86,7 @@ GUIDES = {
     "np+cnp": process(latent_dim=4, representation_dim=8),
     "anp": process(latent_dim=4, representation_dim=8, attention=True),
 }
-CONSTANT = {"mc-dropout"}  # the guide that cannot read its data
+CONSTANT = {"mc-dropout", "bnam mc-dropout"}  # the guide that cannot read its data
 every_guide = pytest.mark.parametrize("name", GUIDES)
 
 
@@ -190,7 +207,7 @@ def test_padding_changes_nothing(name):
     order = torch.randperm(10)
     padded = Dataset(torch.cat([d.x, junk], 1), torch.cat([d.y, junk], 1), exists).points(order)
     x = torch.randn(3, 4, 1)
-    tolerance = 1e-2 if name.startswith("bnn") else 1e-5  # a small pseudo-noise magnifies float32's rounding
+    tolerance = 1e-2 if name.startswith(("bnn", "bnam")) else 1e-5  # a small pseudo-noise magnifies float32's rounding
     assert_same(prediction(model, guide, d, x), prediction(model, guide, padded, x), tolerance)
     if name != "anp":
         for site, (mean, std) in moments(guide, d).items():

@@ -72,9 +72,10 @@ def test_masked_points_are_not_scored():
     torch.testing.assert_close(scores["fn"].log_prob(masked.y), (per_point * mask).sum(-1))
 
 
-def test_an_empty_data_set_scores_nothing():
+@pytest.mark.parametrize("mask", [None, torch.zeros(2, 0, dtype=torch.bool)])
+def test_an_empty_data_set_scores_nothing(mask):
     model = BayesianNetwork([1, 3, 1])
-    trace = pyro.poutine.trace(model).get_trace(Dataset(torch.zeros(2, 0, 1), torch.zeros(2, 0, 1)))
+    trace = pyro.poutine.trace(model).get_trace(Dataset(torch.zeros(2, 0, 1), torch.zeros(2, 0, 1), mask))
     assert trace.nodes["y"]["fn"].log_prob(trace.nodes["y"]["value"]).tolist() == [0.0, 0.0]
 
 
