@@ -14,7 +14,7 @@ from guides import (
     MCDropoutGuide,
     NeuralProcessGuide,
 )
-from pp_models import LearnedGaussianPrior
+from pp_models import BayesianAttentionNetwork, LearnedGaussianPrior
 
 #: name -> (what it is, how it is built)
 MODELS: dict[str, tuple[str, Callable[[Task], nn.Module]]] = {
@@ -23,6 +23,10 @@ MODELS: dict[str, tuple[str, Callable[[Task], nn.Module]]] = {
     "network-learned-prior": (
         "the same with a learned prior, correlated by unit",
         lambda t: network(t, prior=LearnedGaussianPrior("unit")),
+    ),
+    "network-attention": (
+        "transformer with latent weights (BNAM), a Gaussian head at each point",
+        lambda t: BayesianAttentionNetwork(t.dim_x, t.dim_y, t.width, 1, 4, likelihood="gaussian-head"),
     ),
     "network-shared-noise": ("network with latent weights, noise sd 0.1", lambda t: network(t, likelihood="gaussian")),
     "np": ("neural process: one global latent", lambda t: neural_process(t, True, False)),

@@ -9,9 +9,21 @@ from typing import Any
 import pyro.infer
 from torch import nn
 
-from guides import AmortisedMeanFieldGuide, BernoulliExpertGuide, MCDropoutGuide, NeuralProcessGuide
+from guides import (
+    AmortisedMeanFieldGuide,
+    BernoulliExpertGuide,
+    BNNWeightGuide,
+    MCDropoutGuide,
+    NeuralProcessGuide,
+)
 from inference.objectives import make
-from pp_models import BayesianNetwork, NeuralProcess
+from pp_models import (
+    BayesianAttentionNetwork,
+    BayesianNetwork,
+    GaussianLikelihood,
+    LearnedGaussianPrior,
+    NeuralProcess,
+)
 
 
 @dataclass
@@ -87,6 +99,19 @@ def _neural_process(task: Task, latent: bool, path: bool, objective: str, attent
     return model, NeuralProcessGuide(model, task.width), make(objective, kl_reduction="sum", normalize=True)
 
 
+def _bnnp(task: Task, attention: bool = False) -> tuple:
+    likelihood = GaussianLikelihood(0.1, learn_noise=True, max_noise=0.5)
+    prior = LearnedGaussianPrior("unit")
+    if attention:
+        model: BayesianNetwork = BayesianAttentionNetwork(
+            task.dim_x, task.dim_y, task.width, 1, 4, prior=prior, likelihood=likelihood, activation="silu"
+        )
+    else:
+        sizes = [task.dim_x, task.width, task.width, task.dim_y]
+        model = BayesianNetwork(sizes, prior=prior, likelihood=likelihood, activation="silu")
+    return model, BNNWeightGuide(model), make("pp-avi", num_particles=8)
+
+
 def _mean_field(task: Task) -> tuple:
     model = network(task)
     return (
@@ -116,6 +141,8 @@ METHODS: dict[str, tuple[str, Callable[[Task], tuple]]] = {
     ),
     "nvdp-layer": ("NVDP with one rate a layer", lambda t: _nvdp(t, guide={"rates": "layer"})),
     "nvdp-full": ("NVDP with a rate for every weight", lambda t: _nvdp(t, guide={"rates": "full"})),
+    "bnnp": ("Bayesian neural network process: layerwise posteriors, learned prior, noise learned below 0.5", _bnnp),
+    "bnam": ("BNNP's attention network: points attend to one another", lambda t: _bnnp(t, attention=True)),
     "cnp": ("Conditional Neural Process", lambda t: _neural_process(t, False, True, "conditional-prior")),
     "np": ("Neural Process", lambda t: _neural_process(t, True, False, "npvi")),
     "np+vp": ("Neural Process, variational prior", lambda t: _neural_process(t, True, False, "conditional-prior")),

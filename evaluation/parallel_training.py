@@ -29,6 +29,8 @@ class Job:
         tasks: the training stream.
         steps: optimizer steps.
         seed: seed of the initial parameters and of the fit.
+        learning_rate: of Adam.
+        final_learning_rate: what it falls to; None to keep it.
     """
 
     label: str
@@ -37,6 +39,8 @@ class Job:
     tasks: TaskStream
     steps: int
     seed: int
+    learning_rate: float = 1e-3
+    final_learning_rate: float | None = None
 
     def build(self) -> Method:
         """The method with its initial parameters."""
@@ -58,11 +62,11 @@ def _start_worker(messages: Any) -> None:
 def _train(job: Job) -> tuple[dict[str, dict[str, Any]], list[dict[str, float]]]:
     """Trains in a worker; parameters come back as arrays."""
     method = job.build()
-    optimizer = partial(torch.optim.Adam, lr=1e-3, fused=True)
+    optimizer = partial(torch.optim.Adam, lr=job.learning_rate, fused=True)
     report = [lambda row: _messages.put((job.label, row))]
     result = fit(
         method.model, method.guide, job.tasks, method.objective, job.steps, job.seed, optimizer, "cpu",
-        progress=False, callbacks=report,
+        progress=False, callbacks=report, final_learning_rate=job.final_learning_rate,
     )  # fmt: skip
     modules = {"model": method.model, "guide": method.guide}
     return {k: {n: t.numpy() for n, t in m.state_dict().items()} for k, m in modules.items()}, result.history

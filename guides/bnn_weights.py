@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ from guides.context_transformer import ContextTransformer
 from guides.weight_guide import WeightGuide
 from guides.whitened_gaussian import Dual, Primal, WhitenedGaussian
 from pp_models.bayesian_network import ACTIVATIONS, BayesianNetwork, join
-from pp_models.data import Dataset
+from pp_models.data import DataError, Dataset
 from pp_models.likelihoods import GaussianLikelihood
 from pp_models.linear import linear
 from pp_models.parameter_module import mlp
@@ -158,11 +159,35 @@ class BNNWeightGuide(WeightGuide):
         last = index == len(self.shapes) - 1
         return 2 - (last and self.real_targets) - (last and self.real_noise)
 
+    def moved_to(self, model: BayesianNetwork) -> BNNWeightGuide:
+        """A copy of this guide for another model of the same shapes: its prior, its noise, the same inference networks.
+
+        So a guide that was meta-trained on one prior is tried (and tuned further) on another one.
+
+        Raises:
+            ValueError: the other model's weights have other shapes.
+        """
+        if model.weight_shapes != self.shapes:
+            raise ValueError(
+                f"model: its weights have shapes {model.weight_shapes}; this guide was built for {self.shapes}"
+            )
+        model.prior.gaussian(0, [])
+        mine, self._shared = self._shared, (model,)
+        try:
+            return copy.deepcopy(self, {id(model): model})  # the model is shared, not copied
+        finally:
+            self._shared = mine
+
     def layer_distributions(self, data: Dataset) -> list[Any]:
         raise ValueError("data: the layers of this guide depend on draws of those below; call the guide itself")
 
     def forward(self, data: Dataset) -> dict[str, Tensor]:
-        """Samples every weight matrix in turn, given the data."""
+        """Samples every weight matrix in turn, given the data.
+
+        Raises:
+            DataError: the data has no y, or widths or a dtype that the model cannot take.
+        """
+        self._check(data)
         values: dict[str, Tensor] = {}
         with task_plates(data.batch_shape, data.x.device):
             path = self.representation(data)
@@ -184,6 +209,11 @@ class BNNWeightGuide(WeightGuide):
             else:
                 self.model.propagate(self.layer_input(data.x, [], path), layer, data.mask)
         return values
+
+    def _check(self, data: Dataset) -> None:
+        if data.y is None:
+            raise DataError("data: y is None; a posterior needs observed points")
+        self.model.check(data)
 
     def layer_input(self, x: Tensor, drawn: list[Tensor], path: Tensor | None = None) -> Tensor:
         """What enters the layer after those drawn, without the bias column: ``[*B, N, k_in]``; no attention."""
@@ -307,7 +337,11 @@ class BNNWeightGuide(WeightGuide):
         Args:
             state: from :meth:`start` or an earlier update.
             data: the new points ``[*B, N]``.
+
+        Raises:
+            DataError: the data has no y, or widths or a dtype that the model cannot take.
         """
+        self._check(data)
         index = len(self.sites) - 1
         features = self.layer_input(data.x, state.hidden, state.path)
         target, precision = self.pseudo_observations(index, data, features)

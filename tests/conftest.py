@@ -10,6 +10,8 @@ import pytest
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
 
+pytest_plugins = ["tests.recorded_stand_ins"]
+
 
 def global_state() -> dict[str, object]:
     """The process-wide switches that a library must leave as it found them, by name."""

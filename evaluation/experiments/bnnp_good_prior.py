@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -49,7 +48,7 @@ class Size(NamedTuple):
 
 
 SCALES = {
-    "smoke": Size(2, 6, 5, 3, 5, 5, 10),
+    "smoke": Size(1, 6, 5, 3, 5, 5, 10),
     "small": Size(4, 12, 3_000, 300, 300, 300, 300),
     "paper": Size(16, 12, 75_000, 50_000, 2_000, 5_000, 1_000),
 }
@@ -76,9 +75,7 @@ def methods(
     """What predicts at ``x`` ``[T, N, Dx]`` from the contexts alone, by name; run one by one."""
 
     def amortised(steps: int) -> Prediction:
-        guide = copy.deepcopy(meta) if meta is not None else BNNWeightGuide(model)
-        # the copy must share the model's prior and noise, which are given here
-        guide._shared = (model.prior, model.likelihood)
+        guide = meta.moved_to(model) if meta is not None else BNNWeightGuide(model)
         if steps:
             _trained(model, guide, data, steps, seed)
         return predict(model, guide, data, x, size.samples, seed=seed)

@@ -1,10 +1,8 @@
 """Every experiment runs at smoke scale, writes what it says, and can be run again from its kept fits."""
 
-import gzip
 import itertools
 import json
 import math
-import struct
 import sys
 
 import numpy as np
@@ -28,6 +26,8 @@ from evaluation.methods import Task, build
 from evaluation.metrics import rate_spread
 from inference import CheckpointError
 from pp_models import downloads, tasks
+from tests.evaluation.test_bnnp_experiments import FIGURES as BNNP_FIGURES
+from tests.recorded_stand_ins import write_mnist
 
 CEILING = -math.log(0.1) - 0.5 * math.log(2 * math.pi)
 FIGURES = {
@@ -74,17 +74,9 @@ def data_folder(tmp_path_factory):
     """MNIST, Omniglot and CelebA of a few random images each, in the formats of their publishers."""
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
-
-    def idx(array):
-        header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-        return gzip.compress(header + array.tobytes())
-
-    for name in ("mnist", "omniglot", "celeba"):
+    write_mnist(folder / "mnist", rng)
+    for name in ("omniglot", "celeba"):
         (folder / name).mkdir()
-    for prefix in ("train", "t10k"):
-        images = rng.integers(0, 256, (6, 28, 28), dtype=np.uint8)
-        (folder / f"mnist/{prefix}-images-idx3-ubyte.gz").write_bytes(idx(images))
-        (folder / f"mnist/{prefix}-labels-idx1-ubyte.gz").write_bytes(idx(np.arange(6, dtype=np.uint8)))
     images = rng.integers(0, 256, (6, 28, 28), dtype=np.uint8)
     np.savez(folder / "omniglot/omniglot_28.npz", images=images, class_id=np.arange(1197, 1203, dtype=np.uint16))
     for split in ("train", "test"):
@@ -172,7 +164,7 @@ def test_inpainting_at_smoke_scale(out, data_folder, monkeypatch, name, source, 
 
 def test_the_experiments_are_those_of_the_papers():
     inpainting = {f"nvdp/inpainting-{x}" for x in ("digits", "mnist", "omniglot-mnist", "celeba")}
-    assert set(FIGURES) | inpainting | {"bnnp/elbo-quality", "bnnp/against-nuts"} == set(EXPERIMENTS)
+    assert set(FIGURES) | inpainting | set(BNNP_FIGURES) == set(EXPERIMENTS)
     assert SCALES == ("smoke", "small", "paper")
     for module in (nvdp_gp, nvdp_ablations, nvdp_trigonometric):
         assert tuple(module.SCALES) == SCALES and all(name == s.name for name, s in module.SCALES.items())

@@ -13,6 +13,7 @@ from guides.whitened_gaussian import Dual, Primal, WhitenedGaussian
 from inference.objectives import make
 from pp_models import (
     BayesianNetwork,
+    DataError,
     Dataset,
     FixedGaussianPrior,
     GaussianLikelihood,
@@ -477,3 +478,39 @@ def test_drawn_states_predict_with_the_model():
             outputs = poutine.condition(model, data=weights)(Dataset(x))
         spread.append((outputs.mean(0) - 2).abs().mean().item())
     assert spread[1] < 0.3 * spread[0]
+
+
+# -- another model -----------------------------------------------------------------------------------------------------
+
+
+def test_a_moved_guide_has_the_other_models_prior_and_its_own_networks():
+    torch.manual_seed(0)
+    (model, guide), d = deep_pair(), data(dim_x=1, dim_y=1)
+    other = BayesianNetwork(model.layer_sizes, activation=model.activation, noise_scale=0.2).double()
+    moved = guide.moved_to(other)
+    assert moved.model is other and guide.model is model
+    assert not {id(p) for p in moved.parameters()} & {id(p) for p in guide.parameters()}
+    first, second = (
+        pyro.poutine.trace(g).get_trace(d).nodes["layer_0.weight"]["fn"].whitened.mean for g in (guide, moved)
+    )
+    assert (first - second).abs().max() > 1e-3
+    empty, fresh = d.points(slice(0, 0)), BNNWeightGuide(other).double()
+    drawn = []
+    for one in (moved, fresh):  # from nothing both draw from the other model's prior
+        torch.manual_seed(1)
+        drawn.append(one(empty)["layer_1.weight"])
+    assert torch.equal(*drawn)
+    with pytest.raises(ValueError, match=r"^model: its weights have shapes .*; this guide was built for "):
+        guide.moved_to(BayesianNetwork([1, 3, 1]))
+
+
+def test_an_update_with_points_of_another_width_is_refused():
+    torch.manual_seed(0)
+    guide, d = deep_pair()[1], data(dim_x=1, dim_y=1)
+    state = guide.start(d, 3)
+    wrong = Dataset(torch.cat([d.x, d.x], -1), d.y)
+    for call in (lambda: guide.update(state, wrong), lambda: guide(wrong)):
+        with pytest.raises(DataError, match=r"^x: got input width 2; this model was built for 1$"):
+            call()
+    with pytest.raises(DataError, match=r"^data: y is None; "):
+        guide.update(state, Dataset(d.x))

@@ -6,13 +6,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-import xarray
 
 from pp_models import DataError, tasks
 from pp_models.ecg_tasks import read_series, simulated_beat
 from pp_models.era5_tasks import SWITZERLAND, TEST_STEPS
 from pp_models.tabular_tasks import read_abalone
-from tests.pp_models.conftest import write_abalone
+from tests.recorded_stand_ins import write_abalone, write_era5
 
 
 @pytest.fixture
@@ -141,22 +140,6 @@ def test_broken_files(nothing):
     (nothing / "era5" / "a.nc").write_bytes(b"nothing")
     with pytest.raises(DataError, match=r"^a.nc: it cannot be read as ERA5-Land \("):
         tasks.era5()
-
-
-def write_era5(folder, steps=20, time="time"):
-    folder.mkdir(exist_ok=True)
-    rng = np.random.default_rng(0)
-    latitude, longitude = np.arange(52.0, 44.0, -0.5), np.arange(4.0, 13.0, 0.5)  # north to south, as it comes
-    shape = (steps, len(latitude), len(longitude))
-    temperature = 280 + 5 * rng.standard_normal(shape)
-    temperature[:, -1, 3] = np.nan  # sea
-    rain = 1e-3 * rng.random(shape)
-    dims = (time, "latitude", "longitude")
-    xarray.Dataset(
-        {"t2m": (dims, temperature), "tp": (dims, rain)},
-        {time: np.arange(steps), "latitude": latitude, "longitude": longitude},
-    ).to_netcdf(folder / "land.nc", engine="h5netcdf")
-    return temperature, rain
 
 
 @pytest.mark.parametrize("time", ["time", "valid_time"])

@@ -1,9 +1,11 @@
 """Stand-ins for recorded data sets, so that the tests need no downloads."""
 
 import gzip
+import struct
 
 import numpy as np
 import pytest
+import xarray
 
 from pp_models.tabular_tasks import ROWS
 
@@ -36,12 +38,44 @@ def write_abalone(folder, rng, infant_size=0.5):
     (folder / "abalone.csv").write_text("\n".join(lines) + "\n")
 
 
+def write_era5(folder, steps=20, time="time"):
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    latitude, longitude = np.arange(52.0, 44.0, -0.5), np.arange(4.0, 13.0, 0.5)  # north to south, as it comes
+    shape = (steps, len(latitude), len(longitude))
+    temperature = 280 + 5 * rng.standard_normal(shape)
+    temperature[:, -1, 3] = np.nan  # sea
+    rain = 1e-3 * rng.random(shape)
+    dims = (time, "latitude", "longitude")
+    xarray.Dataset(
+        {"t2m": (dims, temperature), "tp": (dims, rain)},
+        {time: np.arange(steps), "latitude": latitude, "longitude": longitude},
+    ).to_netcdf(folder / "land.nc", engine="h5netcdf")
+    return temperature, rain
+
+
+def write_mnist(folder, rng, count=6):
+    """A few random images in the publisher's format."""
+    folder.mkdir()
+
+    def idx(array):
+        header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+        return gzip.compress(header + array.tobytes())
+
+    for prefix in ("train", "t10k"):
+        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(idx(images))
+        (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(idx(np.arange(count, dtype=np.uint8)))
+
+
 @pytest.fixture(scope="session")
 def recorded_folder(tmp_path_factory):
-    """A data folder with ECG200, ECG5000 and abalone in the shapes of the real ones."""
+    """A data folder with ECG200, ECG5000, abalone and MNIST in the shapes of the real ones, and a small ERA5."""
     folder = tmp_path_factory.mktemp("recorded")
     write_archive(folder / "ecg", np.random.default_rng(0))
     write_abalone(folder / "uci", np.random.default_rng(1))
+    write_mnist(folder / "mnist", np.random.default_rng(2))
+    write_era5(folder / "era5", 40)
     return folder
 
 
