@@ -26,6 +26,9 @@ class NeuralProcessGuide(ParameterModule):
         pooling: pooling of the latent path's encoder.
     """
 
+    #: no site depends on another
+    independent_sites = True
+
     def __init__(self, model: NeuralProcess, width: int = 128, pooling: str = "mean") -> None:
         super().__init__()
         if not isinstance(model, NeuralProcess):

@@ -18,6 +18,10 @@ class NPVI(KLObjective):
     Samples come from the guide on the whole task, which no prediction can do: the train/test mismatch that
     :class:`ConditionalPrior` removes by swapping the two roles.
 
+    Where a site of the guide depends on others, as the layers of a BNN do, both conditionals are taken at the draws from
+    the whole task; one at draws of its own would not even be zero where the context is the whole task (a mistake of
+    BNNP's precursor code).
+
     A deterministic path is a point mass, which cannot be sampled from one data set and compared with another; it is
     always computed from the context, as in the papers.
 
@@ -28,10 +32,22 @@ class NPVI(KLObjective):
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
         context, full = context_and_full(args[0])
         rest = args[1:]
-        reference = self.run_guide(guide, (context, *rest), kwargs)
-        path = Trace()
-        for name, site in sample_sites(reference):
-            if is_point_mass(site["fn"]):
-                path.add_node(name, **site)
-        posterior = self.run_guide(poutine.replay(guide, trace=path), (full, *rest), kwargs)
+
+        def from_context() -> tuple[Trace, Trace]:
+            """The guide on the context, and the point masses among its sites."""
+            trace, path = self.run_guide(guide, (context, *rest), kwargs), Trace()
+            for name, site in sample_sites(trace):
+                if is_point_mass(site["fn"]):
+                    path.add_node(name, **site)
+            return trace, path
+
+        if getattr(guide, "independent_sites", False):
+            reference, path = from_context()
+            posterior = self.run_guide(poutine.replay(guide, trace=path), (full, *rest), kwargs)
+        else:
+            # a site that depends on others is compared at the posterior's draws of those, not at draws of its own
+            posterior = self.run_guide(guide, (full, *rest), kwargs)
+            if any(is_point_mass(site["fn"]) for _, site in sample_sites(posterior)):
+                posterior = self.run_guide(poutine.replay(guide, trace=from_context()[1]), (full, *rest), kwargs)
+            reference = self.run_guide(poutine.replay(guide, trace=posterior), (context, *rest), kwargs)
         return Branches(posterior, reference, (full, *rest), (full, *rest))

@@ -19,6 +19,7 @@ from pp_models import (
     GaussianLikelihood,
     LearnedGaussianPrior,
     LogUniformPrior,
+    TaskBatch,
 )
 
 NOISE = 0.5
@@ -514,3 +515,39 @@ def test_an_update_with_points_of_another_width_is_refused():
             call()
     with pytest.raises(DataError, match=r"^data: y is None; "):
         guide.update(state, Dataset(d.x))
+
+
+# -- two posteriors under one prior ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_npvis_kl_is_that_of_dense_gaussians_zero_without_targets_and_never_negative(granularity):
+    """BNNP A14: KL(q(W | context and target) || q(W | context)) of one layer, in float64."""
+    torch.manual_seed(0)
+    model, guide = linear_pair(granularity)
+    d = data(points=6)
+    batch = d.split(2)
+    found = make("npvi").terms(model, guide, batch).kl.detach()
+    for i in range(3):
+        few, many = (dense_posterior(model, part.x[i], part.y[i])[:2] for part in (batch.context, d))
+        normal = torch.distributions.MultivariateNormal
+        expected = torch.distributions.kl_divergence(normal(*many), normal(*few))
+        torch.testing.assert_close(found[i], expected, rtol=1e-8, atol=1e-9)
+    assert bool((found > 0).all())
+    some = Dataset(batch.target.x, batch.target.y, torch.tensor([[True] * 4, [False] * 4, [True] * 4]))
+    partly = make("npvi").terms(model, guide, TaskBatch(batch.context, some)).kl.detach()
+    torch.testing.assert_close(partly, found * torch.tensor([1.0, 0.0, 1.0]), rtol=1e-10, atol=1e-10)
+
+
+def test_npvis_kl_of_deep_layers_is_taken_at_the_same_draws_of_those_below():
+    """Only so it is zero without targets; with another draw for the context's branch it is not."""
+    torch.manual_seed(0)
+    model, guide = deep_pair()
+    d = data(points=5, dim_x=1, dim_y=1)
+    same = make("npvi", num_particles=4).terms(model, guide, d).kl.detach()  # the data is context and whole at once
+    torch.testing.assert_close(same, torch.zeros_like(same), rtol=0, atol=1e-10)
+    first, second = (poutine.trace(guide).get_trace(d) for _ in range(2))
+    q, p = (t.nodes["layer_1.weight"]["fn"] for t in (first, second))
+    assert bool((torch.distributions.kl_divergence(q, p) > 0.1).all())
+    many = make("npvi", num_particles=4).terms(model, guide, d.split(2)).kl
+    assert bool((many > 0).all())
