@@ -18,7 +18,7 @@ class NPVI(KLObjective):
     Samples come from the guide on the whole task, which no prediction can do: the train/test mismatch that
     :class:`ConditionalPrior` removes by swapping the two roles.
 
-    Where a site of the guide depends on others, as the layers of a BNN do, both conditionals are taken at the draws from
+    Where a site of the guide depends on others, as the layers of a BNN do, both conditionals are taken at draws from
     the whole task; one at draws of its own would not even be zero where the context is the whole task (a mistake of
     BNNP's precursor code).
 
