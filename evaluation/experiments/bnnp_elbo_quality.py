@@ -14,7 +14,7 @@ from pyro import poutine
 from torch import nn
 
 from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
-from evaluation.plots.style import INK, WIDTH, colours, look
+from evaluation.plots.style import INK, WIDTH, colours, look, symlog_ticks
 from guides import BNNWeightGuide, GaussianVIGuide, GlobalInducingGuide
 from inference import fit
 from inference.objectives import make
@@ -218,8 +218,7 @@ def _figure(table: pd.DataFrame) -> Figure:
         axes.set(xscale="log", xlabel="noise sd of the likelihood", ylabel="bound less log evidence (nats)")
         axes.set_yscale("symlog", linthresh=1.0)
         low = min(-1.0, float(-table[[f"{name}_gap" for name in METHODS]].max().max()))
-        ticks = [1.0, 0.0, *(-(10.0**i) for i in range(1 + math.ceil(math.log10(-low))))]
-        axes.set_yticks(ticks, [f"{t:g}".replace("-", "−") for t in ticks])
+        axes.set_yticks(*symlog_ticks(1.3 * low, 1.0))
         axes.set_ylim(1.3 * low, 1.0)
         levels = sorted(table.noise.unique())
         shown = levels if len(levels) <= 6 else [levels[0], levels[len(levels) // 2], levels[-1]]

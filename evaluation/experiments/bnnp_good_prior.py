@@ -14,7 +14,7 @@ from evaluation.experiments.bnnp_prior_learning import FAMILIES, Family, fitted
 from evaluation.experiments.bnnp_prior_learning import SCALES as TRAINING
 from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
 from evaluation.metrics import interval_coverage
-from evaluation.plots.style import WIDTH, colours, look
+from evaluation.plots.style import WIDTH, colours, look, symlog_ticks
 from guides import BNNWeightGuide, GaussianVIGuide, GlobalInducingGuide
 from inference import Prediction, fit, nuts, predict, swag
 from inference.objectives import make
@@ -215,6 +215,8 @@ def _figure(table: pd.DataFrame) -> Figure:
             axes.scatter(part.lpd, places, s=36, color=colour, label=f"{prior} prior", zorder=3)
         axes.set_yticks(range(len(names)), names)
         axes.set_xscale("symlog", linthresh=1.0)
+        axes.set_xticks(*symlog_ticks(float(table.lpd.min()), float(table.lpd.max())))
+        axes.minorticks_off()
         axes.set_xlabel("log predictive density (nats a point)")
         figure.legend(loc="outside lower center", ncols=2)
     return figure

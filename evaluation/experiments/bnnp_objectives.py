@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from evaluation.experiments.bnnp_scoring import context_scores, generator_scores
 from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
-from evaluation.plots.style import WIDTH, colours, look
+from evaluation.plots.style import WIDTH, colours, look, symlog_ticks
 from guides import BNNWeightGuide
 from inference.objectives import make
 from pp_models import BayesianNetwork, FixedGaussianPrior, LearnedGaussianPrior, tasks
@@ -193,6 +193,9 @@ def _figure(table: pd.DataFrame) -> Figure:
                     COUNTS, [row[f"lpd_{c}"] for c in COUNTS], color=palette[row.objective], label=label, marker="o"
                 )
             axes.set_yscale("symlog", linthresh=1.0)
+            shown = table[table.objective.isin(list(OBJECTIVES))][[f"lpd_{c}" for c in COUNTS]]
+            axes.set_yticks(*symlog_ticks(float(shown.min().min()), float(shown.max().max())))
+            axes.minorticks_off()
             axes.set_xticks(COUNTS)
             axes.set(title=f"{prior} prior", xlabel="context points")
         panels[0].set_ylabel("log predictive density (nats a point)")

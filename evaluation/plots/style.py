@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -66,3 +67,12 @@ def picture_axes(axes: Axes) -> None:
     axes.grid(False)
     for spine in axes.spines.values():
         spine.set_linewidth(0.5)
+
+
+def symlog_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
+    """Ticks at 0 and plus or minus powers of ten, for a symlog scale that is linear up to 1, and their labels."""
+    most = max(abs(low), abs(high), 1.0)
+    powers = [10.0**i for i in range(math.ceil(math.log10(most)) + 1)]
+    ticks = sorted({0.0, *powers, *(-p for p in powers)})
+    kept = [t for t in ticks if min(low, 0.0) * 1.05 <= t <= max(high, 0.0) * 1.05] or [0.0]
+    return kept, [f"{t:g}".replace("-", "−") for t in kept]

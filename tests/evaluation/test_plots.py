@@ -11,13 +11,16 @@ from evaluation.plots import (
     calibration_plot,
     comparison_plot,
     fan_plot,
+    function_draws,
     image_completions,
     learning_curves,
+    picture_rows,
     query_curves,
     rate_maps,
 )
 from evaluation.plots.functions import _quantiles
 from evaluation.plots.images import UNSEEN
+from evaluation.plots.style import symlog_ticks
 from guides.bernoulli_dropout import BernoulliExpertGuide
 from guides.mc_dropout import MCDropoutGuide
 from inference.predict import Prediction, predict
@@ -298,3 +301,33 @@ def test_query_curves_need_their_columns():
         query_curves(queries(["a"]), "crps")
     with pytest.raises(ValueError, match="table: it has no row"):
         query_curves(queries(["a"]).iloc[:0])
+
+
+def test_symlog_ticks_are_zero_and_powers_of_ten_in_range():
+    assert symlog_ticks(-30.0, 0.5) == ([-10.0, -1.0, 0.0], ["−10", "−1", "0"])
+    assert symlog_ticks(-0.2, 1.2)[0] == [0.0, 1.0]
+    assert symlog_ticks(2.0, 40.0)[0] == [0.0, 1.0, 10.0]
+
+
+def test_function_draws_has_a_panel_a_prior_and_the_last_sets_the_limits():
+    x = torch.linspace(-1, 1, 5).unsqueeze(-1)
+    wild, calm = 100 * torch.randn(6, 5, 1), torch.zeros(4, 5, 1) + torch.arange(4.0).reshape(4, 1, 1)
+    figure = function_draws({"wild": wild, "calm": calm}, x, number=3, highlighted=1)
+    first, second = figure.axes
+    assert first.get_title() == "wild" and len(first.lines) == 3 and len(second.lines) == 3
+    assert first.get_ylim() == second.get_ylim() == pytest.approx((-0.45, 3.45))
+    with pytest.raises(ValueError, match=r"^draws: got none; at least one set is needed$"):
+        function_draws({}, x)
+    with pytest.raises(ValueError, match=r"^x: got inputs of width 2; a plot of functions needs width 1$"):
+        function_draws({"a": calm}, x.expand(5, 2))
+
+
+def test_picture_rows_may_differ_in_size_but_not_in_number():
+    figure = picture_rows({"coarse": torch.rand(3, 4, 4), "fine": torch.rand(3, 9, 7)})
+    assert len(figure.subfigs) == 2 and [len(part.axes) for part in figure.subfigs] == [3, 3]
+    assert figure.subfigs[1].axes[0].images[0].get_array().shape[:2] == (9, 7)
+    for rows in ({}, {"a": torch.rand(3, 4, 4), "b": torch.rand(2, 4, 4)}):
+        with pytest.raises(
+            ValueError, match=r"^rows: got rows of \[.*\] pictures; there must be rows, all of one length$"
+        ):
+            picture_rows(rows)
