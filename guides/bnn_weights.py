@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torch.utils.checkpoint import checkpoint
 
+from guides.conjugate_layer import SOLVERS, layer_posterior, posterior_of_statistics, statistics, with_bias
 from guides.context_transformer import ContextTransformer
 from guides.weight_guide import WeightGuide
-from guides.whitened_gaussian import Dual, Primal, WhitenedGaussian
+from guides.whitened_gaussian import WhitenedGaussian
 from pp_models.bayesian_network import ACTIVATIONS, BayesianNetwork, join
 from pp_models.data import DataError, Dataset
 from pp_models.likelihoods import GaussianLikelihood
 from pp_models.linear import linear
 from pp_models.parameter_module import mlp
-from pp_models.priors import GaussianBlocks
 from pp_models.task_plates import PARTICLE_PLATE, task_plates
 
 CHOICES = ("auto", "real", "pseudo")
@@ -101,7 +101,7 @@ class BNNWeightGuide(WeightGuide):
             raise ValueError(f"inference: got {inference!r}; it must be one of {', '.join(INFERENCE)}")
         if hidden is not None and inference == "transformer":
             raise ValueError(f"hidden: got {hidden}, the widths of MLPs; a transformer takes width and num_blocks")
-        if solver not in ("auto", "primal", "dual"):
+        if solver not in SOLVERS:
             raise ValueError(f"solver: got {solver!r}; it must be 'auto', 'primal' or 'dual'")
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size: got {chunk_size}; it must be at least 1, or None")
@@ -251,17 +251,12 @@ class BNNWeightGuide(WeightGuide):
         """q(W_l | W_<l, D), batch ``*B`` (with particles to their left after the first layer)."""
         blocks = self.model.prior.gaussian(index, drawn)
         target, precision = self.pseudo_observations(index, data, features)
-        phi = with_bias(features)
-        k_out = self.shapes[index][0]
-        # a whole layer has k_out times the rows and the columns of a unit: the same form is the smaller
-        if self.solver == "dual" or (self.solver == "auto" and phi.shape[-2] < phi.shape[-1]):
-            dual = dual_of_layer if blocks.whole(k_out) else dual_of_units
-            return self._distribution(index, blocks, dual(phi, target, precision, blocks))
-        return self._distribution(index, blocks, Primal(*whiten(*statistics(phi, target, precision, blocks), blocks)))
+        shape = self.shapes[index]
+        return layer_posterior(features, target, precision, blocks, shape, self._key(index), self.solver)
 
-    def _distribution(self, index: int, blocks: GaussianBlocks, whitened: Primal | Dual) -> WhitenedGaussian:
-        key = (id(self.model.prior), index)
-        return WhitenedGaussian(blocks.loc, blocks.factor, whitened, self.shapes[index], blocks.diagonal, key)
+    def _key(self, index: int) -> tuple[int, int]:
+        """Names the prior of a layer."""
+        return id(self.model.prior), index
 
     # -- many points -----------------------------------------------------------------------------------------------
 
@@ -295,7 +290,7 @@ class BNNWeightGuide(WeightGuide):
                     found = of_chunk(chunk, *drawn)
             sums = list(found) if sums is None else [total + s for total, s in zip(sums, found, strict=True)]
         assert sums is not None
-        return self._distribution(index, blocks, Primal(*whiten(sums[0], sums[1], blocks)))
+        return posterior_of_statistics(sums[0], sums[1], blocks, self.shapes[index], self._key(index))
 
     # -- point by point --------------------------------------------------------------------------------------------
 
@@ -353,7 +348,7 @@ class BNNWeightGuide(WeightGuide):
         """The posterior of the last layer's weights for each draw of the hidden ones, batch ``[S, *B]``."""
         index = len(self.sites) - 1
         blocks = self.model.prior.gaussian(index, state.hidden)
-        return self._distribution(index, blocks, Primal(*whiten(state.gram, state.moment, blocks)))
+        return posterior_of_statistics(state.gram, state.moment, blocks, self.shapes[index], self._key(index))
 
     @torch.no_grad()
     def draw(self, state: OnlineState) -> dict[str, Tensor]:
@@ -382,59 +377,3 @@ class OnlineState:
 def scaled_gradient(value: Tensor, factor: float) -> Tensor:
     """The value itself; its gradient times a factor."""
     return value.detach() + factor * (value - value.detach())
-
-
-def with_bias(features: Tensor) -> Tensor:
-    """Features with a column of ones."""
-    return torch.cat([features, features.new_ones(*features.shape[:-1], 1)], -1)
-
-
-def statistics(phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianBlocks) -> tuple[Tensor, Tensor]:
-    """Natural statistics of the blocks' weights, sums over points: Σ λ φ φᵀ ``[..., blocks, k, k]`` and Σ λ φ r.
-
-    Args:
-        phi: features with bias ``[..., N, k]``.
-        target: v ``[..., N, k_out]``; r is what is left of it after the prior's mean.
-        precision: λ ``[..., N, k_out]``.
-        blocks: the prior; one block for the whole matrix gives block-diagonal statistics, units outermost.
-    """
-    k_out, k = target.shape[-1], phi.shape[-1]
-    whole = blocks.whole(k_out)
-    loc = blocks.loc.unflatten(-1, (k_out, k)).squeeze(-3) if whole else blocks.loc
-    residual = target - phi @ loc.mT
-    weighed = precision.mT.unsqueeze(-1) * phi.unsqueeze(-3)  # [..., k_out, N, k]
-    gram = phi.mT.unsqueeze(-3) @ weighed
-    moment = (weighed.mT @ residual.mT.unsqueeze(-1)).squeeze(-1)
-    if not whole:
-        return gram, moment
-    eye = torch.eye(k_out, dtype=phi.dtype, device=phi.device)
-    dense = torch.einsum("...dkl,de->...dkel", gram, eye).flatten(-2).flatten(-3, -2)
-    return dense.unsqueeze(-3), moment.flatten(-2).unsqueeze(-2)
-
-
-def dual_of_units(phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianBlocks) -> Dual:
-    """Posterior of each unit's whitened weights from its points, batch ``[..., k_out]``."""
-    residual = target - phi @ blocks.loc.mT
-    root = precision.sqrt().mT.unsqueeze(-1)
-    spread = phi.unsqueeze(-3)
-    design = spread * blocks.factor.unsqueeze(-2) if blocks.diagonal else spread @ blocks.factor
-    return Dual(root * design, root.squeeze(-1) * residual.mT)
-
-
-def dual_of_layer(phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianBlocks) -> Dual:
-    """Posterior of all whitened weights of a layer as one block, batch ``[..., 1]``; rows are (unit, point)."""
-    k_out, k = target.shape[-1], phi.shape[-1]
-    residual = target - phi @ blocks.loc.unflatten(-1, (k_out, k)).squeeze(-3).mT
-    eye = torch.eye(k_out, dtype=phi.dtype, device=phi.device)
-    wide = torch.einsum("...nk,de->...dnek", phi, eye).flatten(-2).flatten(-3, -2)
-    root = precision.sqrt().mT.flatten(-2).unsqueeze(-1)
-    values = root.squeeze(-1) * residual.mT.flatten(-2)
-    return Dual((root * (wide @ blocks.factor.squeeze(-3))).unsqueeze(-3), values.unsqueeze(-2))
-
-
-def whiten(gram: Tensor, moment: Tensor, blocks: GaussianBlocks) -> tuple[Tensor, Tensor]:
-    """Cᵀ G C and Cᵀ h of natural statistics G ``[..., blocks, k, k]`` and h ``[..., blocks, k]``."""
-    c = blocks.factor
-    if blocks.diagonal:
-        return c.unsqueeze(-1) * gram * c.unsqueeze(-2), c * moment
-    return c.mT @ gram @ c, (c.mT @ moment.unsqueeze(-1)).squeeze(-1)

@@ -6,9 +6,9 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from guides.bnn_weights import dual_of_layer, dual_of_units, statistics, whiten, with_bias
+from guides.conjugate_layer import layer_posterior
 from guides.weight_guide import WeightGuide
-from guides.whitened_gaussian import Dual, Primal, WhitenedGaussian
+from guides.whitened_gaussian import WhitenedGaussian
 from pp_models.bayesian_network import ACTIVATIONS, BayesianNetwork
 from pp_models.data import DataError, Dataset
 from pp_models.likelihoods import GaussianLikelihood
@@ -89,13 +89,6 @@ class GlobalInducingGuide(WeightGuide):
     def conditional(self, index: int, features: Tensor, drawn: list[Tensor]) -> WhitenedGaussian:
         """q(W_l | W_<l), batch ``*B`` (with particles to their left after the first layer)."""
         blocks = self._shared[0].gaussian(index, drawn)
-        phi, target = with_bias(features), self.targets[index]
         precision = (-2 * self.log_noises[index]).exp()
-        k_out = self.shapes[index][0]
-        whitened: Primal | Dual
-        if phi.shape[-2] < phi.shape[-1]:
-            whitened = (dual_of_layer if blocks.whole(k_out) else dual_of_units)(phi, target, precision, blocks)
-        else:
-            whitened = Primal(*whiten(*statistics(phi, target, precision, blocks), blocks))
         key = (id(self._shared[0]), index)
-        return WhitenedGaussian(blocks.loc, blocks.factor, whitened, self.shapes[index], blocks.diagonal, key)
+        return layer_posterior(features, self.targets[index], precision, blocks, self.shapes[index], key)
