@@ -197,10 +197,6 @@ def growing_contexts(batch: TaskBatch, counts: tuple[int, ...] = (1, 2, 3, 4)) -
     return TaskBatch(contexts, Dataset.pad([target] * len(counts)))
 
 
-def _predict(pair: tuple[Any, Any], context: Dataset, x: Any) -> Any:
-    return predict(*pair, context, x, 200, seed=0)  # type: ignore[call-arg, misc, arg-type]
-
-
 def _figures(name: str, pairs: dict, seed: int, test: Any, scale_name: str) -> dict[str, tuple[Any, str]]:
     x, truth = test.on_grid(100, 120 if scale_name != "smoke" else 20, seed=5)
     drawn = {
@@ -210,9 +206,10 @@ def _figures(name: str, pairs: dict, seed: int, test: Any, scale_name: str) -> d
         "true": truth,
     }
     show = growing_contexts(test.batch(0))
-    predictions = {
-        label: _predict(pairs[key, seed], show.context, x) for label, key in (("PP-AVI", "pp-avi"), ("AVI", "avi"))
-    }
+    predictions = {}
+    for label, key in (("PP-AVI", "pp-avi"), ("AVI", "avi")):
+        model, guide = pairs[key, seed]
+        predictions[label] = predict(model, guide, show.context, x, 200, seed=0)
     return {
         "priors": (plots.function_draws(drawn, x), "100 functions from each prior, three of them in black."),
         "posteriors": (
