@@ -7,11 +7,12 @@ from typing import Any
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from pyro.infer.autoguide import AutoNormal
 
 from evaluation.experiments.bnnp_elbo_quality import train_on
 from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
 from evaluation.plots.style import INK, WIDTH, colours, look
-from guides import BNNWeightGuide, GaussianVIGuide
+from guides import BNNWeightGuide
 from inference import nuts, predict
 from pp_models import BayesianNetwork, Dataset, LearnedGaussianPrior
 
@@ -50,7 +51,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
         functions = {"nuts": reference.predict(grid).function_samples}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            exact, mean_field = BNNWeightGuide(model, "real", "real"), GaussianVIGuide(model)
+            exact, mean_field = BNNWeightGuide(model, "real", "real"), AutoNormal(model)
             mean_field(data)
         for name, guide, count in (("bnnp", exact, steps), ("mean_field", mean_field, mean_field_steps)):
             train_on(model, guide, data, count, seed)
