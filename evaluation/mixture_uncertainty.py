@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from inference import predict
@@ -74,6 +75,19 @@ def mixture_uncertainty(alpha: Tensor) -> MixtureUncertainty:
         mutual_information(alpha),
         alpha.sum(-1),
     )
+
+
+def concentration_of(guide: Any, data: Dataset) -> Tensor:
+    """α(D) ``[*B, L]`` of a guide with Dirichlet weights, a refined one included.
+
+    Raises:
+        ValueError: its weights follow another distribution.
+    """
+    with torch.no_grad():
+        found = poutine.trace(guide).get_trace(data).nodes["mixture_weights"]["fn"]
+    if not isinstance(found, torch.distributions.Dirichlet):
+        raise ValueError(f"guide: its weights are {type(found).__name__}; these scores need a Dirichlet")
+    return found.concentration.expand(*data.batch_shape, -1)
 
 
 def context_typicality(model: Any, guide: Any, data: Dataset, *, held_out: bool = False) -> Tensor:
