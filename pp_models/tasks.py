@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pp_models.branch_tasks import BranchTasks
 from pp_models.ecg_tasks import ECGTasks
 from pp_models.era5_tasks import ERA5Tasks
 from pp_models.function_tasks import HeavisideTasks, NetworkTasks, SawtoothTasks, SquaredExponentialTasks
@@ -89,3 +90,8 @@ def abalone(split: str = "train", batch_size: int = 2, seed: int = 0, **options:
 def era5(split: str = "train", batch_size: int = 5, seed: int = 0, **options: Any) -> ERA5Tasks:
     """Precipitation from the user's ERA5-Land files; see :class:`pp_models.era5_tasks.ERA5Tasks` for the options."""
     return ERA5Tasks(split, batch_size, seed, **options)
+
+
+def branches(batch_size: int = 32, seed: int = 0, **options: Any) -> BranchTasks:
+    """Four branches mixed in a task's own proportions; see :class:`pp_models.branch_tasks.BranchTasks`."""
+    return BranchTasks(batch_size, seed, **options)
