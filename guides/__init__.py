@@ -3,21 +3,35 @@
 from guides.amortised_mean_field import AmortisedMeanFieldGuide
 from guides.bernoulli_dropout import BernoulliExpertGuide
 from guides.bnn_weights import BNNWeightGuide
+from guides.conjugate_refinement import ConjugateRefinement
+from guides.dirichlet_mixture import DirichletMixtureGuide, DirichletPosteriorGuide
+from guides.expert_pruning import prune_experts
 from guides.gaussian_vi import GaussianVIGuide
 from guides.global_inducing import GlobalInducingGuide
 from guides.local_reparameterization import local_reparameterization
+from guides.logistic_normal_mixture import LogisticNormalGuide
 from guides.mc_dropout import MCDropoutGuide
+from guides.mixture_gates import DeterministicGateGuide, UniformMixtureGuide
 from guides.neural_process_guide import NeuralProcessGuide
+from guides.stick_breaking_mixture import StickBreakingGuide
 from guides.swag import SWAGGuide
 
 __all__ = [
     "AmortisedMeanFieldGuide",
     "BNNWeightGuide",
     "BernoulliExpertGuide",
+    "ConjugateRefinement",
+    "DeterministicGateGuide",
+    "DirichletMixtureGuide",
+    "DirichletPosteriorGuide",
     "GaussianVIGuide",
     "GlobalInducingGuide",
+    "LogisticNormalGuide",
     "MCDropoutGuide",
     "NeuralProcessGuide",
     "SWAGGuide",
+    "StickBreakingGuide",
+    "UniformMixtureGuide",
     "local_reparameterization",
+    "prune_experts",
 ]

@@ -22,6 +22,7 @@ RECORDINGS = {"ecg-simulated": "simulated", "ecg200": "ecg200", "ecg5000": "ecg5
 TASK_NAMES = (
     *(f"gp-{kernel}" for kernel in (*KERNELS, "mix")),
     "trigonometric",
+    "branches",
     *FUNCTIONS,
     "mixed-offset",
     *REGRESSION,
@@ -60,6 +61,8 @@ def task_stream(
         return (tasks.gp_test if test else tasks.gp)(name.removeprefix("gp-"), batch_size, seed)
     if name == "trigonometric":
         return tasks.trigonometric(batch_size, seed, full_grid=test)
+    if name == "branches":
+        return tasks.branches(batch_size, seed)
     if name in FUNCTIONS:
         return FUNCTIONS[name](batch_size, seed, grid=TEST_GRID if test else None)
     if name == "mixed-offset":

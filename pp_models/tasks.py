@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pp_models.branch_tasks import BranchTasks
 from pp_models.ecg_tasks import ECGTasks
 from pp_models.era5_tasks import ERA5Tasks
 from pp_models.function_tasks import HeavisideTasks, NetworkTasks, SawtoothTasks, SquaredExponentialTasks
@@ -106,3 +107,8 @@ def multi_output(
 def mixed_offset(batch_size: int = 16, seed: int = 0, **options: Any) -> MixedOffsetTasks:
     """A process with two modes that a context cannot tell apart; ``pp_models.mixed_offset_tasks`` has its oracle."""
     return MixedOffsetTasks(batch_size, seed, **options)
+
+
+def branches(batch_size: int = 32, seed: int = 0, **options: Any) -> BranchTasks:
+    """Four branches mixed in a task's own proportions; see :class:`pp_models.branch_tasks.BranchTasks`."""
+    return BranchTasks(batch_size, seed, **options)

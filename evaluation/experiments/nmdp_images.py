@@ -63,8 +63,8 @@ def run(images: str, scale_name: str, seeds: list[int], workshop: Workshop) -> O
         "the target pixels are scored, in nats a pixel summed over channels. "
         + description(size, "context", FLOOR, channels),
         "ll is marginal, pixel by pixel with the mean weights; joint_ll all target pixels together. A CNP has no "
-        "latent, so the two agree. The paper's counts, floor and number of experts are unknown, so none of its printed numbers "
-        "is comparable.",
+        "latent, so the two agree. The paper's counts, floor and number of experts are unknown, so none of its printed "
+        "numbers is comparable.",
     ]
     shown = _stream(images, "test", 4, 1_000_007, workshop)
     counts = [c for c in COUNTS if c < shown.height * shown.width]
