@@ -3,6 +3,7 @@
 from pp_models import tasks
 from pp_models.bayesian_attention import BayesianAttentionNetwork
 from pp_models.bayesian_network import BayesianNetwork
+from pp_models.conv_neural_process import ConvNeuralProcess
 from pp_models.data import DataError, Dataset, TaskBatch
 from pp_models.dirichlet_sweeps import dirichlet_sweeps
 from pp_models.gp_oracle import oracle_joint_log_likelihood, oracle_log_likelihood, oracle_predict
@@ -16,12 +17,14 @@ from pp_models.likelihoods import (
 from pp_models.log_uniform_prior import LogUniformPrior
 from pp_models.neural_process import NeuralProcess
 from pp_models.priors import FixedGaussianPrior, GivenGaussianPrior
+from pp_models.transformer_neural_process import TransformerNeuralProcess
 
 __all__ = [
     "BayesianAttentionNetwork",
     "BayesianNetwork",
     "BernoulliLikelihood",
     "CategoricalLikelihood",
+    "ConvNeuralProcess",
     "DataError",
     "Dataset",
     "FixedGaussianPrior",
@@ -32,6 +35,7 @@ __all__ = [
     "LogUniformPrior",
     "NeuralProcess",
     "TaskBatch",
+    "TransformerNeuralProcess",
     "dirichlet_sweeps",
     "oracle_joint_log_likelihood",
     "oracle_log_likelihood",
