@@ -6,6 +6,7 @@ from guides.bnn_weights import BNNWeightGuide
 from guides.context_points import ContextPointsGuide
 from guides.gaussian_vi import GaussianVIGuide
 from guides.global_inducing import GlobalInducingGuide
+from guides.gradient_adaptation import CAVIAGuide, MAMLGuide
 from guides.local_reparameterization import local_reparameterization
 from guides.mc_dropout import MCDropoutGuide
 from guides.neural_process_guide import NeuralProcessGuide
@@ -15,9 +16,11 @@ __all__ = [
     "AmortisedMeanFieldGuide",
     "BNNWeightGuide",
     "BernoulliExpertGuide",
+    "CAVIAGuide",
     "ContextPointsGuide",
     "GaussianVIGuide",
     "GlobalInducingGuide",
+    "MAMLGuide",
     "MCDropoutGuide",
     "NeuralProcessGuide",
     "SWAGGuide",
