@@ -3,6 +3,7 @@
 from guides.amortised_mean_field import AmortisedMeanFieldGuide
 from guides.bernoulli_dropout import BernoulliExpertGuide
 from guides.bnn_weights import BNNWeightGuide
+from guides.bootstrap import BootstrapGuide
 from guides.context_points import ContextPointsGuide
 from guides.gaussian_vi import GaussianVIGuide
 from guides.global_inducing import GlobalInducingGuide
@@ -16,6 +17,7 @@ __all__ = [
     "AmortisedMeanFieldGuide",
     "BNNWeightGuide",
     "BernoulliExpertGuide",
+    "BootstrapGuide",
     "CAVIAGuide",
     "ContextPointsGuide",
     "GaussianVIGuide",

@@ -97,6 +97,7 @@ class InnerGradientDescent(nn.Module):
 
 def context_loss(distribution: TorchDistribution, data: Dataset) -> Tensor:
     """Mean negative log-density over the existing points of each task ``[*B]``, 0 for a task without points."""
+    assert data.y is not None
     log_density = distribution.log_prob(data.y)
     if data.mask is not None:
         log_density = torch.where(data.mask, log_density, torch.zeros_like(log_density))
