@@ -5,6 +5,7 @@ from guides.bernoulli_dropout import BernoulliExpertGuide
 from guides.bnn_weights import BNNWeightGuide
 from guides.bootstrap import BootstrapGuide
 from guides.context_points import ContextPointsGuide
+from guides.distance_informed_guide import DistanceInformedGuide
 from guides.gaussian_vi import GaussianVIGuide
 from guides.global_inducing import GlobalInducingGuide
 from guides.gradient_adaptation import CAVIAGuide, MAMLGuide
@@ -20,6 +21,7 @@ __all__ = [
     "BootstrapGuide",
     "CAVIAGuide",
     "ContextPointsGuide",
+    "DistanceInformedGuide",
     "GaussianVIGuide",
     "GlobalInducingGuide",
     "MAMLGuide",
