@@ -54,6 +54,17 @@ class DistanceInformedGuide(ParameterModule):
                 "local": pyro.sample("local", of_points(gaussian(self.point_head(self.point_encoder(data))), data)),
             }
 
+    def conditional_prior(self, data: Dataset) -> dict[str, Tensor]:
+        """Refuses: the whole task has local latents at other points than the context.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "guide: DistanceInformedGuide has local latents at the context's points alone, which conditional-prior "
+            "cannot compare with those of the whole task; train it with npml"
+        )
+
 
 def gaussian(parameters: Tensor) -> dist.Normal:
     """N(μ, σ²) from ``[..., 2 R]``, σ = 0.1 + 0.9 sigmoid."""
