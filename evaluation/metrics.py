@@ -118,6 +118,30 @@ def pit(prediction: Prediction, y: Tensor) -> Tensor:
     return (below.to(samples.dtype) + 0.5) / (len(samples) + 1)
 
 
+def calibration_error(prediction: Prediction, y: Tensor, mask: Tensor | None = None, levels: int = 19) -> Tensor:
+    """How far the PIT is from uniform: the mean over levels q of abs(share of outputs with PIT <= q - q), a number.
+
+    Outputs of all tasks and dimensions are pooled; a calibrated prediction gives 0 up to the grain of its draws and the
+    noise of a finite sample (Kuleshov et al. 2018, with absolute distances).
+
+    Args:
+        prediction: at N points; its draws are used.
+        y: ``[*B, N, Dy]``.
+        mask: ``[*B, N]``, True where the point exists.
+        levels: evenly spaced between 0 and 1, ends left out.
+
+    Raises:
+        ValueError: fewer than one level.
+    """
+    if levels < 1:
+        raise ValueError(f"levels: got {levels}; at least 1 is needed")
+    found = pit(prediction, y)
+    found = found[mask] if mask is not None else found.flatten(0, -2)
+    grid = torch.arange(1, levels + 1, dtype=found.dtype, device=found.device) / (levels + 1)
+    share = torch.stack([(found <= q).to(found.dtype).mean() for q in grid])
+    return (share - grid).abs().mean()
+
+
 def interval_coverage(
     prediction: Prediction, y: Tensor, mask: Tensor | None = None, levels: Sequence[float] = (0.5, 0.9)
 ) -> Tensor:

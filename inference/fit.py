@@ -254,26 +254,28 @@ def fit(
             if rates is not None:
                 set_learning_rates(inner, rates, final_learning_rate, step / max(steps - 1, 1))
             batch = batch_at(step).to(fabric.device, dtype)
-            fabric_optimizer.zero_grad()
-            loss, statistics = wrapped(_Sealed(batch))
-            fabric.backward(loss)
-            for p, start in zip(parameters, released_at, strict=True):
-                if step < start:
-                    p.grad = None  # an optimizer leaves such parameters and their momentum alone
-            used = [(i, p.grad) for i, p in enumerate(parameters) if p.grad is not None]
-            norms = torch.stack(torch._foreach_norm([g for _, g in used]))
-            grad_norm = norms.norm()
-            bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(grad_norm))
-            first_bad = torch.isfinite(norms).logical_not().to(torch.uint8).argmax()
-            bad_record.append((step, bad, first_bad, [i for i, _ in used]))
-            if max_grad_norm is not None:
-                scale = (max_grad_norm / grad_norm.clamp_min(1e-12)).clamp_max(1.0)
-                torch._foreach_mul_([g for _, g in used], scale)
-            if on_device:
-                inner.found_inf = bad.to(torch.float32)  # type: ignore[attr-defined]
-                fabric_optimizer.step()
-            elif not bool(bad):  # an optimizer that cannot skip by itself costs one host read a step
-                fabric_optimizer.step()
+            with _repeated(objective) as repeats:
+                for _ in range(repeats):
+                    fabric_optimizer.zero_grad()
+                    loss, statistics = wrapped(_Sealed(batch))
+                    fabric.backward(loss)
+                    for p, start in zip(parameters, released_at, strict=True):
+                        if step < start:
+                            p.grad = None  # an optimizer leaves such parameters and their momentum alone
+                    used = [(i, p.grad) for i, p in enumerate(parameters) if p.grad is not None]
+                    norms = torch.stack(torch._foreach_norm([g for _, g in used]))
+                    grad_norm = norms.norm()
+                    bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(grad_norm))
+                    first_bad = torch.isfinite(norms).logical_not().to(torch.uint8).argmax()
+                    bad_record.append((step, bad, first_bad, [i for i, _ in used]))
+                    if max_grad_norm is not None:
+                        scale = (max_grad_norm / grad_norm.clamp_min(1e-12)).clamp_max(1.0)
+                        torch._foreach_mul_([g for _, g in used], scale)
+                    if on_device:
+                        inner.found_inf = bad.to(torch.float32)  # type: ignore[attr-defined]
+                        fabric_optimizer.step()
+                    elif not bool(bad):  # an optimizer that cannot skip by itself costs one host read a step
+                        fabric_optimizer.step()
             at_log = (step + 1) % log_every == 0 or step + 1 == steps
             at_save = (step + 1) % checkpoint_every == 0 or step + 1 == steps
             if (step + 1) % check_every == 0 or at_log or at_save:
@@ -297,6 +299,17 @@ def fit(
         result.steps = done
     result.seconds = time.perf_counter() - started
     return result
+
+
+@contextmanager
+def _repeated(objective: Any) -> Iterator[int]:
+    """Optimizer updates that one batch gets: several for an objective that keeps its E-step meanwhile."""
+    repeats = getattr(objective, "inner_steps", 1)
+    if repeats == 1:
+        yield 1
+        return
+    with objective.one_e_step():
+        yield repeats
 
 
 @contextmanager
@@ -342,6 +355,8 @@ def _longest_run(skipped: list[tuple[int, str]]) -> int:
     longest = run = 0
     previous = None
     for step, _ in skipped:
+        if step == previous:  # another update of the same step
+            continue
         run = run + 1 if previous is not None and step == previous + 1 else 1
         longest, previous = max(longest, run), step
     return longest

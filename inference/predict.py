@@ -17,6 +17,7 @@ from torch import Tensor
 
 from inference.objectives.independent_plates import sample_sites
 from pp_models.data import DataError, Dataset, TaskBatch
+from pp_models.simplex_distributions import ExpertMixture
 from pp_models.task_plates import PARTICLE_PLATE
 
 
@@ -132,8 +133,9 @@ class Prediction:
         return torch.logsumexp(scores.sum(-1), 0) - math.log(self.num_samples)
 
     def quantile(self, q: float | Tensor) -> Tensor:
-        """Quantiles of the predictive ``[*B, N, Dy]`` (leading dim for a vector of q), exact for one Gaussian draw,
-        else from the samples.
+        """Quantiles of the predictive ``[*B, N, Dy]`` (leading dim for a vector of q).
+
+        Exact for one draw of a Gaussian or of a mixture of Gaussians (by bisection), else from the samples.
 
         Raises:
             ValueError: q outside [0, 1], or y is a class index.
@@ -144,6 +146,11 @@ class Prediction:
         if not self.samples.dtype.is_floating_point:
             raise ValueError("q: the outputs are class indices, which have no quantiles; use .mean for probabilities")
         base = pointwise(self.likelihood, 0)
+        if self.num_samples == 1 and isinstance(base, ExpertMixture):
+            try:
+                return base.quantile(q.clamp(1e-6, 1 - 1e-6)).squeeze(q.dim())
+            except NotImplementedError:  # experts without a distribution function
+                pass
         if self.num_samples == 1 and isinstance(base, torch.distributions.Normal):
             shape = q.shape + (1,) * (base.loc.dim() - 1)
             return base.loc[0] + base.scale[0] * torch.special.ndtri(q.reshape(shape).to(base.loc.device))
@@ -230,9 +237,11 @@ def _widen(value: Tensor, likelihood: TorchDistribution, shape: torch.Size) -> T
 
 def _stack(parts: list[TorchDistribution], shape: torch.Size) -> TorchDistribution:
     """Joins distributions of the same kind along their first batch dimension."""
-    if len(parts) == 1:
-        return parts[0].expand(shape)
     first = parts[0]
+    if isinstance(first, ExpertMixture):
+        return _stack_mixtures([p for p in parts if isinstance(p, ExpertMixture)], shape)
+    if len(parts) == 1:
+        return first.expand(shape)
     if isinstance(first, torch.distributions.Independent):
         base = _stack([p.base_dist for p in parts], shape + first.event_shape[: first.reinterpreted_batch_ndims])
         return base.to_event(first.reinterpreted_batch_ndims)
@@ -242,6 +251,15 @@ def _stack(parts: list[TorchDistribution], shape: torch.Size) -> TorchDistributi
     full = [p.expand(p.batch_shape[:1] + shape[1:]) for p in parts]
     parameters: dict[str, Any] = {name: torch.cat([getattr(p, name) for p in full]) for name in names}
     return type(first)(**parameters, validate_args=False)
+
+
+def _stack_mixtures(parts: list[ExpertMixture], shape: torch.Size) -> ExpertMixture:
+    """Joins mixtures along the draws; experts that all draws share stay one."""
+    weights = torch.cat([p.expand(p.batch_shape[:1] + shape[1:]).log_weights for p in parts])
+    experts = parts[0].experts
+    if len(experts.batch_shape) > len(shape) and experts.batch_shape[0] > 1:  # each draw has its own
+        experts = _stack([p.experts for p in parts], shape + experts.batch_shape[-1:])
+    return ExpertMixture(weights.expand(*shape, -1), experts)
 
 
 @torch.no_grad()

@@ -3,10 +3,11 @@
 from pp_models import tasks
 from pp_models.bayesian_attention import BayesianAttentionNetwork
 from pp_models.bayesian_network import BayesianNetwork
+from pp_models.conjugate_sweeps import dirichlet_sweeps, stick_breaking_sweeps
 from pp_models.conv_neural_process import ConvNeuralProcess
 from pp_models.data import DataError, Dataset, TaskBatch
-from pp_models.dirichlet_sweeps import dirichlet_sweeps
 from pp_models.distance_informed_process import DistanceInformedProcess
+from pp_models.exact_mixture import exact_log_evidence
 from pp_models.gp_oracle import oracle_joint_log_likelihood, oracle_log_likelihood, oracle_predict
 from pp_models.learned_prior import LearnedGaussianPrior
 from pp_models.likelihoods import (
@@ -14,10 +15,13 @@ from pp_models.likelihoods import (
     CategoricalLikelihood,
     GaussianHeadLikelihood,
     GaussianLikelihood,
+    StudentTHeadLikelihood,
 )
 from pp_models.log_uniform_prior import LogUniformPrior
+from pp_models.mixture_density import MixtureDensityNetwork, effective_experts, unused_experts
 from pp_models.neural_process import NeuralProcess
 from pp_models.priors import FixedGaussianPrior, GivenGaussianPrior
+from pp_models.simplex_distributions import ExpertMixture, LogSpaceDirichlet, StickBreaking
 from pp_models.transformer_neural_process import TransformerNeuralProcess
 
 __all__ = [
@@ -29,18 +33,27 @@ __all__ = [
     "DataError",
     "Dataset",
     "DistanceInformedProcess",
+    "ExpertMixture",
     "FixedGaussianPrior",
     "GaussianHeadLikelihood",
     "GaussianLikelihood",
     "GivenGaussianPrior",
     "LearnedGaussianPrior",
+    "LogSpaceDirichlet",
     "LogUniformPrior",
+    "MixtureDensityNetwork",
     "NeuralProcess",
+    "StickBreaking",
+    "StudentTHeadLikelihood",
     "TaskBatch",
     "TransformerNeuralProcess",
     "dirichlet_sweeps",
+    "effective_experts",
+    "exact_log_evidence",
     "oracle_joint_log_likelihood",
     "oracle_log_likelihood",
     "oracle_predict",
+    "stick_breaking_sweeps",
     "tasks",
+    "unused_experts",
 ]

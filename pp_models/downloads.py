@@ -58,6 +58,13 @@ REGISTRY: dict[str, RemoteFile] = {
         ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
         "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     ),
+    "emnist/gzip.zip": RemoteFile(  # all six sets, 536 MB
+        (
+            "https://biometrics.nist.gov/cs_links/EMNIST/gzip.zip",
+            "https://www.itl.nist.gov/iaui/vip/cs_links/EMNIST/gzip.zip",
+        ),
+        "fb9bb67e33772a9cc0b895e4ecf36d2cf35be8b709693c3564cea2a019fcda8e",
+    ),
     "svhn/train_32x32.mat": RemoteFile(
         (f"{_SVHN}/train_32x32.mat",), "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8"
     ),

@@ -85,7 +85,9 @@ class GPTasks(TaskStream):
         self.grid = grid
         self.dtype = dtype
 
-    def _draw_truth(self, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw_truth(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Kernels and hyper-parameters of one batch, ``[T]`` each."""
+
         def uniform(bounds: Range) -> Tensor:
             u = torch.rand(self.batch_size, generator=generator, dtype=torch.float64)
             return bounds[0] + (bounds[1] - bounds[0]) * u
@@ -107,7 +109,7 @@ class GPTasks(TaskStream):
     def sample(self, generator: torch.Generator) -> TaskBatch:
         """Draws one batch: counts, kernels, inputs, then outputs."""
         m, t = self.counts.draw(generator)
-        truth = self._draw_truth(generator)
+        truth = self.draw_truth(generator)
         low, high = self.x_range
         if self.grid is None:
             x = low + (high - low) * torch.rand(self.batch_size, m + t, 1, generator=generator, dtype=torch.float64)
@@ -117,10 +119,14 @@ class GPTasks(TaskStream):
                 torch.cat(random_subsets(self.batch_size, self.grid, (m, self.grid - m), generator), -1)
             ].unsqueeze(-1)
         x = x.to(self.dtype)
+        y = self.draw_outputs(x, truth, generator).to(self.dtype)
+        return TaskBatch(Dataset(x[:, :m], y[:, :m]), Dataset(x[:, m:], y[:, m:]), truth)
+
+    def draw_outputs(self, x: Tensor, truth: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        """Noisy values float64 ``[T, N, 1]`` at inputs ``[T, N, 1]``."""
         # the covariance is that of the rounded inputs, so that an oracle reading x back has the exact kernel
         wide = x.to(torch.float64)
         gram = covariance(truth["kernel"], truth["lengthscale"], truth["scale"], truth["period"], wide, wide)
         gram.diagonal(dim1=-2, dim2=-1).add_(noise_variance(truth["noise"], truth["scale"]).unsqueeze(-1))
         normal = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-        y = (torch.linalg.cholesky(gram) @ normal).to(self.dtype)
-        return TaskBatch(Dataset(x[:, :m], y[:, :m]), Dataset(x[:, m:], y[:, m:]), truth)
+        return torch.linalg.cholesky(gram) @ normal

@@ -1,4 +1,4 @@
-"""Image data sets as uint8 arrays: digits (embedded), MNIST, Omniglot, CIFAR-10, CelebA and SVHN.
+"""Image data sets as uint8 arrays: digits (embedded), MNIST, EMNIST, Omniglot, CIFAR-10, CelebA and SVHN.
 
 Nothing here unpickles: archives are read as idx, PNG, JPEG, binary records, Matlab 5 arrays or pickle-free npz.
 """
@@ -15,12 +15,15 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pp_models import downloads
 from pp_models.data import DataError
+
+CIFAR10_SUBSET = "cifar10_subset/cifar10_jpeg_subset.npz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +47,10 @@ def load_images(name: str = "digits", split: str = "train", progress: bool = Tru
     Args:
         name: ``"digits"`` (8x8, embedded in scikit-learn; first 1500 images train, the other 297 test), ``"mnist"``
             (28x28), ``"omniglot"`` (28x28; train is the first 1200 characters as in NVDP, test the other 423),
-            ``"cifar10"``, ``"celeba"`` (center crop of 136, resized to 32x32 as in NVDP) or ``"svhn"`` (32x32 RGB).
+            ``"emnist"`` (balanced, the ten digits; 28x28), ``"emnist-unseen"`` (its 37 classes of letters, which TNP
+            tests on after training on the digits), ``"cifar10"`` (the published archive), ``"cifar10-subset"`` (12,000
+            JPEG-compressed images from the data folder), ``"celeba"`` (center crop of 136, resized to 32x32 as in
+            NVDP) or ``"svhn"`` (32x32 RGB).
         split: ``"train"`` or ``"test"``.
         progress: shows a progress bar for downloads and long conversions.
 
@@ -74,17 +80,21 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
         DataError: it is no such file, or truncated.
     """
+    return _parse_idx(path.read_bytes(), path.name, path)
+
+
+def _parse_idx(content: bytes, name: str, path: Path) -> np.ndarray:
+    """An idx array from gzipped bytes; ``path`` is what a reader of the error replaces."""
     try:
-        with gzip.open(path, "rb") as file:
-            raw = file.read()
+        raw = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path.name}: it is no complete gzip file ({type(error).__name__}); replace {path}") from error
+        raise DataError(f"{name}: it is no complete gzip file ({type(error).__name__}); replace {path}") from error
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise DataError(f"{path.name}: it is no idx file of unsigned bytes; replace {path}")
+        raise DataError(f"{name}: it is no idx file of unsigned bytes; replace {path}")
     header = 4 + 4 * raw[3]
     shape = struct.unpack(f">{raw[3]}I", raw[4:header]) if len(raw) >= header else ()
     if len(raw) - header != int(np.prod(shape, dtype=np.int64)):
-        raise DataError(f"{path.name}: its header says shape {shape}, its length does not; replace {path}")
+        raise DataError(f"{name}: its header says shape {shape}, its length does not; replace {path}")
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
 
@@ -95,6 +105,28 @@ def _mnist(split: str, progress: bool) -> ImageData:
     if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise DataError(f"mnist: images of shape {images.shape} and labels of shape {labels.shape} do not match")
     return ImageData(images, labels.astype(np.int64), "MNIST, 28x28")
+
+
+def _emnist(split: str, progress: bool, classes: range = range(10)) -> ImageData:
+    """The balanced set, from its idx files in the data folder or from the publisher's archive of all EMNIST sets."""
+    names = [f"emnist-balanced-{split}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
+    own = [downloads.find(f"emnist/{name}") for name in names]
+    if own[0] is not None and own[1] is not None:
+        images, labels = read_idx(own[0]), read_idx(own[1])
+    else:
+        path = downloads.fetch("emnist/gzip.zip", progress)
+        try:
+            with zipfile.ZipFile(path) as archive:
+                images, labels = (_parse_idx(archive.read(f"gzip/{name}"), name, path) for name in names)
+        except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"{path.name}: it is no complete archive with {names[0]}; replace {path}") from error
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise DataError(f"emnist: images of shape {images.shape} and labels of shape {labels.shape} do not match")
+    chosen = (labels >= classes.start) & (labels < classes.stop)
+    # the publisher stores each picture column by column
+    pictures = np.ascontiguousarray(images[chosen].transpose(0, 2, 1))
+    source = f"EMNIST balanced, classes {classes.start} to {classes.stop - 1}, 28x28"
+    return ImageData(pictures, labels[chosen].astype(np.int64), source)
 
 
 def _read_npz(path: Path, names: Iterable[str]) -> list[np.ndarray]:
@@ -161,12 +193,19 @@ def _convert_omniglot(progress: bool) -> Path:
     return target
 
 
+def _cifar10_subset(split: str, progress: bool) -> ImageData:
+    path = downloads.find(CIFAR10_SUBSET)
+    if path is None:
+        raise DataError(
+            f"cifar10-subset: no file {CIFAR10_SUBSET} with uint8 arrays x_train, y_train, x_test and y_test; put it "
+            f"into the folder that {downloads.DATA_VARIABLE} names, or use cifar10, which is downloaded"
+        )
+    images, labels = _read_npz(path, (f"x_{split}", f"y_{split}"))
+    source = f"CIFAR-10 subset of {len(images)} JPEG-compressed images, not comparable with published results"
+    return ImageData(images, labels.astype(np.int64), source)
+
+
 def _cifar10(split: str, progress: bool) -> ImageData:
-    subset = downloads.find("cifar10_subset/cifar10_jpeg_subset.npz")
-    if subset is not None and downloads.find("cifar10/cifar-10-binary.tar.gz") is None:
-        images, labels = _read_npz(subset, (f"x_{split}", f"y_{split}"))
-        source = f"CIFAR-10 subset of {len(images)} JPEG-compressed images, not comparable with published results"
-        return ImageData(images, labels.astype(np.int64), source)
     path = downloads.fetch("cifar10/cifar-10-binary.tar.gz", progress)
     names = [f"data_batch_{i}.bin" for i in range(1, 6)] if split == "train" else ["test_batch.bin"]
     try:
@@ -243,8 +282,11 @@ def _read_faces(source: Path, found: dict[str, Callable[[], bytes]], split: str,
 LOADERS: dict[str, Callable[[str, bool], ImageData]] = {
     "digits": _digits,
     "mnist": _mnist,
+    "emnist": _emnist,
+    "emnist-unseen": partial(_emnist, classes=range(10, 47)),
     "omniglot": _omniglot,
     "cifar10": _cifar10,
+    "cifar10-subset": _cifar10_subset,
     "celeba": _celeba,
     "svhn": _svhn,
 }

@@ -61,6 +61,25 @@ def shrink(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     return blocks.to(torch.float32).mean((2, 4)).round().to(torch.uint8)
 
 
+#: whose numbers of pixels: NVDP, TNP or SI-NP
+PROTOCOLS = ("nvdp", "tnp", "si-np")
+
+
+def protocol_counts(protocol: str, pixels: int) -> PointCounts:
+    """How many pixels of an image are context and target, by the paper whose protocol it is.
+
+    ``"nvdp"``: m ~ U{3..196}, at least one target, at most 200 in all. ``"tnp"``: N_c ~ U{3..196} and
+    N_t ~ U{3..199 - N_c} (TNP, code release). ``"si-np"``: N_c ~ U{1..pixels - 1}, all others target (SI-NP, code
+    release). The first two are for images of 32 by 32; of smaller ones at most a quarter of the pixels is context.
+    """
+    most = min(196, pixels // 4)
+    if protocol == "nvdp":
+        return PointCounts((3, most), (1, None), most + 4)
+    if protocol == "tnp":
+        return PointCounts((3, most), (3, None), most + 3)
+    return PointCounts((1, pixels - 1), (1, None), pixels)
+
+
 class ImageTasks(TaskStream):
     """Each task is one image: x a pixel's place in [-1, 1]² (row, column), y its value in [-0.5, 0.5].
 
@@ -75,13 +94,15 @@ class ImageTasks(TaskStream):
         batch_size: tasks a batch, T.
         seed: any non-negative integer.
         labels: class indices ``[n]``, or None.
-        num_context: smallest and largest m; None is NVDP's (3, 196), at most a quarter of the pixels.
+        num_context: smallest and largest m; None is what the protocol says.
         num_target: see ``PointCounts``.
         max_points: most pixels a task; None is four more than the most context (NVDP's 200), or leaves it to
             ``num_target`` where that has an upper end. With ``context_share`` it is the number of pixels of every
             task, and None is all of them.
         context_share: smallest and largest share of a task's pixels that is context, in place of the counts (see
             ``ShareCounts``); BNNP's completion of MNIST has (0.01, 0.6).
+        protocol: ``"nvdp"``, ``"tnp"`` or ``"si-np"``, the counts where ``num_context`` is None (see
+            ``protocol_counts``). With ``"si-np"`` all pixels that are no context are target.
         size: side (or height and width) to which images are reduced by area means; None keeps them.
         full_image: the test mode, where all pixels that are no context are target.
         centred: y in [-0.5, 0.5]; False for [0, 1], what a Bernoulli likelihood needs.
@@ -103,6 +124,7 @@ class ImageTasks(TaskStream):
         num_target: tuple[int, int | None] = (1, None),
         max_points: int | None = None,
         context_share: tuple[float, float] | None = None,
+        protocol: str = "nvdp",
         size: int | tuple[int, int] | None = None,
         full_image: bool = False,
         centred: bool = True,
@@ -130,6 +152,8 @@ class ImageTasks(TaskStream):
         if self.labels is not None and self.labels.shape != pixels.shape[:1]:
             raise DataError(f"labels: got shape {list(self.labels.shape)}; it must be [{len(pixels)}]")
         available = self.height * self.width
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"protocol: got {protocol!r}; it must be one of {', '.join(PROTOCOLS)}")
         self.counts: PointCounts | ShareCounts
         if context_share is not None:
             if num_context is not None:
@@ -138,7 +162,11 @@ class ImageTasks(TaskStream):
             self.counts = ShareCounts((most, most), context_share)
         else:
             if num_context is None:
-                num_context = (3, min(196, available // 4))
+                named = protocol_counts(protocol, available)
+                num_context = named.num_context
+                full_image = full_image or protocol == "si-np"
+                if num_target == (1, None) and max_points is None:
+                    num_target, max_points = named.num_target, named.max_points
             if full_image:
                 num_target, max_points = (1, None), available
             elif max_points is None and num_target[1] is None:

@@ -118,6 +118,26 @@ class GaussianHeadLikelihood(Likelihood):
         return dist.Normal(mean, self.min_scale + (1 - self.min_scale) * softplus(raw)).to_event(1)
 
 
+class StudentTHeadLikelihood(GaussianHeadLikelihood):
+    """A mean and a scale per point, as for the Gaussian head, with Student-t noise: outliers cost less.
+
+    Args:
+        min_scale: the floor of the scale.
+        degrees_of_freedom: above 2, so that the variance exists.
+    """
+
+    def __init__(self, min_scale: float = 0.1, degrees_of_freedom: float = 4.0) -> None:
+        super().__init__(min_scale)
+        if not 2 < degrees_of_freedom < math.inf:
+            raise ValueError(f"degrees_of_freedom: got {degrees_of_freedom}; it must be finite and above 2")
+        self.degrees_of_freedom = degrees_of_freedom
+
+    def forward(self, outputs: Tensor) -> TorchDistribution:
+        normal = super().forward(outputs).base_dist
+        df = torch.full_like(normal.loc, self.degrees_of_freedom)
+        return dist.StudentT(df, normal.loc, normal.scale).to_event(1)
+
+
 class BernoulliLikelihood(Likelihood):
     """Independent Bernoulli outputs in {0, 1} (or grey values between) from logits."""
 
@@ -137,8 +157,13 @@ class CategoricalLikelihood(Likelihood):
         return dist.Categorical(logits=outputs)
 
 
-def make_likelihood(likelihood: str | Likelihood, noise_scale: float = 0.1) -> Likelihood:
-    """A likelihood by name: ``gaussian``, ``gaussian-head``, ``bernoulli`` or ``categorical``.
+def make_likelihood(likelihood: str | Likelihood, noise_scale: float = 0.1, min_scale: float = 0.1) -> Likelihood:
+    """A likelihood by name: ``gaussian``, ``gaussian-head``, ``student-t-head``, ``bernoulli`` or ``categorical``.
+
+    Args:
+        likelihood: a name, or a Likelihood that is returned as it is.
+        noise_scale: noise standard deviation of ``gaussian``.
+        min_scale: floor of the scale of the heads.
 
     Raises:
         ValueError: unknown name.
@@ -147,7 +172,8 @@ def make_likelihood(likelihood: str | Likelihood, noise_scale: float = 0.1) -> L
         return likelihood
     known: dict[str, Callable[[], Likelihood]] = {
         "gaussian": lambda: GaussianLikelihood(noise_scale),
-        "gaussian-head": GaussianHeadLikelihood,
+        "gaussian-head": lambda: GaussianHeadLikelihood(min_scale),
+        "student-t-head": lambda: StudentTHeadLikelihood(min_scale),
         "bernoulli": BernoulliLikelihood,
         "categorical": CategoricalLikelihood,
     }

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch import Tensor
 
+from pp_models.attention import ContextAttention
 from pp_models.bayesian_network import flat_representation, join, observe
 from pp_models.data import DataError, Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.parameter_module import ParameterModule, mlp
-from pp_models.task_plates import task_plates
+from pp_models.task_plates import task_plates, without_repeats
 
 
 class NeuralProcess(ParameterModule):
@@ -57,10 +57,6 @@ class NeuralProcess(ParameterModule):
             raise ValueError("latent_dim, representation_dim: both are 0; the decoder would never see the context")
         if attention and representation_dim < 1:
             raise ValueError("representation_dim: got 0; attention needs a deterministic representation")
-        if attention and representation_dim % num_heads:
-            raise ValueError(
-                f"representation_dim: got {representation_dim}; attention needs a multiple of num_heads, {num_heads}"
-            )
         self.dim_x, self.dim_y = dim_x, dim_y
         self.latent_dim, self.representation_dim, self.attention = latent_dim, representation_dim, attention
         self.likelihood = make_likelihood(likelihood)
@@ -70,12 +66,7 @@ class NeuralProcess(ParameterModule):
         self.outputs = outputs
         self.decoder = mlp([dim_x + latent_dim + representation_dim, *[width] * (depth - 1), outputs])
         if attention:
-            self.num_heads = num_heads
-            self.embed_input = mlp([dim_x, width, representation_dim])
-            self.attended = nn.Linear(representation_dim, representation_dim)
-            # so that attention over an empty context is defined: one learned point always there
-            self.null_key = nn.Parameter(torch.randn(representation_dim) * 0.1)
-            self.null_value = nn.Parameter(torch.randn(representation_dim) * 0.1)
+            self.attend = ContextAttention(dim_x, width, representation_dim, num_heads)
 
     def check(self, data: Dataset) -> None:
         """Refuses data that this model cannot take.
@@ -88,22 +79,6 @@ class NeuralProcess(ParameterModule):
         if data.y is not None:
             self.likelihood.check(data.y, self.outputs)
 
-    def _attend(self, x: Tensor, memory: Tensor) -> Tensor:
-        """Cross-attention of inputs ``[*B, N, Dx]`` over a memory ``[*B, M, Dx + R + 1]``: ``[*B, N, R]``."""
-        inputs, values, exists = memory.split([self.dim_x, self.representation_dim, 1], -1)
-        shape = torch.broadcast_shapes(x.shape[:-2], memory.shape[:-2])
-        keys = torch.cat([self.embed_input(inputs), self.null_key.expand(*inputs.shape[:-2], 1, -1)], -2)
-        values = torch.cat([values, self.null_value.expand(*inputs.shape[:-2], 1, -1)], -2)
-        ones = exists.new_ones(*exists.shape[:-2], 1, 1)
-        mask = torch.cat([exists, ones], -2).squeeze(-1) > 0.5
-
-        def heads(t: Tensor) -> Tensor:
-            return t.expand(*shape, *t.shape[-2:]).unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
-
-        mask = mask[..., None, None, :].expand(*shape, 1, 1, mask.shape[-1])
-        mixed = scaled_dot_product_attention(heads(self.embed_input(x)), heads(keys), heads(values), attn_mask=mask)
-        return self.attended(mixed.transpose(-2, -3).flatten(-2))
-
     def forward(self, data: Dataset) -> Tensor:
         """Returns the decoder's outputs ``[*B, N, outputs]``."""
         self.check(data)
@@ -114,9 +89,8 @@ class NeuralProcess(ParameterModule):
                 hidden = join(hidden, pyro.sample("z", prior))
             if self.representation_dim and self.attention:
                 # one entry a point, so that Pyro finds model and guide to agree when both see the same data set
-                like = data.x.new_zeros(data.num_points, self.dim_x + self.representation_dim + 1)
-                flat = dist.Normal(like, torch.ones_like(like)).to_event(2).mask(False)
-                found = self._attend(data.x, pyro.sample("memory", flat))
+                memory = pyro.sample("memory", self.attend.flat_prior(data.num_points, data.x))
+                found = self.attend(data.x, without_repeats(memory, 2))
                 shape = torch.broadcast_shapes(hidden.shape[:-1], found.shape[:-1])
                 hidden = torch.cat([hidden.expand(*shape, -1), found.expand(*shape, -1)], -1)
             elif self.representation_dim:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pp_models import tasks
 from pp_models.gp_kernels import KERNELS
 from pp_models.image_data import LOADERS
+from pp_models.regression_tables import TABLES
 from pp_models.task_stream import TaskStream
 
 FUNCTIONS: dict[str, Callable[..., TaskStream]] = {
@@ -15,11 +16,16 @@ FUNCTIONS: dict[str, Callable[..., TaskStream]] = {
     "squared-exponential": tasks.squared_exponential,
     "network-draws": tasks.network_draws,
 }
+#: tables with several outputs, a task a random draw of rows; with -clusters a task is a cell of the input space
+REGRESSION = tuple(f"{table}{suffix}" for table in TABLES for suffix in ("", "-clusters"))
 RECORDINGS = {"ecg-simulated": "simulated", "ecg200": "ecg200", "ecg5000": "ecg5000"}
 TASK_NAMES = (
     *(f"gp-{kernel}" for kernel in (*KERNELS, "mix")),
     "trigonometric",
+    "branches",
     *FUNCTIONS,
+    "mixed-offset",
+    *REGRESSION,
     *RECORDINGS,
     "abalone",
     "era5",
@@ -55,9 +61,16 @@ def task_stream(
         return (tasks.gp_test if test else tasks.gp)(name.removeprefix("gp-"), batch_size, seed)
     if name == "trigonometric":
         return tasks.trigonometric(batch_size, seed, full_grid=test)
+    if name == "branches":
+        return tasks.branches(batch_size, seed)
     if name in FUNCTIONS:
         return FUNCTIONS[name](batch_size, seed, grid=TEST_GRID if test else None)
+    if name == "mixed-offset":
+        return tasks.mixed_offset(batch_size, seed, grid=TEST_GRID if test else None)
     split = "test" if test else "train"
+    if name in REGRESSION:
+        table, clusters = name.removesuffix("-clusters"), name.endswith("-clusters")
+        return tasks.multi_output(table, split, batch_size, seed, division="clusters" if clusters else "random")
     if name in RECORDINGS:
         return tasks.ecg(RECORDINGS[name], split, batch_size, seed)
     if name in ("abalone", "era5"):

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import pyro
 import torch
+from torch import Tensor
 
 TASK_PLATE = "tasks"
 PARTICLE_PLATE = "particles"
@@ -25,3 +26,18 @@ def task_plates(batch_shape: torch.Size, device: torch.device | None = None) -> 
             name, at = task_plate_name(position), -1 - position
             stack.enter_context(pyro.plate(name, size, dim=at, device=device))  # type: ignore[arg-type]
         yield
+
+
+def without_repeats(value: Tensor, event_dims: int) -> Tensor:
+    """Drops copies along leading dimensions: an expanded point mass is the same for all particles.
+
+    What is computed from the result is computed once instead of once a particle, and broadcasts to the same values.
+
+    Args:
+        value: ``[*B, *event]``.
+        event_dims: number of trailing dimensions that are left as they are.
+    """
+    for dim in range(value.dim() - event_dims):
+        if value.stride(dim) == 0 and value.shape[dim] > 1:
+            value = value.narrow(dim, 0, 1)
+    return value

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pp_models.branch_tasks import BranchTasks
 from pp_models.ecg_tasks import ECGTasks
 from pp_models.era5_tasks import ERA5Tasks
 from pp_models.function_tasks import HeavisideTasks, NetworkTasks, SawtoothTasks, SquaredExponentialTasks
 from pp_models.gp_tasks import GPTasks
 from pp_models.image_data import load_images
 from pp_models.image_tasks import ImageTasks
+from pp_models.mixed_offset_tasks import MixedOffsetTasks
+from pp_models.regression_tasks import RegressionTasks
 from pp_models.tabular_tasks import AbaloneTasks
 from pp_models.trigonometric_tasks import TrigonometricTasks
 
@@ -51,7 +54,7 @@ def images(
     """Image completion on a named data set.
 
     See :func:`pp_models.image_data.load_images` for the names and :class:`pp_models.image_tasks.ImageTasks` for the
-    options; ``full_image=True`` is the test mode.
+    options; ``full_image=True`` is the test mode, and ``protocol`` names whose numbers of pixels.
     """
     return ImageTasks(load_images(name, split, progress), batch_size, seed, **options)
 
@@ -89,3 +92,23 @@ def abalone(split: str = "train", batch_size: int = 2, seed: int = 0, **options:
 def era5(split: str = "train", batch_size: int = 5, seed: int = 0, **options: Any) -> ERA5Tasks:
     """Precipitation from the user's ERA5-Land files; see :class:`pp_models.era5_tasks.ERA5Tasks` for the options."""
     return ERA5Tasks(split, batch_size, seed, **options)
+
+
+def multi_output(
+    table: str = "synthetic", split: str = "train", batch_size: int = 16, seed: int = 0, **options: Any
+) -> RegressionTasks:
+    """Regression with several outputs; see :class:`pp_models.regression_tasks.RegressionTasks` for the options.
+
+    Tables are ``sarcos``, ``wq``, ``scm20d`` and ``synthetic``; ``division="clusters"`` has tasks that differ.
+    """
+    return RegressionTasks(table, split, batch_size, seed, **options)
+
+
+def mixed_offset(batch_size: int = 16, seed: int = 0, **options: Any) -> MixedOffsetTasks:
+    """A process with two modes that a context cannot tell apart; ``pp_models.mixed_offset_tasks`` has its oracle."""
+    return MixedOffsetTasks(batch_size, seed, **options)
+
+
+def branches(batch_size: int = 32, seed: int = 0, **options: Any) -> BranchTasks:
+    """Four branches mixed in a task's own proportions; see :class:`pp_models.branch_tasks.BranchTasks`."""
+    return BranchTasks(batch_size, seed, **options)

@@ -5,6 +5,7 @@ import struct
 
 import numpy as np
 import pytest
+import scipy.io
 import xarray
 
 from pp_models.tabular_tasks import ROWS
@@ -57,25 +58,62 @@ def write_era5(folder, steps=20, time="time"):
 def write_mnist(folder, rng, count=6):
     """A few random images in the publisher's format."""
     folder.mkdir()
-
-    def idx(array):
-        header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
-        return gzip.compress(header + array.tobytes())
-
     for prefix in ("train", "t10k"):
         images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
         (folder / f"{prefix}-images-idx3-ubyte.gz").write_bytes(idx(images))
         (folder / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(idx(np.arange(count, dtype=np.uint8)))
 
 
+def idx(array):
+    """A gzipped idx file of unsigned bytes."""
+    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    return gzip.compress(header + array.tobytes())
+
+
+def write_tables(folder, rng, rows=200):
+    """Tables of several outputs: SARCOS's test file, water quality as ARFF, supply chains as npz."""
+    for name in ("sarcos", "mulan"):
+        (folder / name).mkdir(exist_ok=True)
+
+    def table(inputs, outputs):
+        x = rng.standard_normal((rows, inputs))
+        return x, np.sin(x @ rng.standard_normal((inputs, outputs))) + 0.1 * rng.standard_normal((rows, outputs))
+
+    for name, widths in (("sarcos/sarcos_test4449", (21, 7)), ("mulan/scm20d", (61, 16))):
+        x, y = table(*widths)
+        np.savez(folder / f"{name}.npz", X=x, Y=y)
+    lines = [",".join(f"{v:.5f}" for v in row) for row in np.concatenate(table(16, 14), 1)]
+    header = ["@relation wq", *(f"@attribute a{i} numeric" for i in range(30)), "", "@DATA"]
+    (folder / "mulan/wq.arff").write_text("\n".join([*header, "% a comment", *lines, ""]))
+
+
+def write_pictures(folder, rng, count=8):
+    """EMNIST, SVHN and the subset of CIFAR-10, a few random images each in the formats of the real ones."""
+    for name in ("emnist", "svhn", "cifar10_subset"):
+        (folder / name).mkdir(exist_ok=True)
+    arrays = {}
+    for split in ("train", "test"):
+        grey = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        (folder / f"emnist/emnist-balanced-{split}-images-idx3-ubyte.gz").write_bytes(idx(grey))
+        labels = np.arange(count, dtype=np.uint8) * 5
+        (folder / f"emnist/emnist-balanced-{split}-labels-idx1-ubyte.gz").write_bytes(idx(labels))
+        colour = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        arrays |= {f"x_{split}": colour, f"y_{split}": np.arange(count, dtype=np.uint8)}
+        content = {"X": colour.transpose(1, 2, 3, 0), "y": np.arange(1, count + 1, dtype=np.uint8)[:, None]}
+        scipy.io.savemat(folder / f"svhn/{split}_32x32.mat", content)
+    np.savez(folder / "cifar10_subset/cifar10_jpeg_subset.npz", **arrays)
+
+
 @pytest.fixture(scope="session")
 def recorded_folder(tmp_path_factory):
-    """A data folder with ECG200, ECG5000, abalone and MNIST in the shapes of the real ones, and a small ERA5."""
+    """A data folder with ECGs, tables and images in the formats of the real ones, and a small ERA5."""
     folder = tmp_path_factory.mktemp("recorded")
     write_archive(folder / "ecg", np.random.default_rng(0))
     write_abalone(folder / "uci", np.random.default_rng(1))
     write_mnist(folder / "mnist", np.random.default_rng(2))
     write_era5(folder / "era5", 40)
+    write_tables(folder, np.random.default_rng(3))
+    write_pictures(folder, np.random.default_rng(4))
     return folder
 
 

@@ -13,6 +13,12 @@ from evaluation.experiments import (
     bnnp_images,
     bnnp_objectives,
     bnnp_prior_learning,
+    nmdp_active_context,
+    nmdp_bimodal,
+    nmdp_images,
+    nmdp_multi_output,
+    nmdp_ood,
+    nmdp_representation,
     nvdp_ablations,
     nvdp_active_learning,
     nvdp_gp,
@@ -20,6 +26,7 @@ from evaluation.experiments import (
     nvdp_trigonometric,
 )
 from evaluation.experiments.experiment import SCALES, Check, Experiment, Outcome, Workshop, write_outcome
+from pp_models.regression_tables import TABLES
 
 EXPERIMENTS: dict[str, Experiment] = {
     "nvdp/gp-random": Experiment("1-D GP regression, random RBF kernel", partial(nvdp_gp.run, "random")),
@@ -52,6 +59,25 @@ EXPERIMENTS: dict[str, Experiment] = {
     "bnnp/images-mnist": Experiment(
         "learned prior over MNIST: completion, super-resolution", partial(bnnp_images.run, "mnist")
     ),
+    "nmdp/representation": Experiment(
+        "what the weights know of the kernel", partial(nmdp_representation.run, "random")
+    ),
+    "nmdp/representation-convcnp": Experiment(
+        "the same with ConvCNP's fixed hyper-parameters", partial(nmdp_representation.run, "convcnp")
+    ),
+    "nmdp/ood": Experiment("odd tasks by the doubt of a Dirichlet: AUROC of every score", nmdp_ood.run),
+    **{
+        f"nmdp/multi-output-{table}": Experiment(
+            f"several outputs, {table}: one function and cells", partial(nmdp_multi_output.run, table)
+        )
+        for table in TABLES
+    },
+    **{
+        f"nmdp/images-{images}": Experiment(f"image completion, {images}", partial(nmdp_images.run, images))
+        for images in ("digits", "mnist", "cifar10-subset", "emnist", "svhn")
+    },
+    "nmdp/active-context": Experiment("which point to ask for next", nmdp_active_context.run),
+    "nmdp/bimodal": Experiment("a process with two modes, and its exact likelihood", nmdp_bimodal.run),
     "nvdp/ablations": Experiment("variational prior, KL scale, rate structure, path", nvdp_ablations.run),
 }
 

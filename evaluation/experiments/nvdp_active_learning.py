@@ -2,69 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
-import torch
 
 from evaluation import plots
 from evaluation.experiments.experiment import Check, Outcome, Workshop
 from evaluation.experiments.nvdp_gp import SCALES, train_all
 from evaluation.metrics import log_likelihoods, rmse
 from inference import predict
-from pp_models import Dataset, TaskBatch, tasks
+from inference.active_context import acquire
+from pp_models import tasks
 
 METHODS = ["nvdp", "cnp", "np", "np+cnp+vp"]
 ACQUISITIONS = ("max sd", "random")
-
-
-def acquire(
-    model: Any, guide: Any, pool: Dataset, start: int, budget: int, acquisition: str, seed: int
-) -> list[TaskBatch]:
-    """Adds points to the context one at a time, in every task at once.
-
-    Args:
-        model: the model.
-        guide: its guide.
-        pool: all points of the tasks ``[T, N]``, with y; no mask.
-        start: random points in the first context.
-        budget: points in the last context.
-        acquisition: ``"max sd"`` or ``"random"``.
-        seed: seed of the first context and of random queries.
-
-    Returns:
-        The batches with ``start`` … ``budget`` context points; the points not yet queried are the target.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    tasks_count, total = pool.x.shape[0], pool.num_points
-    order = torch.rand(tasks_count, total, generator=generator).argsort(-1)
-    chosen = torch.zeros(tasks_count, total, dtype=torch.bool).scatter(1, order[:, :start], True)
-    steps = [_split(pool, chosen)]
-    for count in range(start, budget):
-        if acquisition == "max sd":
-            sd = predict(model, guide, steps[-1].context, pool, 1, weights="mean").std.mean(-1)
-            query = sd.masked_fill(chosen, -1.0).argmax(-1, keepdim=True)
-        else:
-            query = order[:, count : count + 1]
-        chosen = chosen.scatter(1, query, True)
-        steps.append(_split(pool, chosen))
-    return steps
-
-
-def _split(pool: Dataset, chosen: torch.Tensor) -> TaskBatch:
-    """Context and target from a selection with equally many points in every task."""
-    assert pool.y is not None
-
-    def part(where: torch.Tensor) -> Dataset:
-        count = int(where[0].sum())
-        index = where.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)[:, :count].unsqueeze(-1)
-        assert pool.y is not None
-        return Dataset(
-            pool.x.gather(1, index.expand(-1, -1, pool.x.shape[-1])),
-            pool.y.gather(1, index.expand(-1, -1, pool.y.shape[-1])),
-        )
-
-    return TaskBatch(part(chosen), part(~chosen))
 
 
 def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:

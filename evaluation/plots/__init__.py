@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from evaluation.plots.calibration import calibration_plot
 from evaluation.plots.comparison import comparison_plot, learning_curves, query_curves
+from evaluation.plots.densities import density_plot
 from evaluation.plots.draws import function_draws
 from evaluation.plots.functions import fan_plot
 from evaluation.plots.images import image_completions, picture_rows
@@ -16,6 +17,7 @@ from evaluation.plots.swap_matrix import swap_matrix_plot
 __all__ = [
     "calibration_plot",
     "comparison_plot",
+    "density_plot",
     "fan_plot",
     "function_draws",
     "image_completions",

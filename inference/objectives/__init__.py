@@ -49,6 +49,9 @@ REGISTRY: dict[str, tuple[type[TaskObjective], str, str]] = {
     "chi2": (Chi2, "forward χ² importance sampling, or the χ upper bound (CUBO)", "Li et al. 2024; Dieng et al. 2017"),
 }
 
+for _name, (_class, *_) in REGISTRY.items():
+    _class.name = _name
+
 
 def make(name: str, **options: Any) -> TaskObjective:
     """The objective of that name.

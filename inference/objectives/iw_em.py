@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
+from torch import Tensor
 
 from inference.objectives.fixed_values import drawn_sites, log_density, only_drawn, score_term
 from inference.objectives.importance_weights import ImportanceWeighted, WeightedDraws, total
 from inference.objectives.independent_plates import independent_axes
 from inference.objectives.observations import observed_log_likelihood
-from inference.objectives.task_objective import BoundTerms, context_and_full, log_mean_exp, scored_points
+from inference.objectives.task_objective import (
+    BoundTerms,
+    context_and_full,
+    effective_sample_size,
+    log_mean_exp,
+    scored_points,
+)
 from pp_models.task_plates import task_plates
 
 PROPOSALS = ("prior", "conjugate")
 SCORES = ("full", "target")
+
+
+@dataclass
+class EStep:
+    """Particles and weights that several M-steps share.
+
+    Args:
+        drawn: the trace of drawn sites.
+        log_proposal: log-density of the proposal by site ``[K, *B]``.
+        weights: normalised weights ``[K, *B]``.
+    """
+
+    drawn: Trace
+    log_proposal: dict[str, Tensor]
+    weights: Tensor | None = None
 
 
 class IWEM(ImportanceWeighted):
@@ -31,8 +54,11 @@ class IWEM(ImportanceWeighted):
 
         log (1/K) Σ_k p(y | z_k) g(z_k | D_c) / r(z_k)        (IWAE with a detached proposal)
 
-    which is what is reported: a lower bound on that logarithm in expectation. The model's own prior plays no part. One
-    step of the optimizer follows each E-step.
+    which is what is reported: a lower bound on that logarithm in expectation. The model's own prior plays no part.
+
+    One step of the optimizer follows each E-step, as in the paper. With ``inner_steps=k`` :func:`inference.fit` takes k
+    steps with the same particles and weights: a fuller M-step, whose monotone improvement holds for exact posterior
+    expectations and is not promised with K particles.
 
     Proposals:
 
@@ -43,6 +69,9 @@ class IWEM(ImportanceWeighted):
     * a guide: called with the scored data; trained by wake-φ, Σ_k ŵ_k ∇ log r(z_k), where it has parameters. It is
       then part of the objective: :func:`inference.fit` trains and saves it.
 
+    With ``min_ess`` weights that have collapsed are flattened: ŵ_k ∝ w_k^τ with the largest τ ≤ 1, in each task, at
+    which the effective sample size is that share of K. The bias is towards the proposal.
+
     Released code of the predecessor (SI-NP) draws its particles with a pathwise gradient to the proposal, a term that
     the algorithm does not have; here particles are constants.
 
@@ -51,6 +80,8 @@ class IWEM(ImportanceWeighted):
         proposal: ``"prior"``, ``"conjugate"`` or a guide.
         score: points whose likelihood weighs: ``"full"`` (contexts too, as in training latent variants) or
             ``"target"``.
+        min_ess: least effective sample size as a share of K, in (0, 1]; None to leave the weights as they are.
+        inner_steps: optimizer steps for each E-step, in :func:`inference.fit`.
         **options: ``normalize``, ``vectorize_particles``, ``max_plate_nesting``.
 
     Raises:
@@ -60,7 +91,14 @@ class IWEM(ImportanceWeighted):
     fixed_particles = True
 
     def __init__(
-        self, num_particles: int = 16, *, proposal: str | Callable = "prior", score: str = "full", **options: Any
+        self,
+        num_particles: int = 16,
+        *,
+        proposal: str | Callable = "prior",
+        score: str = "full",
+        min_ess: float | None = None,
+        inner_steps: int = 1,
+        **options: Any,
     ) -> None:
         if "on" in options:
             raise ValueError("on: iw-em always gives its guide the context; 'score' says which points weigh")
@@ -69,8 +107,27 @@ class IWEM(ImportanceWeighted):
             raise ValueError(f"proposal: got {proposal!r}; it must be one of {', '.join(PROPOSALS)}, or a guide")
         if score not in SCORES:
             raise ValueError(f"score: got {score!r}; it must be one of {', '.join(SCORES)}")
+        if min_ess is not None and not 0 < min_ess <= 1:
+            raise ValueError(f"min_ess: got {min_ess}; it must lie in (0, 1], a share of the particles")
+        if inner_steps < 1:
+            raise ValueError(f"inner_steps: got {inner_steps}; it must be at least 1")
+        if inner_steps > 1 and not self.vectorize_particles:
+            raise ValueError(f"inner_steps: got {inner_steps}; particles that are kept must be vectorised")
         self.proposal = proposal
         self.score = score
+        self.min_ess = min_ess
+        self.inner_steps = inner_steps
+        self._keeping = False
+        self._kept: EStep | None = None
+
+    @contextmanager
+    def one_e_step(self) -> Iterator[None]:
+        """Within the block the particles and weights of the first call serve every call, on the same data."""
+        self._keeping, self._kept = True, None
+        try:
+            yield
+        finally:
+            self._keeping, self._kept = False, None
 
     def draw(
         self, model: Any, guide: Any, args: tuple, kwargs: dict, particles: AbstractContextManager, diagnostics: bool
@@ -78,7 +135,12 @@ class IWEM(ImportanceWeighted):
         context, _ = context_and_full(args[0])
         scored = scored_points(args[0], self.score)
         rest = args[1:]
-        drawn = self._propose(model, guide, (context, *rest), (scored, *rest), kwargs, particles)
+        kept = self._kept
+        drawn = (
+            self._propose(model, guide, (context, *rest), (scored, *rest), kwargs, particles)
+            if kept is None
+            else kept.drawn
+        )
         with particles:
             prior = guide if drawn is None else poutine.replay(guide, trace=only_drawn(drawn))
             prior_trace = self.run_guide(prior, (context, *rest), kwargs)
@@ -87,7 +149,9 @@ class IWEM(ImportanceWeighted):
         log_likelihood, points = observed_log_likelihood(model_trace, axes)
         log_prior = {name: log_density(site, axes) for name, site in drawn_sites(prior_trace)}
         kl_by_site = {}
-        if drawn is None:
+        if kept is not None:
+            log_proposal = kept.log_proposal
+        elif drawn is None:
             log_proposal = {name: value.detach() for name, value in log_prior.items()}
         else:
             log_proposal = {name: log_density(site, axes) for name, site in drawn_sites(drawn)}
@@ -96,6 +160,9 @@ class IWEM(ImportanceWeighted):
                 raise ValueError(f"proposal: it does not draw site {missing[0]!r}, which the guide does")
             for name, value in log_prior.items():
                 kl_by_site[name] = (log_proposal[name] - value).detach().expand(log_likelihood.shape)
+        if self._keeping and kept is None:
+            values = {name: value.detach() for name, value in log_proposal.items()}
+            self._kept = EStep(only_drawn(prior_trace if drawn is None else drawn), values)
         log_r = total(log_proposal.values(), log_likelihood)
         log_p = log_likelihood + total(log_prior.values(), log_likelihood)
         return WeightedDraws(axes, 1.0, log_p, log_r, log_likelihood, points, kl_by_site)
@@ -121,8 +188,43 @@ class IWEM(ImportanceWeighted):
 
     def combine(self, draws: WeightedDraws) -> BoundTerms:
         log_weights = draws.log_p - draws.log_q.detach()
-        bound = log_mean_exp(log_weights)
-        if draws.log_q.requires_grad:  # a proposal with parameters
+        kept = self._kept.weights if self._kept is not None else None
+        if self.min_ess is None and not self._keeping:
+            bound = log_mean_exp(log_weights)
+        else:
+            normalised = self._weights(log_weights.detach()) if kept is None else kept
+            if self._kept is not None:
+                self._kept.weights = normalised
+            # the value stays the importance-weighted bound; the gradient is the M-step's
+            step = (normalised * (draws.log_p - draws.log_p.detach())).sum(0)
+            bound = log_mean_exp(log_weights).detach() + step
+        if draws.log_q.requires_grad and kept is None:  # a proposal with parameters
             normalised = torch.softmax(log_weights.detach(), 0)
             bound = bound + score_term(normalised, draws.log_q, draws.axes.shape)
         return self.weighted_terms(draws, bound)
+
+    def _weights(self, log_weights: Tensor) -> Tensor:
+        """Normalised weights ``[K, *B]``, flattened where a least effective sample size is asked for."""
+        if self.min_ess is not None:
+            log_weights = temperature(log_weights, self.min_ess * log_weights.shape[0]) * log_weights
+        return torch.softmax(log_weights, 0)
+
+
+def temperature(log_weights: Tensor, least: float, iterations: int = 30) -> Tensor:
+    """The largest exponent τ ≤ 1 at which weights w^τ have an effective sample size of at least ``least``.
+
+    Args:
+        log_weights: ``[K, *B]``.
+        least: between 1 and K.
+        iterations: halvings of [0, 1].
+
+    Returns:
+        τ ``[*B]``; 1 where the weights need no flattening.
+    """
+    low, high = torch.zeros_like(log_weights[0]), torch.ones_like(log_weights[0])
+    enough = effective_sample_size(log_weights) >= least
+    for _ in range(iterations):
+        middle = (low + high) / 2
+        good = effective_sample_size(middle * log_weights) >= least
+        low, high = torch.where(good, middle, low), torch.where(good, high, middle)
+    return torch.where(enough, torch.ones_like(low), low)

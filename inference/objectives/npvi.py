@@ -22,6 +22,9 @@ class NPVI(KLObjective):
     the whole task; one at draws of its own would not even be zero where the context is the whole task (a mistake of
     BNNP's precursor code).
 
+    A guide may have a ``posterior_guide`` for the whole task (:class:`guides.DirichletPosteriorGuide`); then the guide
+    itself, on the context, is what the divergence is taken to.
+
     A deterministic path is a point mass, which cannot be sampled from one data set and compared with another; it is
     always computed from the context, as in the papers.
 
@@ -32,6 +35,7 @@ class NPVI(KLObjective):
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
         context, full = context_and_full(args[0])
         rest = args[1:]
+        on_full = getattr(guide, "posterior_guide", guide)
 
         def from_context() -> tuple[Trace, Trace]:
             """The guide on the context, and the point masses among its sites."""
@@ -43,11 +47,11 @@ class NPVI(KLObjective):
 
         if getattr(guide, "independent_sites", False):
             reference, path = from_context()
-            posterior = self.run_guide(poutine.replay(guide, trace=path), (full, *rest), kwargs)
+            posterior = self.run_guide(poutine.replay(on_full, trace=path), (full, *rest), kwargs)
         else:
             # a site that depends on others is compared at the posterior's draws of those, not at draws of its own
-            posterior = self.run_guide(guide, (full, *rest), kwargs)
+            posterior = self.run_guide(on_full, (full, *rest), kwargs)
             if any(is_point_mass(site["fn"]) for _, site in sample_sites(posterior)):
-                posterior = self.run_guide(poutine.replay(guide, trace=from_context()[1]), (full, *rest), kwargs)
+                posterior = self.run_guide(poutine.replay(on_full, trace=from_context()[1]), (full, *rest), kwargs)
             reference = self.run_guide(poutine.replay(guide, trace=posterior), (context, *rest), kwargs)
         return Branches(posterior, reference, (full, *rest), (full, *rest))

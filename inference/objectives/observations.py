@@ -11,6 +11,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference.objectives.independent_plates import TaskAxes, own_scale, per_particle, sample_sites, share
+from pp_models.simplex_distributions import ExpertMixture
 
 
 def observed_log_likelihood(trace: Trace, axes: TaskAxes) -> tuple[Tensor, Tensor]:
@@ -47,6 +48,8 @@ def num_values(fn: Any) -> Tensor:
         ndims = fn.reinterpreted_batch_ndims
         inner = inner.expand(torch.broadcast_shapes(inner.shape, fn.base_dist.batch_shape[-ndims:] if ndims else ()))
         return inner.sum(dim=tuple(range(-ndims, 0))) if ndims else inner
+    if isinstance(fn, ExpertMixture):
+        return torch.tensor(float(fn.event_shape.numel()), dtype=fn.log_weights.dtype, device=fn.log_weights.device)
     parameter = next((p for p in vars(fn).values() if isinstance(p, Tensor)), torch.zeros(()))
     dtype = parameter.dtype if parameter.dtype.is_floating_point else torch.get_default_dtype()
     return torch.tensor(float(fn.event_shape.numel()), dtype=dtype, device=parameter.device)

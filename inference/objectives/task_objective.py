@@ -86,6 +86,8 @@ class TaskObjective(ELBO):
         ValueError: an argument out of range.
     """
 
+    #: its name in the registry
+    name = ""
     #: -1 for an upper bound, which is minimised
     sign = 1.0
     #: particles carry no gradient to the guide
@@ -179,6 +181,8 @@ class TaskObjective(ELBO):
             ValueError: the pair cannot be trained with this objective; the message says why.
             DataError: data that do not fit the model.
         """
+        if hasattr(guide, "check_objective"):
+            guide.check_objective(self.name)
         if hasattr(model, "check") and args:  # here, for Pyro's traces add the shapes of all sites to the message
             parts = (args[0].context, args[0].target) if isinstance(args[0], TaskBatch) else (args[0],)
             for part in parts:

@@ -21,10 +21,10 @@ from evaluation.experiments import (
     reproduce,
 )
 from evaluation.experiments.experiment import Check, Outcome, Scale, Workshop, check_table, summary, write_outcome
-from evaluation.experiments.nvdp_active_learning import acquire
 from evaluation.methods import Task, build
 from evaluation.metrics import rate_spread
 from inference import CheckpointError
+from inference.active_context import acquire
 from pp_models import downloads, tasks
 from tests.evaluation.test_bnnp_experiments import FIGURES as BNNP_FIGURES
 from tests.recorded_stand_ins import write_mnist
@@ -265,7 +265,7 @@ def test_both_acquisitions_start_alike_and_max_sd_goes_to_the_largest_sd(learner
 
         std = pool.x + 3
 
-    monkeypatch.setattr("evaluation.experiments.nvdp_active_learning.predict", lambda *args, **kwargs: Sd)
+    monkeypatch.setattr("inference.active_context.predict", lambda *args, **kwargs: Sd)
     greedy = acquire(method.model, method.guide, pool, 2, 5, "max sd", seed=1)
     drawn = acquire(method.model, method.guide, pool, 2, 5, "random", seed=1)
     assert torch.equal(greedy[0].context.x, drawn[0].context.x)

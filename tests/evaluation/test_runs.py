@@ -120,7 +120,9 @@ def test_inspection_scores_as_often_as_it_is_asked_and_the_same(tmp_path):
         inspect_run(tmp_path, 1)
 
 
-NEED_FILES = {"mnist", "omniglot", "cifar10", "celeba", "svhn", "ecg200", "ecg5000", "abalone", "era5"}
+NEED_FILES = {"mnist", "emnist", "emnist-unseen", "omniglot", "cifar10", "cifar10-subset", "celeba", "svhn"}
+NEED_FILES |= {"ecg200", "ecg5000", "abalone", "era5"}
+NEED_FILES |= {f"{table}{kind}" for table in ("sarcos", "wq", "scm20d") for kind in ("", "-clusters")}
 
 
 @pytest.mark.parametrize("name", [n for n in TASK_NAMES if n not in NEED_FILES])
@@ -129,8 +131,9 @@ def test_every_task_name_has_a_training_and_a_test_stream(name):
     assert (train.seed, test.seed) == (5, 5 + TEST_SEED)
     batch, whole = train.batch(0), test.batch(0)
     assert batch.full.x.shape[0] == whole.full.x.shape[0] == 2
-    points = {"trigonometric": 200, "digits": 64, "ecg-simulated": 600}.get(name, 400)
-    assert whole.full.num_points == points >= batch.full.num_points
+    points = {"trigonometric": 200, "digits": 64, "ecg-simulated": 600, "synthetic-clusters": 125}.get(name, 400)
+    scored = whole.target if name in ("synthetic", "mixed-offset") else whole.full  # contexts are no part of the grid
+    assert scored.num_points == points >= batch.full.num_points
 
 
 def test_an_unknown_task_name():

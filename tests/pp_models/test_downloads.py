@@ -111,7 +111,7 @@ def test_an_unwritable_cache_is_named(cache):
 
 
 def test_the_registry_is_well_formed():
-    assert len(downloads.REGISTRY) == 9
+    assert len(downloads.REGISTRY) == 10
     for name, remote in downloads.REGISTRY.items():
         assert len(remote.sha256) == 64 and int(remote.sha256, 16) >= 0
         assert all(url.rsplit("/", 1)[1] == name.rsplit("/", 1)[1] for url in remote.urls)

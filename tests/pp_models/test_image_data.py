@@ -156,9 +156,53 @@ def test_the_jpeg_subset_of_cifar10_says_what_it_is(folder):
     (folder / "cifar10_subset").mkdir()
     arrays = {"x_train": pixels(3, 32, 32, 3), "y_train": np.arange(3, dtype=np.uint8)}
     np.savez(folder / "cifar10_subset/cifar10_jpeg_subset.npz", **arrays)
-    stream = tasks.images("cifar10", batch_size=2)
+    stream = tasks.images("cifar10-subset", batch_size=2)
     assert stream.source == "CIFAR-10 subset of 3 JPEG-compressed images, not comparable with published results"
     assert stream.batch(0).target.y.shape[-1] == 3
+    with pytest.raises(DataError, match=r"cifar10/cifar-10-binary.tar.gz: the download"):  # never in its place
+        load_images("cifar10", progress=False)
+
+
+def test_an_absent_subset_says_what_it_needs(folder):
+    with pytest.raises(DataError, match="^cifar10-subset: no file cifar10_subset/cifar10_jpeg_subset.npz with uint8"):
+        load_images("cifar10-subset")
+
+
+def emnist_files(split="train"):
+    """Five balanced images of classes 0, 9, 10, 46 and 3, and the two files that hold them."""
+    images, labels = pixels(5, 28, 28), np.array([0, 9, 10, 46, 3], np.uint8)
+    names = [f"emnist-balanced-{split}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1")]
+    return images, dict(zip(names, (idx(images), idx(labels)), strict=True))
+
+
+@pytest.mark.parametrize("archived", [True, False])
+def test_emnist_digits_train_and_letters_are_unseen(folder, archived):
+    images, files = emnist_files()
+    if archived:
+        (folder / "emnist").mkdir()
+        with zipfile.ZipFile(folder / "emnist/gzip.zip", "w") as archive:
+            for name, content in files.items():
+                archive.writestr(f"gzip/{name}", content)
+    else:
+        for name, content in files.items():
+            put(folder, f"emnist/{name}", content)
+    digits, letters = load_images("emnist"), load_images("emnist-unseen")
+    np.testing.assert_array_equal(digits.images, images[[0, 1, 4]].transpose(0, 2, 1))
+    assert digits.labels.tolist() == [0, 9, 3] and letters.labels.tolist() == [10, 46]
+    assert letters.source == "EMNIST balanced, classes 10 to 46, 28x28"
+    assert tasks.images("emnist", batch_size=2, protocol="tnp").batch(0).full.num_points <= 199
+
+
+def test_broken_emnist_archives(folder):
+    put(folder, "emnist/gzip.zip", b"no zip")
+    with pytest.raises(DataError, match="gzip.zip: it is no complete archive with emnist-balanced-test-images"):
+        load_images("emnist", "test")
+    _, files = emnist_files()
+    with zipfile.ZipFile(folder / "emnist/gzip.zip", "w") as archive:
+        for name, content in files.items():
+            archive.writestr(f"gzip/{name}", content[:-9])
+    with pytest.raises(DataError, match=r"emnist-balanced-train-images-idx3-ubyte.gz: it is no complete gzip file"):
+        load_images("emnist")
 
 
 def test_svhn_matlab_files(folder):
@@ -206,14 +250,16 @@ def test_celeba_says_where_to_put_the_file(folder):
         load_images("celeba")
 
 
-@pytest.mark.parametrize("name", ["mnist", "omniglot", "cifar10", "svhn"])
+@pytest.mark.parametrize("name", ["mnist", "emnist", "omniglot", "cifar10", "svhn"])
 def test_absent_files_that_cannot_be_downloaded(folder, name):
     with pytest.raises(DataError, match=rf"^{name}/.*: the download .* failed \(no network in tests\); try again"):
         load_images(name, progress=False)
 
 
 def test_unknown_names_and_splits():
-    with pytest.raises(ValueError, match="name: got 'digit'; it must be one of digits, mnist, omniglot, cifar10"):
+    with pytest.raises(
+        ValueError, match="name: got 'digit'; it must be one of digits, mnist, emnist, emnist-unseen, omniglot"
+    ):
         tasks.images("digit")
     with pytest.raises(ValueError, match="split: got 'valid'; it must be train or test"):
         tasks.images("digits", "valid")

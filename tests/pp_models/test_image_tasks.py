@@ -30,6 +30,20 @@ def test_defaults_are_the_papers_on_28_by_28_and_32_by_32():
         assert counts.num_context == (3, 196) and counts.num_target == (1, None) and counts.max_points == 200
 
 
+def test_counts_of_other_papers_by_name():
+    picture = np.zeros((1, 32, 32, 3), np.uint8)
+    tnp = ImageTasks(picture, 2, protocol="tnp")
+    assert (tnp.counts.num_context, tnp.counts.num_target, tnp.counts.max_points) == ((3, 196), (3, None), 199)
+    counts = [tnp.counts.draw(torch.Generator().manual_seed(i)) for i in range(300)]
+    assert min(t for _, t in counts) >= 3 and max(m + t for m, t in counts) <= 199
+    si_np = ImageTasks(picture, 2, protocol="si-np")
+    assert si_np.counts.num_context == (1, 1023)
+    assert {si_np.batch(i).full.num_points for i in range(5)} == {1024}
+    assert ImageTasks(picture, 2, protocol="tnp", num_context=(1, 5)).counts.max_points == 9
+    with pytest.raises(ValueError, match="protocol: got 'np'; it must be one of nvdp, tnp, si-np"):
+        ImageTasks(picture, protocol="np")
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_full_image_is_put_back_exactly(channels):
     rng = np.random.default_rng(0)
