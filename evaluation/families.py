@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from evaluation.methods import Task, convolutional, network, neural_process, transformer
+from evaluation.methods import Task, convolutional, distance_informed, network, neural_process, transformer
 from guides import (
     AmortisedMeanFieldGuide,
     BernoulliExpertGuide,
@@ -14,6 +14,7 @@ from guides import (
     BootstrapGuide,
     CAVIAGuide,
     ContextPointsGuide,
+    DistanceInformedGuide,
     MAMLGuide,
     MCDropoutGuide,
     NeuralProcessGuide,
@@ -41,6 +42,7 @@ MODELS: dict[str, tuple[str, Callable[[Task], nn.Module]]] = {
     "anp": ("attentive neural process", lambda t: neural_process(t, True, True, attention=True)),
     "canp": ("attention alone, no latent", lambda t: neural_process(t, False, True, attention=True)),
     "convcnp": ("convolutional conditional neural process", convolutional),
+    "dnp": ("distance-informed process: global and local latents", distance_informed),
     "tnp-d": ("transformer over the context's points and the inputs asked", transformer),
 }
 
@@ -51,6 +53,7 @@ GUIDES: dict[str, tuple[type[nn.Module], Callable[[nn.Module, int], nn.Module]]]
     "bootstrap": (BootstrapGuide, lambda m, w: BootstrapGuide(m, w)),  # type: ignore[arg-type]
     "cavia": (CAVIAGuide, lambda m, w: CAVIAGuide(m)),  # type: ignore[arg-type]
     "context-points": (ContextPointsGuide, lambda m, w: ContextPointsGuide(m)),  # type: ignore[arg-type]
+    "distance-informed": (DistanceInformedGuide, lambda m, w: DistanceInformedGuide(m, w)),  # type: ignore[arg-type]
     "maml": (MAMLGuide, lambda m, w: MAMLGuide(m)),  # type: ignore[arg-type]
     "mean-field": (AmortisedMeanFieldGuide, lambda m, w: AmortisedMeanFieldGuide(m, w)),  # type: ignore[arg-type]
     "mc-dropout": (MCDropoutGuide, lambda m, w: MCDropoutGuide(m, width=w)),  # type: ignore[arg-type]

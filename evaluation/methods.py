@@ -16,6 +16,7 @@ from guides import (
     BootstrapGuide,
     CAVIAGuide,
     ContextPointsGuide,
+    DistanceInformedGuide,
     MAMLGuide,
     MCDropoutGuide,
     NeuralProcessGuide,
@@ -25,6 +26,7 @@ from pp_models import (
     BayesianAttentionNetwork,
     BayesianNetwork,
     ConvNeuralProcess,
+    DistanceInformedProcess,
     GaussianHeadLikelihood,
     GaussianLikelihood,
     LearnedGaussianPrior,
@@ -64,6 +66,7 @@ class Task:
         min_scale: floor of the standard deviation of every per-point Gaussian head. It bounds the log-likelihood of a
             value by -log(min_scale) - 0.919: methods are comparable at one floor alone.
         image_size: height and width in pixels of the images of an image task; models on a grid need it.
+        extent: length of the interval that holds the inputs of tasks on a line; models on a grid cover it.
     """
 
     dim_x: int
@@ -73,6 +76,26 @@ class Task:
     shared_path: bool = False
     min_scale: float = 0.1
     image_size: tuple[int, int] | None = None
+    extent: float = 4.0
+
+    @classmethod
+    def of(cls, stream: Any, width: int = 64, **options: Any) -> Task:
+        """The task of a stream: widths and, for models on a grid, its images' size or the interval of its inputs.
+
+        Args:
+            stream: a TaskStream whose y is floating point.
+            width: hidden width of every network.
+            **options: other fields.
+        """
+        batch = stream.batch(0)
+        x, y = batch.full.x, batch.full.y
+        if x.shape[-1] == 2 and hasattr(stream, "height"):
+            options.setdefault("image_size", (stream.height, stream.width))
+        elif x.shape[-1] == 1:
+            # inputs of other batches may reach further than those seen
+            low, high = getattr(stream, "x_range", (0.0, 1.25 * float(x.max() - x.min())))
+            options.setdefault("extent", float(high - low))
+        return cls(x.shape[-1], y.shape[-1], width, **options)
 
 
 def network(
@@ -101,7 +124,15 @@ def neural_process(task: Task, latent: bool, path: bool, attention: bool = False
 def convolutional(task: Task) -> ConvNeuralProcess:
     """A ConvCNP for a task distribution on a line, or on images whose size the task gives."""
     head = GaussianHeadLikelihood(task.min_scale)
-    return ConvNeuralProcess(task.dim_x, task.dim_y, task.width, image_size=task.image_size, likelihood=head)
+    return ConvNeuralProcess(
+        task.dim_x, task.dim_y, task.width, extent=task.extent, image_size=task.image_size, likelihood=head
+    )
+
+
+def distance_informed(task: Task) -> DistanceInformedProcess:
+    """A process with global and local latents for a task distribution."""
+    head = GaussianHeadLikelihood(task.min_scale)
+    return DistanceInformedProcess(task.dim_x, task.dim_y, task.width, task.width, task.width, likelihood=head)
 
 
 def transformer(task: Task) -> TransformerNeuralProcess:
@@ -138,6 +169,11 @@ def _bnp(task: Task) -> tuple:
 def _si_np(task: Task) -> tuple:
     model = neural_process(task, True, False)
     return model, NeuralProcessGuide(model, task.width), make("iw-em", num_particles=8, normalize=True)
+
+
+def _dnp(task: Task) -> tuple:
+    model = distance_informed(task)
+    return model, DistanceInformedGuide(model, task.width), make("npml", num_particles=4, normalize=True)
 
 
 def _maml(task: Task) -> tuple:
@@ -214,6 +250,7 @@ METHODS: dict[str, tuple[str, Callable[[Task], tuple]]] = {
     "si-np": ("Neural Process trained by importance-weighted EM, the guide as prior and proposal", _si_np),
     "convcnp": ("Convolutional Conditional Neural Process", lambda t: _conditional(convolutional(t))),
     "tnp-d": ("Transformer Neural Process, diagonal", lambda t: _conditional(transformer(t))),
+    "dnp": ("distance-informed process: a global latent, local ones read by distance", _dnp),
     "maml": ("network weights adapted by gradient steps from one start", _maml),
     "cavia": ("a decoder's input adapted by gradient steps from zero", _cavia),
     "mean-field": ("amortised mean-field Gaussian over the weights", _mean_field),

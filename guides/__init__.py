@@ -7,6 +7,7 @@ from guides.bootstrap import BootstrapGuide
 from guides.conjugate_refinement import ConjugateRefinement
 from guides.context_points import ContextPointsGuide
 from guides.dirichlet_mixture import DirichletMixtureGuide, DirichletPosteriorGuide
+from guides.distance_informed_guide import DistanceInformedGuide
 from guides.expert_pruning import prune_experts
 from guides.gaussian_vi import GaussianVIGuide
 from guides.global_inducing import GlobalInducingGuide
@@ -30,6 +31,7 @@ __all__ = [
     "DeterministicGateGuide",
     "DirichletMixtureGuide",
     "DirichletPosteriorGuide",
+    "DistanceInformedGuide",
     "GaussianVIGuide",
     "GlobalInducingGuide",
     "LogisticNormalGuide",

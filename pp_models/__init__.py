@@ -6,6 +6,7 @@ from pp_models.bayesian_network import BayesianNetwork
 from pp_models.conjugate_sweeps import dirichlet_sweeps, stick_breaking_sweeps
 from pp_models.conv_neural_process import ConvNeuralProcess
 from pp_models.data import DataError, Dataset, TaskBatch
+from pp_models.distance_informed_process import DistanceInformedProcess
 from pp_models.exact_mixture import exact_log_evidence
 from pp_models.gp_oracle import oracle_joint_log_likelihood, oracle_log_likelihood, oracle_predict
 from pp_models.learned_prior import LearnedGaussianPrior
@@ -31,6 +32,7 @@ __all__ = [
     "ConvNeuralProcess",
     "DataError",
     "Dataset",
+    "DistanceInformedProcess",
     "ExpertMixture",
     "FixedGaussianPrior",
     "GaussianHeadLikelihood",
