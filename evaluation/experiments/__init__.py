@@ -13,6 +13,7 @@ from evaluation.experiments import (
     bnnp_images,
     bnnp_objectives,
     bnnp_prior_learning,
+    lrvd_planted,
     nmdp_active_context,
     nmdp_bimodal,
     nmdp_branches,
@@ -84,6 +85,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     },
     "nmdp/active-context": Experiment("which point to ask for next", nmdp_active_context.run),
     "nmdp/bimodal": Experiment("a process with two modes, and its exact likelihood", nmdp_bimodal.run),
+    "lrvd/planted": Experiment("a planted rank, its ablations and negative controls", lrvd_planted.run),
     "nvdp/ablations": Experiment("variational prior, KL scale, rate structure, path", nvdp_ablations.run),
 }
 
