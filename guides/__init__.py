@@ -1,5 +1,7 @@
 """How posteriors are amortised."""
 
+from typing import Any
+
 from guides.amortised_mean_field import AmortisedMeanFieldGuide
 from guides.bernoulli_dropout import BernoulliExpertGuide
 from guides.bnn_weights import BNNWeightGuide
@@ -35,6 +37,7 @@ __all__ = [
     "GaussianVIGuide",
     "GlobalInducingGuide",
     "LogisticNormalGuide",
+    "LrvdConfig",
     "MAMLGuide",
     "MCDropoutGuide",
     "NeuralProcessGuide",
@@ -42,5 +45,15 @@ __all__ = [
     "StickBreakingGuide",
     "UniformMixtureGuide",
     "local_reparameterization",
+    "lrvd_load",
     "prune_experts",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs peft is imported when it is first asked for."""
+    if name in ("LrvdConfig", "lrvd_load"):
+        from guides import lrvd_peft
+
+        return getattr(lrvd_peft, name)
+    raise AttributeError(f"module 'guides' has no attribute {name!r}")
