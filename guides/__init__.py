@@ -37,7 +37,6 @@ __all__ = [
     "GaussianVIGuide",
     "GlobalInducingGuide",
     "LogisticNormalGuide",
-    "LrvdConfig",
     "MAMLGuide",
     "MCDropoutGuide",
     "NeuralProcessGuide",
@@ -45,7 +44,6 @@ __all__ = [
     "StickBreakingGuide",
     "UniformMixtureGuide",
     "local_reparameterization",
-    "lrvd_load",
     "prune_experts",
 ]
 

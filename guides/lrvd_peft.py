@@ -22,7 +22,7 @@ from guides.lrvd_families import (
     noisy_output,
 )
 from guides.lrvd_layers import LayerState, LrvdModule, kl_divergence, rank_log_alpha, sampling
-from pp_models.low_rank_layer import linear_sizes, low_rank_output
+from pp_models.low_rank_layer import RankParameter, linear_sizes, low_rank_output
 
 try:
     from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
@@ -77,11 +77,11 @@ def _refuse(target: nn.Module, adapter_name: str, config: Any, target_name: str 
     kind = type(getattr(target, "base_layer", target)).__name__
     if linear_sizes(target) is not None or _quantised(target):
         raise ValueError(
-            f"target_modules: {target_name!r} is a {kind}, a quantised layer, which LRVD does not support; "
+            f"target_modules: {target_name!r} is of type {kind}, quantised, which LRVD does not support; "
             "load the base model in bfloat16 or float32"
         )
     raise ValueError(
-        f"target_modules: {target_name!r} is a {kind}; LRVD adapts Linear and Conv1D layers only (name those in "
+        f"target_modules: {target_name!r} is of type {kind}; LRVD adapts Linear and Conv1D layers only (name those in "
         "target_modules, or leave this one out by exclude_modules)"
     )
 
@@ -165,7 +165,29 @@ class LrvdLinear(Linear, LrvdModule):
         return None
 
     def update_scale(self) -> float:
-        return next(self.scaling[name] for name in self.active_adapters if name in self.lora_A)
+        return self.scaling[self._adapter()]
+
+    def _adapter(self) -> str:
+        """The first active adapter that has ranks here."""
+        return next(name for name in self.active_adapters if name in self.lora_A)
+
+    def rank_parameters(self) -> list[RankParameter]:
+        name = self._adapter()
+        found = [RankParameter(self.lora_A[name], "weight", 0), RankParameter(self.lora_B[name], "weight", 1)]
+        for parameter in FAMILIES[self.lrvd_family[name]] if name in self.lora_variant else ():
+            dim = 1 if parameter == "log_variance_B" else 0
+            found.append(RankParameter(getattr(self, f"lora_lrvd_{parameter}"), name, dim))
+        return found
+
+    def set_rank(self, rank: int) -> None:
+        name = self._adapter()
+        self.r[name] = self.lora_A[name].out_features = self.lora_B[name].in_features = rank
+        if rank == 0:  # peft passes a layer by that does not have the active adapter
+            for attribute in (*self.adapter_layer_names, *self.other_param_names):
+                table = getattr(self, attribute, None)
+                if isinstance(table, dict | nn.ModuleDict | nn.ParameterDict) and name in table:
+                    del table[name]
+            self.lora_variant.pop(name, None)
 
 
 class LrvdVariant(LoraVariant):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,14 @@ class FactorDraws:
         return max((t.shape[0] for t in given if t is not None), default=1)
 
 
+class RankParameter(NamedTuple):
+    """``getattr(owner, name)`` has the ranks along ``dim``."""
+
+    owner: nn.Module
+    name: str
+    dim: int
+
+
 class RankModule:
     """What :class:`LowRankAdapted` and the guides ask of an adapted layer; mixed into ours and into peft's.
 
@@ -48,6 +57,13 @@ class RankModule:
     def update_scale(self) -> float:
         """s = lora_alpha / r of the ranks there were at first; pruning does not change it."""
         raise NotImplementedError
+
+    def rank_parameters(self) -> list[RankParameter]:
+        """The parameters that have an entry for each rank."""
+        raise NotImplementedError
+
+    def set_rank(self, rank: int) -> None:
+        """Called when those have been cut down to ``rank`` entries."""
 
 
 def low_rank_output(x: Tensor, lora_A: Tensor, lora_B: Tensor, draws: FactorDraws | None = None) -> Tensor:
@@ -128,6 +144,9 @@ class LowRankLinear(nn.Module, RankModule):
 
     def update_scale(self) -> float:
         return self.scaling
+
+    def rank_parameters(self) -> list[RankParameter]:
+        return [RankParameter(self, "lora_A", 0), RankParameter(self, "lora_B", 1)]
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., k_in]`` to ``[..., k_out]``."""
