@@ -7,6 +7,7 @@ from inference.fit import FitResult, TrainingDiverged, fit
 from inference.nuts import NutsResult, nuts
 from inference.predict import Prediction, predict, sample_posterior
 from inference.prior_predictive import prior_predictive
+from inference.rank_pruning import RankPruning, prune_ranks
 from inference.swag import swag
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "FitResult",
     "NutsResult",
     "Prediction",
+    "RankPruning",
     "TrainingDiverged",
     "compare_objectives",
     "fit",
@@ -22,5 +24,6 @@ __all__ = [
     "predict",
     "prior_predictive",
     "sample_posterior",
+    "prune_ranks",
     "swag",
 ]

@@ -276,7 +276,7 @@ def sample_posterior(
         seed: seed of these draws; the global random state when None.
 
     Returns:
-        ``[S, *B, *event]`` by site.
+        ``[S, *B, *event]`` by site; ``[S, *event]`` for a site outside every task plate, which tasks share.
 
     Raises:
         ValueError: ``num_samples`` below 1.
@@ -286,7 +286,10 @@ def sample_posterior(
     data = _as_context(data)
     with seeded(seed, data.x.device), pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - len(data.batch_shape)):
         trace = poutine.trace(guide).get_trace(data)
-    return {
-        name: site["value"].expand(torch.Size([num_samples]) + data.batch_shape + site["fn"].event_shape)
-        for name, site in sample_sites(trace)
-    }
+    draws = {}
+    for name, site in sample_sites(trace):
+        shared = all(frame.name == PARTICLE_PLATE for frame in site["cond_indep_stack"])
+        batch = torch.Size([1] * len(data.batch_shape)) if shared else data.batch_shape
+        value = site["value"].expand(torch.Size([num_samples]) + batch + site["fn"].event_shape)
+        draws[name] = value.reshape(num_samples, *site["fn"].event_shape) if shared else value
+    return draws
