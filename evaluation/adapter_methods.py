@@ -7,6 +7,7 @@ noise, a penalty, a gate. ``peft`` is imported inside the calls.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -75,7 +76,11 @@ class PlainLora:
 
     def adapt(self, base: TextNetwork) -> nn.Module:
         """The transformer with fresh adapters, its other parameters frozen."""
-        self.model = _peft().get_peft_model(base.network, self.config(base.targets))
+        peft = _peft()
+        with warnings.catch_warnings():
+            # transformers 5 says it of its own attribute, which peft reads
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            self.model = peft.get_peft_model(base.network, self.config(base.targets))
         self.prepare()
         return self.model
 
@@ -166,9 +171,7 @@ class Lrvd(PlainLora):
 
     stochastic = True
 
-    def __init__(
-        self, budget: AdapterBudget, num_data: int, family: str = "rank", frozen: float | None = None
-    ) -> None:
+    def __init__(self, budget: AdapterBudget, num_data: int, family: str = "rank", frozen: float | None = None) -> None:
         super().__init__(budget, num_data)
         self.family, self.frozen = family, frozen
 
@@ -217,7 +220,12 @@ class Blob(PlainLora):
     stochastic = True
 
     def __init__(
-        self, budget: AdapterBudget, num_data: int, prior_scale: float = 0.2, scale: float = 2e-3, kl_weight: float = 0.02
+        self,
+        budget: AdapterBudget,
+        num_data: int,
+        prior_scale: float = 0.2,
+        scale: float = 2e-3,
+        kl_weight: float = 0.02,
     ) -> None:
         super().__init__(budget, num_data)
         self.prior_scale, self.scale, self.kl_weight = prior_scale, scale, kl_weight
@@ -303,9 +311,7 @@ class Sora(PlainLora):
             gate.copy_(gate.sign() * (gate.abs() - shrink).clamp_min(0.0))
 
     def ranks(self) -> dict[str, int]:
-        return {
-            path: int((layer.lora_A["default"].gate != 0).sum()) for path, layer in lora_layers(self.model).items()
-        }
+        return {path: int((layer.lora_A["default"].gate != 0).sum()) for path, layer in lora_layers(self.model).items()}
 
 
 class AdaLora(PlainLora):

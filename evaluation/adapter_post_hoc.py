@@ -156,5 +156,3 @@ class AdapterLaplace:
     def predict(self, texts: TokenSet, draws: int = 100, seed: int = 0) -> Tensor:
         """Class probabilities ``[S, n, C]`` under the chosen precision."""
         return self.posterior(texts).draw(self.chosen, draws, seed)
-
-
