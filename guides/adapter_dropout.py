@@ -26,6 +26,7 @@ class DropoutMask(TorchDistribution):
 
     arg_constraints: ClassVar[dict] = {}
     support = constraints.real_vector
+    has_rsample = True  # it has no parameter: a draw is a function of the noise alone
 
     def __init__(self, rate: float, like: Tensor, batch_shape: torch.Size = torch.Size()) -> None:  # noqa: B008
         self.rate, self.like = rate, like
@@ -41,6 +42,8 @@ class DropoutMask(TorchDistribution):
     def sample(self, sample_shape=()):
         kept = torch.full_like(self.like, 1 - self.rate).expand(self._extended_shape(torch.Size(sample_shape)))
         return torch.bernoulli(kept) / (1 - self.rate)
+
+    rsample = sample
 
     def log_prob(self, value):
         kept = value > 0

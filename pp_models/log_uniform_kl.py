@@ -10,39 +10,8 @@ from torch import Tensor
 # -(log 2 + ψ(1/2)) / 2 = (γ + log 2) / 2: the KL at small α is this less log(α) / 2
 _LIMIT = 0.5 * (0.5772156649015329 + math.log(2))
 # where u = 1/√(2α) changes from Taylor's series to Rybicki's sum, and from that to the asymptotic series
-_SMALL, _LARGE = 1.0, 6.5
-_STEP = 0.2
-
-
-def _taylor(terms: int) -> tuple[list[float], list[float]]:
-    """Coefficients of u^(2k) in D(u)/u and in KL/u², for k = 0, 1 …"""
-    dawson = [1.0]
-    for k in range(1, terms):
-        dawson.append(dawson[-1] * -2.0 / (2 * k + 1))
-    return dawson, [c / (k + 1) for k, c in enumerate(dawson)]
-
-
-def _asymptotic(terms: int) -> tuple[list[float], list[float]]:
-    """Coefficients of α^k, k = 1, 2 …, in 2 u D(u) - 1 and in the KL."""
-    odd = 1.0
-    slope, value = [], []
-    for k in range(1, terms + 1):
-        odd *= 2 * k - 1
-        slope.append(odd)
-        value.append(-odd / (2 * k))
-    return slope, value
-
-
-_DAWSON_TAYLOR, _KL_TAYLOR = _taylor(20)
-_SLOPE_SERIES, _KL_SERIES = _asymptotic(18)
-
-
-def _polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
-    """Σ c_k x^k by Horner's rule."""
-    total = torch.full_like(x, coefficients[-1])
-    for c in reversed(coefficients[:-1]):
-        total = total * x + c
-    return total
+_SMALL, _LARGE = 1.0, 6.0
+_STEP, _ODD, _TERMS = 0.25, 51, 20
 
 
 def _value_and_slope(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,20 +20,25 @@ def _value_and_slope(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
     The KL is 2 ∫₀ᵘ D. Rybicki's sum D(u) = π^(-1/2) Σ over odd n of exp(-(u - n h)²) / n, good to exp(-(π / 2h)²), can be
     integrated term by term; it takes over from Taylor's series at u = 1 and hands over to the asymptotic one.
     """
-    u = torch.exp(-0.5 * (log_alpha + math.log(2)))
-    small, middle, alpha = u.clamp(max=_SMALL), u.clamp(_SMALL, _LARGE), torch.exp(log_alpha.clamp(max=-4.0))
-    square = small.square()
-    low = square * _polynomial(square, _KL_TAYLOR), square * _polynomial(square, _DAWSON_TAYLOR)
-    n = torch.arange(1, 2 * math.ceil((_LARGE + 6) / _STEP / 2), 2, dtype=u.dtype, device=u.device)
-    left, right, at = (t for t in (middle.unsqueeze(-1) - n * _STEP, middle.unsqueeze(-1) + n * _STEP, n * _STEP))
+    log_square = -(log_alpha + math.log(2))
+    u = torch.exp(0.5 * log_square)
+    k = torch.arange(_TERMS, dtype=u.dtype, device=u.device)
+    # D(u) / u = Σ (-2u²)^k / (2k + 1)!!, and its integral
+    powers = k * log_square.clamp(max=2 * math.log(_SMALL)).unsqueeze(-1)
+    series = (1 - 2 * (k % 2)) * torch.exp(powers - torch.lgamma(k + 1.5) + math.log(math.sqrt(math.pi) / 2))
+    square = torch.exp(log_square.clamp(max=2 * math.log(_SMALL)))
+    low = square * (series / (k + 1)).sum(-1), square * series.sum(-1)
+    middle, n = u.clamp(_SMALL, _LARGE).unsqueeze(-1), _STEP * torch.arange(1, _ODD, 2, dtype=u.dtype, device=u.device)
+    left, right, inverse = middle - n, middle + n, _STEP / n
     mid = (
-        ((torch.erf(left) - torch.erf(right) + 2 * torch.erf(at)) / n).sum(-1),
-        middle * ((torch.exp(-left.square()) - torch.exp(-right.square())) / n).sum(-1) / math.sqrt(math.pi),
+        (inverse * (torch.erf(left) - torch.erf(right) + 2 * torch.erf(n))).sum(-1),
+        u * (inverse * (torch.exp(-left.square()) - torch.exp(-right.square()))).sum(-1) / math.sqrt(math.pi),
     )
-    high = (
-        _LIMIT - 0.5 * log_alpha + alpha * _polynomial(alpha, _KL_SERIES),
-        0.5 + 0.5 * alpha * _polynomial(alpha, _SLOPE_SERIES),
-    )
+    # 2 u D(u) = Σ (2k - 1)!! α^k
+    k = k[: _TERMS - 2] + 1
+    powers = k * -log_square.clamp(min=2 * math.log(_LARGE)).unsqueeze(-1)
+    series = torch.exp(powers + torch.lgamma(k + 0.5) - 0.5 * math.log(math.pi))
+    high = _LIMIT - 0.5 * log_alpha - (series / (2 * k)).sum(-1), 0.5 + 0.5 * series.sum(-1)
     value, slope = (
         torch.where(u < _SMALL, a, torch.where(u < _LARGE, b, c)) for a, b, c in zip(low, mid, high, strict=True)
     )
