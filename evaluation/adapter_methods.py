@@ -17,11 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inference.lrvd_training import TRAVEL, log_alpha_learning_rate
 from pp_models.data import DataError
 from pp_models.text_networks import TextNetwork
-
-#: how far log α, log σ² and gates may travel in all: the sum of their learning rates over a run
-TRAVEL = 14.0
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,7 @@ class AdapterBudget:
         learning_rate: of AdamW for factors and head, without weight decay.
         max_grad_norm: gradient norms are clipped to this.
         temperature: T of LRVD's KL, counted once a rank; 1 is the evidence bound.
+        travel: the sum of the learning rates of log α (or log σ²) over the run; less than about 12 prunes nothing.
         draws: S of Monte-Carlo predictions.
         max_len: tokens a text.
     """
@@ -47,6 +46,7 @@ class AdapterBudget:
     learning_rate: float = 1e-3
     max_grad_norm: float = 1.0
     temperature: float = 1.0
+    travel: float = TRAVEL
     draws: int = 10
     max_len: int = 40
 
@@ -95,12 +95,12 @@ class PlainLora:
         """Adds parameters or hooks to the adapted model."""
 
     def scale_parameters(self) -> list[nn.Parameter]:
-        """Parameters that are trained at :data:`TRAVEL` over the sum of the schedule, not at the learning rate."""
+        """Parameters that are trained at :meth:`scale_rate` instead of the learning rate."""
         return []
 
     def scale_rate(self) -> float:
-        """The first learning rate of :meth:`scale_parameters`: with linear decay they can travel by TRAVEL."""
-        return TRAVEL / (0.5 * (self.budget.steps + 1))
+        """The first learning rate of :meth:`scale_parameters`: over the run they can travel by ``budget.travel``."""
+        return log_alpha_learning_rate(self.budget.steps, self.budget.travel)
 
     def penalty(self, step: int) -> Tensor | float:
         """Added to the mean NLL at a step."""

@@ -61,7 +61,7 @@ def mask_ranks(model: nn.Module, keep: Mapping[str, Tensor]) -> None:
 
 
 class LogitPosterior(NamedTuple):
-    """Gaussian over n texts' logits: mean ``[n, C]`` and, for each prior precision of a grid, covariance ``[G, n, C, C]``."""
+    """Gaussian over n texts' logits: mean ``[n, C]``, covariance ``[G, n, C, C]`` for each prior precision of a grid."""
 
     mean: Tensor
     covariance: Tensor

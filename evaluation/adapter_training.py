@@ -59,7 +59,7 @@ def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def mean_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of classes ``[n, C]``, or of the next token ``[n, L, V]`` (labels shifted once; -100 is left out)."""
+    """Cross-entropy of classes ``[n, C]``, or of next tokens ``[n, L, V]`` (labels shifted once; -100 left out)."""
     if logits.dim() == 3:
         logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     return nn.functional.cross_entropy(logits, labels, ignore_index=-100)

@@ -105,7 +105,7 @@ def singular_values(b: Tensor, a: Tensor) -> Tensor:
 
 
 def entropy_rank(b: Tensor, a: Tensor) -> Tensor:
-    """exp of the entropy of the normalised singular values of BA, ``[*S]``: its rank, counted smoothly; 0 for BA = 0."""
+    """exp of the entropy of the normalised singular values of BA, ``[*S]``: a smooth rank; 0 for BA = 0."""
     values = singular_values(b.detach().double(), a.detach().double())
     total = values.sum(-1, keepdim=True)
     share = values / total.clamp_min(torch.finfo(values.dtype).tiny)

@@ -44,17 +44,17 @@ _ALL = 10**9
 #: by architecture and scale
 SIZES: dict[str, dict[str, Size]] = {
     "minilm": {
-        "smoke": Size(48, 16, 32, 16, AdapterBudget(steps=8, draws=2)),
+        "smoke": Size(48, 16, 32, 16, AdapterBudget(steps=4, batch_size=8, draws=2, travel=5.2)),
         "small": Size(1_200, 200, 400, 400, AdapterBudget()),
         "paper": Size(_ALL, 400, _ALL, 800, AdapterBudget(steps=4_000, batch_size=32, max_len=64)),
     },
     "deberta": {
-        "smoke": Size(48, 16, 32, 16, AdapterBudget(steps=8, draws=2)),
+        "smoke": Size(48, 16, 32, 16, AdapterBudget(steps=4, batch_size=8, draws=2, travel=5.2)),
         "small": Size(1_200, 200, 400, 400, AdapterBudget()),
         "paper": Size(_ALL, 400, _ALL, 800, AdapterBudget(steps=9_999, batch_size=32, max_len=128, max_grad_norm=0.1)),
     },
     "llama": {
-        "smoke": Size(48, 16, 32, 16, AdapterBudget(steps=8, draws=2)),
+        "smoke": Size(48, 16, 32, 16, AdapterBudget(steps=4, batch_size=8, draws=2, travel=5.2)),
         "small": Size(600, 200, 400, 400, AdapterBudget(batch_size=4, learning_rate=1e-4, max_len=300)),
         "paper": Size(_ALL, 100, _ALL, 800, AdapterBudget(steps=5_000, batch_size=4, learning_rate=1e-4, max_len=300)),
     },
@@ -84,6 +84,8 @@ TITLES = {
     "lrvd": "LRVD",
     "lrvd-shared-sigma": "LRVD, shared σ",
 }
+#: AUROC of mutual information, and its means, which point estimates do not have
+DOUBT = ("odd_by_mi", "mi", "mi_odd")
 
 
 def other_corpus(task: str) -> str:
@@ -126,10 +128,11 @@ def prepare(architecture: str, task: str, scale_name: str, workshop: Workshop) -
     tiny = scale_name == "smoke" and architecture != "minilm"
     sets = made_up_sets(size, architecture == "llama") if tiny else text_sets(task, size)
     words = [text for each in sets.values() for text in each.texts]
-    load: Callable[[], Any] = (
-        partial(tiny_network, architecture, words) if tiny else partial(load_network, architecture)
-    )
-    base = load()
+    base = tiny_network(architecture, words) if tiny else load_network(architecture)
+
+    def load() -> TextNetwork:
+        return replace(base, network=deepcopy(base.network))
+
     tokens = {name: tokenise(base, each, size.budget.max_len) for name, each in sets.items()}
     folder = workshop.folder / "fits" / f"{architecture}-{task}-{scale_name}"
     classes = sets["train"].num_classes
@@ -159,11 +162,14 @@ def run(architecture: str, task: str, scale_name: str, seeds: list[int], worksho
                 _add_lora_variants(add, runs, found, seed, sets["validation"].labels, facts)
         lrvd[seed] = runs.trained("lrvd", seed)
         _add_pruned(add, runs, lrvd[seed], seed)
-    table = pd.DataFrame(rows)
+    everything = pd.DataFrame(rows)
+    doubt = everything[everything.mi.notna()][["model", "seed", *DOUBT]]
+    table = everything.drop(columns=[*DOUBT[1:]])
     outcome = Outcome(f"lrvd/{architecture}-{task}", "", table)
     gauge = pd.DataFrame([row for seed, found in lrvd.items() for row in gauge_rows(found, seed)])
-    outcome.checks = claims(table, lrvd, gauge, judged=scale_name != "smoke")
+    outcome.checks = claims(everything, lrvd, gauge, judged=scale_name != "smoke")
     outcome.tables["Alignment with the SVD"] = gauge.groupby("seed", as_index=False).mean(numeric_only=True)
+    outcome.tables["Mutual information"] = doubt.groupby("model", as_index=False, sort=False)[list(DOUBT)].mean()
     _draw(outcome, lrvd)
     outcome.notes = _notes(runs, sets)
     return outcome
@@ -240,18 +246,18 @@ def _notes(runs: TextRuns, sets: dict[str, TextSet]) -> list[str]:
     size, base = runs.budget, runs.load()
     counts: Sequence[str] = [f"{len(runs.sets[k])} {k}" for k in ("train", "validation", "test", "odd")]
     return [
-        f"{base.source}; {sets['train'].source}, of which {', '.join(counts)} texts (odd: {sets['odd'].source}), the same "
-        f"for every seed and method. LoRA of rank {size.rank} (lora_alpha {size.lora_alpha}) on every matched linear "
-        f"layer and a linear head; AdamW {size.learning_rate:g} falling linearly to 0, no weight decay, gradients "
+        f"{base.source}; {sets['train'].source}, of which {', '.join(counts)} texts (odd: {sets['odd'].source}), the "
+        f"same for every seed and method. LoRA of rank {size.rank} (lora_alpha {size.lora_alpha}) on every matched "
+        f"linear layer and a linear head; AdamW {size.learning_rate:g} falling linearly to 0, no weight decay, gradients "
         f"clipped to {size.max_grad_norm:g}, {size.steps} steps of {size.batch_size} texts of at most {size.max_len} "
         f"tokens, the transformer's own dropout off. Predictions average the probabilities of {size.draws} draws; rows "
         "named mean are the posterior mean alone.",
         f"LRVD: z ~ N(1, α) a rank and sequence, KL counted once a rank, T = {size.temperature:g}, 20 % warm-up, log α "
-        "from -4 with a learning rate whose sum over the run is 14. Shared σ: log σ² from -8. BLoB: flipout on A, prior "
-        "sd 0.2, KL weighted 0.02. SoRA: gates from 1, a shrinkage of 1.5 over the run. AdaLoRA: to a quarter of the ranks. "
-        "LoRA dropout: 0.1, on in prediction. Laplace: linearised, diagonal, its prior precision chosen on validation texts, "
-        "100 draws of logits; temperature and early stopping are chosen on the same texts. LoRA truncated: as many ranks as "
-        "LRVD keeps at threshold 1.",
+        f"from -4 with a learning rate whose sum over the run is {size.travel:g}. Shared σ: log σ² from -8. BLoB: "
+        "flipout on A, prior sd 0.2, KL weighted 0.02. SoRA: gates from 1, a shrinkage of 1.5 over the run. AdaLoRA: to "
+        "a quarter of the ranks. LoRA dropout: 0.1, on in prediction. Laplace: linearised, diagonal, its prior precision "
+        "chosen on validation texts, 100 draws of logits; temperature and early stopping are chosen on the same texts. "
+        "LoRA truncated: as many ranks as LRVD keeps at threshold 1.",
         "rank: ranks in use over all modules. odd_by_entropy and odd_by_mi: AUROC of predictive entropy and mutual "
         "information for texts of another corpus; mi and mi_odd: mean mutual information in nats. step_ms: median "
         "processor time of a training step on this machine, which other work may disturb.",

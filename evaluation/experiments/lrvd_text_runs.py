@@ -133,12 +133,13 @@ class TextRuns:
                 tensors |= self.predictions(reader, "early-", None, seed)
         if name == "lrvd":
             facts["sweep"] = self._sweep(reader, method, state)
-            for threshold in PRUNED_AT:
-                report = prune_ranks(reader.network, threshold=threshold, allow_empty=True)
-                facts[f"kept_at_{threshold:g}"] = report.total_rank
-                tensors |= self.predictions(
-                    reader, f"pruned{threshold:g}-", method if report.total_rank else None, seed
-                )
+            for threshold in PRUNED_AT:  # the milder one first: what it leaves is pruned again
+                if method.log_alpha():
+                    prune_ranks(reader.network, threshold=threshold, allow_empty=True)
+                left = sum(len(value) for value in method.log_alpha().values())
+                facts[f"kept_at_{threshold:g}"] = left
+                drawn = method if left else None
+                tensors |= self.predictions(reader, f"pruned{threshold:g}-", drawn, seed)
         return Run(tensors, facts)
 
     def _sweep(self, reader: AdaptedReader, method: PlainLora, state: dict[str, Tensor]) -> list[list[float]]:
