@@ -73,10 +73,13 @@ class PlainLora:
     def __init__(self, budget: AdapterBudget, num_data: int) -> None:
         self.budget, self.num_data = budget, num_data
         self.model: Any = None
+        self.transposed = False
 
     def adapt(self, base: TextNetwork) -> nn.Module:
         """The transformer with fresh adapters, its other parameters frozen."""
         peft = _peft()
+        # GPT-2's Conv1D keeps the transpose of a linear layer's weight
+        self.transposed = any(type(module).__name__ == "Conv1D" for module in base.network.modules())
         with warnings.catch_warnings():
             # transformers 5 says it of its own attribute, which peft reads
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
@@ -89,7 +92,8 @@ class PlainLora:
         return _peft().LoraConfig(**self._options(targets))
 
     def _options(self, targets: str) -> dict[str, Any]:
-        return {"r": self.budget.rank, "lora_alpha": self.budget.lora_alpha, "target_modules": targets}
+        found = {"r": self.budget.rank, "lora_alpha": self.budget.lora_alpha, "target_modules": targets}
+        return found | {"fan_in_fan_out": self.transposed}
 
     def prepare(self) -> None:
         """Adds parameters or hooks to the adapted model."""

@@ -139,7 +139,7 @@ def train_adapter(
     Args:
         name: of ``ADAPTER_METHODS``.
         base: a transformer of its own, which is changed in place.
-        train: N texts.
+        train: N texts; for language modelling N counts their tokens.
         num_classes: C (ignored for language modelling).
         budget: steps, ranks and rates.
         seed: of the start, the order of texts and the noise.
@@ -149,7 +149,8 @@ def train_adapter(
     Raises:
         ValueError: unknown method, or a loss that is not finite.
     """
-    reader, method = build_reader(name, base, num_classes, len(train), budget, seed)
+    scored = len(train) if train.labels.dim() == 1 else int((train.labels[:, 1:] != -100).sum())
+    reader, method = build_reader(name, base, num_classes, scored, budget, seed)
     scales = method.scale_parameters()
     special = {id(p) for p in scales}
     others = [p for p in reader.parameters() if p.requires_grad and id(p) not in special]

@@ -229,10 +229,11 @@ def tokenise(network: TextNetwork, texts: TextSet, max_len: int = 40) -> TokenSe
     tokenizer = network.tokenizer
     tokenizer.truncation_side = "left" if network.kind == "letters" else "right"
     both = (list(texts.texts),) if texts.pairs is None else (list(texts.texts), list(texts.pairs))
-    found = tokenizer(*both, padding=True, truncation=True, max_length=max_len, return_tensors="pt")
-    names = ["input_ids", "attention_mask"]
-    if network.kind == "encoder" and texts.pairs is not None and getattr(network.network.config, "type_vocab_size", 0):
-        names.append("token_type_ids")
+    typed = network.kind == "encoder" and getattr(network.network.config, "type_vocab_size", 0) > 0
+    typed = typed and texts.pairs is not None
+    options = {"padding": True, "truncation": True, "max_length": max_len, "return_token_type_ids": typed}
+    found = tokenizer(*both, return_tensors="pt", **options)
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if typed else [])]
     return TokenSet({name: found[name] for name in names}, texts.labels)
 
 
