@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -182,8 +183,8 @@ def train_adapter(
             schedule.step()
             times.append(time.process_time() - begun)
             result.losses.append(float(loss.detach()))
-            if not torch.isfinite(loss):
-                raise ValueError(f"loss: it is {float(loss)} at step {step + 1} of {name}; take a lower learning rate")
+            if not math.isfinite(result.losses[-1]):
+                raise ValueError(f"loss: it is {result.losses[-1]} at step {step + 1} of {name}; take a lower learning rate")
             if (step + 1) % max(1, budget.steps // 20) == 0 or step == 0:
                 found = method.log_alpha()
                 if found:
