@@ -184,7 +184,8 @@ def train_adapter(
             times.append(time.process_time() - begun)
             result.losses.append(float(loss.detach()))
             if not math.isfinite(result.losses[-1]):
-                raise ValueError(f"loss: it is {result.losses[-1]} at step {step + 1} of {name}; take a lower learning rate")
+                found_loss = result.losses[-1]
+                raise ValueError(f"loss: it is {found_loss} at step {step + 1} of {name}; take a lower learning rate")
             if (step + 1) % max(1, budget.steps // 20) == 0 or step == 0:
                 found = method.log_alpha()
                 if found:
@@ -215,10 +216,12 @@ def predict_classes(
         draws: S.
     """
     reader.eval()
-    batches = torch.arange(len(texts)).split(PREDICTED_AT_ONCE)
+    order = texts.inputs["attention_mask"].sum(-1).argsort(stable=True)  # little padding in a batch
+    back = order.argsort()
 
     def one() -> Tensor:
-        return torch.cat([reader(texts.take(rows).inputs).softmax(-1) for rows in batches])
+        batches = order.split(PREDICTED_AT_ONCE)
+        return torch.cat([reader(texts.take(rows).inputs).softmax(-1) for rows in batches])[back]
 
     if method is None:
         return one().unsqueeze(0)

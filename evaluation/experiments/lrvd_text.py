@@ -250,14 +250,14 @@ def _notes(runs: TextRuns, sets: dict[str, TextSet]) -> list[str]:
         f"same for every seed and method. LoRA of rank {size.rank} (lora_alpha {size.lora_alpha}) on every matched "
         f"linear layer and a linear head; AdamW {size.learning_rate:g} falling linearly to 0, no weight decay, "
         f"gradients clipped to {size.max_grad_norm:g}, {size.steps} steps of {size.batch_size} texts of at most "
-        f"{size.max_len} tokens, the transformer's own dropout off. Predictions average the probabilities of {size.draws} draws; rows "
-        "named mean are the posterior mean alone.",
+        f"{size.max_len} tokens, the transformer's own dropout off. Predictions average the probabilities of "
+        f"{size.draws} draws; rows named mean are the posterior mean alone.",
         f"LRVD: z ~ N(1, α) a rank and sequence, KL counted once a rank, T = {size.temperature:g}, 20 % warm-up, log α "
         f"from -4 with a learning rate whose sum over the run is {size.travel:g}. Shared σ: log σ² from -8. BLoB: "
         "flipout on A, prior sd 0.2, KL weighted 0.02. SoRA: gates from 1, a shrinkage of 1.5 over the run. AdaLoRA: "
         "to a quarter of the ranks. LoRA dropout: 0.1, on in prediction. Laplace: linearised, diagonal, its prior "
-        "precision chosen on validation texts, 100 draws of logits; temperature and early stopping are chosen on the same "
-        "texts. LoRA truncated: as many ranks as LRVD keeps at threshold 1.",
+        "precision chosen on validation texts, 100 draws of logits; temperature and early stopping are chosen on "
+        "the same texts. LoRA truncated: as many ranks as LRVD keeps at threshold 1.",
         "rank: ranks in use over all modules. odd_by_entropy and odd_by_mi: AUROC of predictive entropy and mutual "
         "information for texts of another corpus; mi and mi_odd: mean mutual information in nats. step_ms: median "
         "processor time of a training step on this machine, which other work may disturb.",

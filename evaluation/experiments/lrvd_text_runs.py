@@ -138,7 +138,7 @@ class TextRuns:
                     prune_ranks(reader.network, threshold=threshold, allow_empty=True)
                 left = sum(len(value) for value in method.log_alpha().values())
                 facts[f"kept_at_{threshold:g}"] = left
-                drawn = method if left else None
+                drawn = method if left and threshold == PRUNED_AT[-1] else None
                 tensors |= self.predictions(reader, f"pruned{threshold:g}-", drawn, seed)
         return Run(tensors, facts)
 
