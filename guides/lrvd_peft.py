@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -138,6 +137,10 @@ class LrvdConfig(LoraConfig):
 class LrvdLinear(Linear, LrvdModule):
     """peft's LoRA layer over ``Linear`` or ``Conv1D``, with noise levels beside A and B. Made by peft."""
 
+    #: by adapter; set where its variant is made
+    lrvd_family: dict[str, str]
+    lrvd_noise: dict[str, str]
+
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **options: Any) -> None:
         super().__init__(base_layer, adapter_name, config=config, **options)
         if not isinstance(self.get_base_layer(), nn.Linear):
@@ -146,8 +149,11 @@ class LrvdLinear(Linear, LrvdModule):
 
     @property
     def lora_variants(self) -> dict:
-        # no other variant combines with it; a plain LoRA adapter may share the layer
-        return {(): None, ("family",): LrvdVariant}
+        return {(): None}  # no other variant combines with it
+
+    def resolve_lora_variant(self, *, config: LoraConfig, **options: Any) -> Any:
+        # a plain LoRA adapter may share the layer, but no other variant
+        return LrvdVariant() if isinstance(config, LrvdConfig) else super().resolve_lora_variant(config=config, **options)
 
     def lrvd_states(self) -> dict[str, LayerState]:
         return {name: self.lrvd_state(name) for name in self.active_adapters if name in self.lora_variant}
@@ -156,13 +162,14 @@ class LrvdLinear(Linear, LrvdModule):
         """State of one adapter."""
         family = self.lrvd_family[adapter]
         parameters = {name: getattr(self, f"lora_lrvd_{name}")[adapter] for name in FAMILIES[family]}
-        return LayerState(family, self.lora_A[adapter].weight, self.lora_B[adapter].weight, parameters)
+        return LayerState(family, *self._factors(adapter), parameters)
+
+    def _factors(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
+        tables: Any = self
+        return tables.lora_A[adapter].weight, tables.lora_B[adapter].weight
 
     def factors(self) -> tuple[nn.Parameter, nn.Parameter] | None:
-        for name in self.active_adapters:
-            if name in self.lora_A:
-                return self.lora_A[name].weight, self.lora_B[name].weight
-        return None
+        return next((self._factors(name) for name in self.active_adapters if name in self.lora_A), None)
 
     def update_scale(self) -> float:
         return self.scaling[self._adapter()]
@@ -181,7 +188,8 @@ class LrvdLinear(Linear, LrvdModule):
 
     def set_rank(self, rank: int) -> None:
         name = self._adapter()
-        self.r[name] = self.lora_A[name].out_features = self.lora_B[name].in_features = rank
+        tables: Any = self
+        tables.r[name] = tables.lora_A[name].out_features = tables.lora_B[name].in_features = rank
         if rank == 0:  # peft passes a layer by that does not have the active adapter
             for attribute in (*self.adapter_layer_names, *self.other_param_names):
                 table = getattr(self, attribute, None)
@@ -279,30 +287,27 @@ def read_config(path: str | os.PathLike) -> LrvdConfig:
     return LrvdConfig(**options)
 
 
-def _check_fits(base: nn.Module, weights: Path) -> None:
+def _check_fits(base: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Refuses an adapter whose matrices do not fit the base model's layers; before anything is changed."""
-    modules = dict(base.named_modules())
-    if isinstance(base, PeftModel):
-        modules = dict(base.base_model.model.named_modules())
-    with safe_open(str(weights), framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - not a dict
-            path, mark, _ = key.removeprefix("base_model.model.").partition(".lora_")
-            if not mark:
-                continue
-            sizes = None if path not in modules else linear_sizes(getattr(modules[path], "base_layer", modules[path]))
-            if sizes is None:
-                raise ValueError(
-                    f"base: the adapter has weights for {path!r}, and {type(base).__name__} has no linear layer of that "
-                    "name; it was trained on another architecture"
-                )
-            at = {".lora_A.weight": (1, sizes[0]), ".lora_B.weight": (0, sizes[1])}
-            for suffix, (dim, expected) in at.items():
-                shape = file.get_slice(key).get_shape()
-                if key.endswith(suffix) and shape[dim] != expected:
-                    raise ValueError(
-                        f"base: the adapter's {suffix[1:7]} for {path!r} has shape {list(shape)}, and the layer has "
-                        f"{sizes[0]} inputs and {sizes[1]} outputs; it was trained on another architecture"
-                    )
+    inner = base.base_model.model if isinstance(base, PeftModel) else base
+    modules: dict[str, nn.Module] = dict(inner.named_modules())
+    for key, tensor in tensors.items():
+        path, mark, rest = key.removeprefix("base_model.model.").partition(".lora_")
+        if not mark:
+            continue
+        layer = modules.get(path)
+        sizes = None if layer is None else linear_sizes(getattr(layer, "base_layer", layer))
+        if sizes is None:
+            raise ValueError(
+                f"base: the adapter has weights for {path!r}, and {type(inner).__name__} has no linear layer of that "
+                "name; it was trained on another architecture"
+            )
+        expected = {"A.weight": (tensor.shape[0], sizes[0]), "B.weight": (sizes[1], tensor.shape[-1])}.get(rest)
+        if expected is not None and tensor.shape != expected:
+            raise ValueError(
+                f"base: the adapter's lora_{rest[0]} for {path!r} has shape {list(tensor.shape)}, and the layer has "
+                f"{sizes[0]} inputs and {sizes[1]} outputs; it was trained on another architecture"
+            )
 
 
 def lrvd_load(
@@ -324,19 +329,19 @@ def lrvd_load(
     """
     config = read_config(path)
     weights = _file(path, WEIGHTS)
-    _check_fits(base, weights)
     config.inference_mode = not is_trainable
     try:
         tensors = load_file(str(weights))
     except Exception as error:  # whatever a parser makes of bytes that are not its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"path: {weights} is not readable ({reason})") from None
+    _check_fits(base, tensors)
     if isinstance(base, PeftModel):
         model = base
         model.add_adapter(adapter_name, config)
     else:
         model = get_peft_model(base, config, adapter_name=adapter_name)
-    result = set_peft_model_state_dict(model, tensors, adapter_name=adapter_name)
+    result: Any = set_peft_model_state_dict(model, tensors, adapter_name=adapter_name)
     missing = [key for key in result.missing_keys if ".lora_" in key and key.split(".")[-1] == adapter_name]
     if missing or result.unexpected_keys:
         name = (missing or result.unexpected_keys)[0]
