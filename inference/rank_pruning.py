@@ -194,8 +194,9 @@ def _shrink(cut: RankParameter, index: Tensor, optimizers: list[torch.optim.Opti
                 key: _sliced(key, value, old, cut.dim, index) for key, value in optimizer.state.pop(old).items()
             }
     for pyro_optimizer in [given] if isinstance(given, pyro.optim.PyroOptim) else []:
-        if old in pyro_optimizer.optim_objs:
-            pyro_optimizer.optim_objs[new] = pyro_optimizer.optim_objs.pop(old)
+        for table in (pyro_optimizer.optim_objs, pyro_optimizer.grad_clip):
+            if old in table:
+                table[new] = table.pop(old)
     store = pyro.get_param_store()
     for name in [n for n, p in store._params.items() if p is old]:
         del store[name]  # announced anew, with the new shape, at the next call
