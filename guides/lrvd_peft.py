@@ -27,9 +27,7 @@ try:
     from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
     from peft.tuners.lora.layer import Linear, LoraVariant
 except ImportError as error:
-    raise ImportError(
-        f"guides.lrvd_peft: {error.name or 'peft'} is missing; pip install guidebook[adapters]"
-    ) from None
+    raise ImportError(f"guides.lrvd_peft: {error.name or 'peft'} is missing; pip install guidebook[adapters]") from None
 
 __all__ = ["LrvdConfig", "LrvdLinear", "kl_divergence", "lrvd_load", "rank_log_alpha", "sampling"]
 
@@ -90,14 +88,14 @@ class LrvdConfig(LoraConfig):
     """A ``peft.LoraConfig`` whose rank components are variational; ``get_peft_model(base, LrvdConfig(...))`` as usual.
 
     In training every forward pass is a posterior draw; in evaluation it is the posterior mean, unless within
-    :func:`guides.lrvd_layers.sampling`. The KL is yours to add to the loss (:func:`guides.lrvd_layers.kl_divergence`), or
-    the Trainer's (``inference.lrvd_training.LrvdTrainerMixin``). Saved adapters are LoRA adapters: peft without this
+    :func:`guides.lrvd_layers.sampling`. The KL is yours to add to the loss (:func:`guides.lrvd_layers.kl_divergence`),
+    or the Trainer's (``inference.lrvd_training.LrvdTrainerMixin``). Saved adapters are LoRA adapters: peft without this
     library opens them as the posterior mean; :func:`lrvd_load` opens them whole.
 
     Args:
-        family: ``"rank"`` (multipliers N(1, α_k) of the ranks, the default), ``"weight_tied"`` (N(μ, α_k μ²) for every weight
-            of A and B), ``"shared_sigma"`` (one variance for row k of A and column k of B), ``"asym"`` (only A) or
-            ``"untied"`` (a variance for every weight).
+        family: ``"rank"`` (multipliers N(1, α_k) of the ranks, the default), ``"weight_tied"`` (N(μ, α_k μ²) for every
+            weight of A and B), ``"shared_sigma"`` (one variance for row k of A and column k of B), ``"asym"`` (only A)
+            or ``"untied"`` (a variance for every weight).
         noise: of training: ``"sequence"`` (a draw for each example), ``"call"``, ``"token"``, or ``"none"``.
         init_log_alpha: where log α (log variances in the families that have those) starts; None for -4 (-8).
         **options: those of ``peft.LoraConfig``.
@@ -131,7 +129,8 @@ class LrvdConfig(LoraConfig):
             )
         from transformers.pytorch_utils import Conv1D
 
-        self._register_custom_module({Unsupported: _refuse, nn.Linear: LrvdLinear, Conv1D: LrvdLinear})  # type: ignore[dict-item]
+        layers: Any = {Unsupported: _refuse, nn.Linear: LrvdLinear, Conv1D: LrvdLinear}
+        self._register_custom_module(layers)
 
 
 class LrvdLinear(Linear, LrvdModule):
@@ -153,7 +152,9 @@ class LrvdLinear(Linear, LrvdModule):
 
     def resolve_lora_variant(self, *, config: LoraConfig, **options: Any) -> Any:
         # a plain LoRA adapter may share the layer, but no other variant
-        return LrvdVariant() if isinstance(config, LrvdConfig) else super().resolve_lora_variant(config=config, **options)
+        return (
+            LrvdVariant() if isinstance(config, LrvdConfig) else super().resolve_lora_variant(config=config, **options)
+        )
 
     def lrvd_states(self) -> dict[str, LayerState]:
         return {name: self.lrvd_state(name) for name in self.active_adapters if name in self.lora_variant}
@@ -232,7 +233,9 @@ class LrvdVariant(LoraVariant):
         if noise is None:
             noise = module.lrvd_noise[active_adapter] if module.training else "none"
         held = None if module.lrvd_held is None else module.lrvd_held.get(active_adapter)
-        return result + noisy_output(state.family, x, state.lora_A, state.lora_B, state.parameters, noise, held) * scaling
+        return (
+            result + noisy_output(state.family, x, state.lora_A, state.lora_B, state.parameters, noise, held) * scaling
+        )
 
     @staticmethod
     def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
@@ -258,7 +261,9 @@ def _file(path: str | os.PathLike, name: str) -> Path:
             return found
         pickled = name == WEIGHTS and (Path(path) / "adapter_model.bin").is_file()
         why = "holds adapter_model.bin, a pickle that is not read" if pickled else f"holds no {name}"
-        raise ValueError(f"path: {path} {why}; save the adapter by model.save_pretrained(path), which writes safetensors")
+        raise ValueError(
+            f"path: {path} {why}; save the adapter by model.save_pretrained(path), which writes safetensors"
+        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         raise ValueError(f"path: {path} is not a folder, nor the name of a repository, owner/name")
     from huggingface_hub import hf_hub_download
@@ -289,7 +294,9 @@ def read_config(path: str | os.PathLike) -> LrvdConfig:
 
 def _check_fits(base: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Refuses an adapter whose matrices do not fit the base model's layers; before anything is changed."""
-    inner = base.base_model.model if isinstance(base, PeftModel) else base
+    inner: Any = base
+    if isinstance(base, PeftModel):
+        inner = inner.base_model.model
     modules: dict[str, nn.Module] = dict(inner.named_modules())
     for key, tensor in tensors.items():
         path, mark, rest = key.removeprefix("base_model.model.").partition(".lora_")
@@ -347,5 +354,3 @@ def lrvd_load(
         name = (missing or result.unexpected_keys)[0]
         raise ValueError(f"path: {weights} and its configuration differ, first in {name}; the folder is damaged")
     return model.eval()
-
-

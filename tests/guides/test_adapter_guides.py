@@ -80,13 +80,12 @@ def ready(name):
 def test_plain_svi_trains_it(name, elbo):
     model, guide = make(name)
     d = data()
-    before = [p.detach().clone() for p in model.parameters() if p.requires_grad]
-    frozen = [p.clone() for p in model.parameters() if not p.requires_grad]
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), elbo())
     assert all(math.isfinite(svi.step(d)) for _ in range(2))
-    assert all(not torch.equal(a, b) for a, b in zip(before, [p for p in model.parameters() if p.requires_grad]))
-    assert all(torch.equal(a, b) for a, b in zip(frozen, [p for p in model.parameters() if not p.requires_grad]))
-    assert len(frozen) == 4
+    same = {n for n, p in model.named_parameters() if torch.equal(p, before[n])}
+    assert same == {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert same == {f"backbone.{i}.base_layer.{name}" for i in (0, 2) for name in ("weight", "bias")}
 
 
 @every_guide
@@ -207,15 +206,14 @@ def test_monte_carlo_differs_from_the_closed_form_by_the_constant_of_the_imprope
         for level in guide.levels:
             nn.init.constant_(level["log_alpha"], -2.0)
     d = data()
-    torch.manual_seed(0)
-    closed = sum(TraceMeanField_ELBO().loss(model, guide, d) for _ in range(3000)) / 3000
-    torch.manual_seed(0)
-    sampled = sum(Trace_ELBO().loss(model, guide, d) for _ in range(3000)) / 3000
-    # of each of 8 ranks: the log of the prior's width, less entropy terms that the closed form leaves out
-    constant = math.log(2 * math.log(1e6)) - 0.5 * math.log(2 * math.pi * math.e) - 0.5 * (
-        math.log(2) + float(torch.digamma(torch.tensor(0.5)))
-    ) * -1
-    assert abs((sampled - closed) / 8 - constant) < 0.05
+    found = []
+    for elbo in (TraceMeanField_ELBO, Trace_ELBO):
+        torch.manual_seed(0)
+        found.append(elbo(num_particles=20_000, vectorize_particles=True, max_plate_nesting=0).loss(model, guide, d))
+    # of each of 8 ranks: the logarithm of the prior's width, and what the closed form leaves out of q's entropy
+    limit = -0.5 * (math.log(2) + float(torch.digamma(torch.tensor(0.5))))
+    constant = math.log(2 * math.log(1e6)) - 0.5 * math.log(2 * math.pi * math.e) - limit
+    assert abs((found[1] - found[0]) / 8 - constant) < 0.02
 
 
 def test_minibatches_estimate_the_bound_on_all_points():
@@ -340,8 +338,14 @@ def test_a_peft_model_is_a_pyro_model_and_what_it_learns_is_saved(family, tmp_pa
     [
         ({"targets": ["1"]}, r"^targets: no Linear or Conv1D layer of Sequential is named '1'; it has 0, 2$"),
         ({"targets": ["0", "9"]}, r"^targets: no Linear or Conv1D layer of Sequential is named '9'; it has 0, 2$"),
-        ({"targets": "layer.*"}, r"^targets: no Linear or Conv1D layer of Sequential is named 'layer.\*'; it has 0, 2$"),
-        ({"targets": None}, r"^targets: got None, but the backbone has no LRVD layer; name the linear layers to adapt$"),
+        (
+            {"targets": "layer.*"},
+            r"^targets: no Linear or Conv1D layer of Sequential is named 'layer.\*'; it has 0, 2$",
+        ),
+        (
+            {"targets": None},
+            r"^targets: got None, but the backbone has no LRVD layer; name the linear layers to adapt$",
+        ),
         ({"rank": 0}, r"^rank: got 0; it must be at least 1$"),
         ({"kl_count": "layer"}, r"^kl_count: got 'layer'; it must be 'rank' or 'weights'$"),
         ({"temperature": 0.0}, r"^temperature: got 0.0; it must be positive and finite$"),

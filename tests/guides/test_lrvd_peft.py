@@ -300,7 +300,11 @@ def test_saved_and_loaded_it_is_the_same(family, tmp_path):
     assert all(torch.equal(before[n], after[n]) for n in before)
     assert torch.equal(logits(loaded), logits(model))
     assert not any(p.requires_grad for p in loaded.parameters())
-    assert any(p.requires_grad for n, p in lrvd_load(tiny_bert(), tmp_path, is_trainable=True).named_parameters() if "lora_" in n)
+    assert any(
+        p.requires_grad
+        for n, p in lrvd_load(tiny_bert(), tmp_path, is_trainable=True).named_parameters()
+        if "lora_" in n
+    )
     for m in (model, loaded):
         with sampling(m, seed=3, noise="sequence"):
             m.found = logits(m)
@@ -435,7 +439,11 @@ def quantised():
         ({"init_lora_weights": "pissa"}, Net, r"^init_lora_weights: got 'pissa'; with LRVD it must be True, False or"),
         ({"target_modules": ["third"]}, Net, r"^Target modules \{'third'\} not found in the base model"),
         ({"target_modules": ["wte"]}, tiny_gpt2, r"^target_modules: 'transformer.wte' is of type Embedding; LRVD ada"),
-        ({}, quantised, r"^target_modules: 'first' is of type Linear4bit, quantised, which LRVD does not support; load"),
+        (
+            {},
+            quantised,
+            r"^target_modules: 'first' is of type Linear4bit, quantised, which LRVD does not support; load",
+        ),
     ],
 )
 def test_refusals(options, base, message):
@@ -452,10 +460,14 @@ def saved(path, **net):
 def test_an_adapter_of_another_architecture_is_refused_and_the_base_left_alone(tmp_path):
     saved(tmp_path)
     other = Net(k_in=7)
-    with pytest.raises(ValueError, match=r"^base: the adapter's lora_A for 'first' has shape \[2, 6\], and the layer has 7"):
+    with pytest.raises(
+        ValueError, match=r"^base: the adapter's lora_A for 'first' has shape \[2, 6\], and the layer has 7"
+    ):
         lrvd_load(other, tmp_path)
     assert type(other.first) is nn.Linear
-    with pytest.raises(ValueError, match=r"^base: the adapter has weights for 'first', and .*ForSequenceClassification"):
+    with pytest.raises(
+        ValueError, match=r"^base: the adapter has weights for 'first', and .*ForSequenceClassification"
+    ):
         lrvd_load(tiny_bert(), tmp_path)
 
 
@@ -484,7 +496,9 @@ def test_folders_that_hold_no_such_adapter_are_refused(tmp_path):
     differing = saved(tmp_path / "differing")
     content = json.loads((differing / "adapter_config.json").read_text())
     (differing / "adapter_config.json").write_text(json.dumps(content | {"family": "untied"}))
-    with pytest.raises(ValueError, match=r"^path: .* and its configuration differ, first in .*; the folder is damaged$"):
+    with pytest.raises(
+        ValueError, match=r"^path: .* and its configuration differ, first in .*; the folder is damaged$"
+    ):
         lrvd_load(Net(), differing)
 
 

@@ -9,7 +9,7 @@ from guides import RankwiseGuide
 from inference import prune_ranks
 from inference.lrvd_training import log_alpha_learning_rate
 from pp_models import Dataset, LowRankAdapted
-from tests.planted_ranks import D, N, NOISE, planted_family_runs, planted_rank_runs, problem
+from tests.planted_ranks import NOISE, D, N, planted_family_runs, planted_rank_runs, problem
 
 WEIGHTS = 5.0 * 2 * D  # temperature 5, every weight counted
 

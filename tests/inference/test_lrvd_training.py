@@ -119,7 +119,10 @@ def test_parameter_groups():
     [
         (lambda: LrvdObjective(0), r"^num_data: got 0; it must be at least 1$"),
         (lambda: LrvdObjective(5, kl_count="layer"), r"^count: got 'layer'; it must be 'rank' or 'weights'$"),
-        (lambda: LrvdObjective(5, kl_weight="map"), r"^kl_weight: got 'map'; it must be 'elbo' or a number that is not"),
+        (
+            lambda: LrvdObjective(5, kl_weight="map"),
+            r"^kl_weight: got 'map'; it must be 'elbo' or a number that is not",
+        ),
         (lambda: LrvdObjective(5, temperature=-1.0), r"^temperature: got -1.0; it must be finite and not negative$"),
         (lambda: LrvdObjective(5, warmup_steps=-1), r"^warmup_steps: got -1; it must be at least 0$"),
         (lambda: log_alpha_learning_rate(0), r"^steps: got 0; it must be at least 1$"),
@@ -176,7 +179,6 @@ def test_a_trainer_logs_and_prunes(tmp_path):
         lrvd=LrvdObjective(num_data=8),
         callbacks=[callback],
     )
-    start = {id(p) for p in model.parameters()}
     with torch.no_grad():
         for module in lrvd_modules(model).values():
             module.lora_lrvd_log_alpha["default"][:] = torch.tensor([-9.0, 30.0, -9.0])
@@ -184,7 +186,7 @@ def test_a_trainer_logs_and_prunes(tmp_path):
     assert [s for s, _ in callback.history] == [6, 8]
     assert callback.soft_counts[0] == (2, 8)
     assert set(module_ranks(model).values()) == {2}
-    assert id(next(iter(noise_parameters(model)))) not in start
+    assert {len(p) for p in noise_parameters(model)} == {2}
     logs = [row for row in trainer.state.log_history if "kappa" in row]
     assert [row["total_rank"] for row in logs] == [12, 12, 8, 8]
     assert all(row["kappa"] == 1.0 and math.isfinite(row["kl"]) for row in logs)

@@ -225,7 +225,10 @@ def test_nothing_is_pruned_before_its_time():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threshold": -50.0}, r"^threshold: got -50.0; it would prune all 24 ranks \(the lowest log alpha is .*\); train"),
+        (
+            {"threshold": -50.0},
+            r"^threshold: got -50.0; it would prune all 24 ranks \(the lowest log alpha is .*\); train",
+        ),
         ({"budget": 0}, r"^budget: got 0; it would prune all 24 ranks"),
         ({"budget": -1}, r"^budget: got -1; it must be at least 0$"),
         ({"threshold": "half"}, r"^threshold: got 'half'; it must be a number or 'gap'$"),
@@ -247,7 +250,9 @@ def test_an_optimizer_whose_state_cannot_be_cut_is_refused():
     model, _ = trained()
     optimizer = torch.optim.Adafactor([p for p in model.parameters() if p.requires_grad])
     step(model, optimizer)
-    with pytest.raises(ValueError, match=r"^optimizer: its state 'row_var' has shape .* only moments of the parameter's"):
+    with pytest.raises(
+        ValueError, match=r"^optimizer: its state 'row_var' has shape .* only moments of the parameter's"
+    ):
         prune_ranks(model, optimizer)
 
 
