@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-
-
 import pyro
 import pyro.distributions as dist
 import torch
@@ -50,7 +48,7 @@ class AdapterGuide(ParameterModule):
         """Samples every latent site; of the data nothing is looked at."""
         self.model.advance()
         modules = self.model.rank_modules()
-        values = {}
+        values: dict[str, Tensor] = {}
         for index, path in enumerate(self.paths):
             factors = modules[path].factors()
             if factors is not None:

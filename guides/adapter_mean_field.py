@@ -14,7 +14,8 @@ class AdapterMeanFieldGuide(AdapterGuide):
     """A ~ N(μ, ρ⁴) for every weight, B a point estimate (BLoB, Wang et al. 2024: standard deviation ρ²).
 
     μ is the model's A. BLoB's prior is ``LowRankAdapted(factor_prior=0.2)``, N(0, 0.2²); with it take
-    ``kl_count="weights"``, the plain sum over weights. It adds r k_in numbers a module, and no rank can be pruned by it.
+    ``kl_count="weights"``, the plain sum over weights. It adds r k_in numbers a module, and no rank can be pruned by
+    it.
 
     Args:
         model: the adapted model.

@@ -125,8 +125,8 @@ def family_kl(
         lora_A: ``[r, k_in]``.
         lora_B: ``[k_out, r]``.
         parameters: noise levels.
-        count: ``"weights"`` sums over weights (as the released code does), ``"rank"`` counts each rank once (the mean over
-            its weights).
+        count: ``"weights"`` sums over weights (as the released code does), ``"rank"`` counts each rank once (the mean
+            over its weights).
         approximate: see ``log_uniform_kl``; by default for the families with a ratio for every weight.
     """
     per_rank = weights_per_rank(family, lora_A, lora_B)
@@ -181,13 +181,14 @@ def noisy_output(
         lora_A: ``[r, k_in]``, means.
         lora_B: ``[k_out, r]``, means.
         parameters: noise levels.
-        noise: ``"call"`` one draw for everything in x, ``"sequence"`` one for each example, ``"token"`` one at each place,
-            ``"none"`` the means.
+        noise: ``"call"`` one draw for everything in x, ``"sequence"`` one for each example, ``"token"`` one at each
+            place, ``"none"`` the means.
         held: noise of a draw that outlasts this call (:func:`held_noise`).
 
     Returns:
-        ``[..., k_out]``. For ``"rank"`` (any noise) and ``"call"``, ``"sequence"`` (any family) this is exact: the outputs are
-        distributed as those of drawn weights. At ``"token"`` the factors are drawn independently at each place.
+        ``[..., k_out]``. For ``"rank"`` (any noise) and ``"call"``, ``"sequence"`` (any family) this is exact: the
+        outputs are distributed as those of drawn weights. At ``"token"`` the factors are drawn independently at each
+        place.
     """
     if noise == "none" and held is None:
         return linear(linear(x, lora_A), lora_B)

@@ -78,7 +78,7 @@ def layer_states(model: nn.Module) -> dict[str, LayerState]:
 
 
 def rank_log_alpha(model: nn.Module) -> dict[str, Tensor]:
-    """log noise-to-signal ratio of every rank of the active adapter, ``[r]`` by module path, detached.
+    """log noise-to-signal ratio of every rank of the active adapter, ``[r]`` by module path, copied.
 
     Where the family has a ratio for every weight it is the median over the rank's weights. Modules without ranks are
     left out.
@@ -86,7 +86,7 @@ def rank_log_alpha(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         ValueError: the model has no LRVD layer.
     """
-    return {path: rank_statistic(*state).detach() for path, state in layer_states(model).items()}
+    return {path: rank_statistic(*state).detach().clone() for path, state in layer_states(model).items()}
 
 
 def kl_divergence(model: nn.Module, count: str = "rank", approximate: bool | None = None) -> Tensor:
@@ -174,8 +174,8 @@ def sampling(
         with sampling(model, num_samples=10, seed=0) as draws:
             probabilities = torch.stack([model(**batch).logits.softmax(-1) for _ in draws]).mean(0)
 
-    Within one turn of the loop every call uses the same draw, so a text that is generated is one function's. Outside the
-    loop each call of ``model`` itself is a new draw.
+    Within one turn of the loop every call uses the same draw, so a text that is generated is one function's. Outside
+    the loop each call of ``model`` itself is a new draw.
 
     Args:
         model: a model with LRVD layers; usually in evaluation mode, so that its own dropout is off.

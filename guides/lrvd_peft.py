@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -28,9 +27,7 @@ try:
     from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
     from peft.tuners.lora.layer import Linear, LoraVariant
 except ImportError as error:
-    raise ImportError(
-        f"guides.lrvd_peft: {error.name or 'peft'} is missing; pip install guidebook[adapters]"
-    ) from None
+    raise ImportError(f"guides.lrvd_peft: {error.name or 'peft'} is missing; pip install guidebook[adapters]") from None
 
 __all__ = ["LrvdConfig", "LrvdLinear", "kl_divergence", "lrvd_load", "rank_log_alpha", "sampling"]
 
@@ -91,14 +88,14 @@ class LrvdConfig(LoraConfig):
     """A ``peft.LoraConfig`` whose rank components are variational; ``get_peft_model(base, LrvdConfig(...))`` as usual.
 
     In training every forward pass is a posterior draw; in evaluation it is the posterior mean, unless within
-    :func:`guides.lrvd_layers.sampling`. The KL is yours to add to the loss (:func:`guides.lrvd_layers.kl_divergence`), or
-    the Trainer's (``inference.lrvd_training.LrvdTrainerMixin``). Saved adapters are LoRA adapters: peft without this
+    :func:`guides.lrvd_layers.sampling`. The KL is yours to add to the loss (:func:`guides.lrvd_layers.kl_divergence`),
+    or the Trainer's (``inference.lrvd_training.LrvdTrainerMixin``). Saved adapters are LoRA adapters: peft without this
     library opens them as the posterior mean; :func:`lrvd_load` opens them whole.
 
     Args:
-        family: ``"rank"`` (multipliers N(1, α_k) of the ranks, the default), ``"weight_tied"`` (N(μ, α_k μ²) for every weight
-            of A and B), ``"shared_sigma"`` (one variance for row k of A and column k of B), ``"asym"`` (only A) or
-            ``"untied"`` (a variance for every weight).
+        family: ``"rank"`` (multipliers N(1, α_k) of the ranks, the default), ``"weight_tied"`` (N(μ, α_k μ²) for every
+            weight of A and B), ``"shared_sigma"`` (one variance for row k of A and column k of B), ``"asym"`` (only A)
+            or ``"untied"`` (a variance for every weight).
         noise: of training: ``"sequence"`` (a draw for each example), ``"call"``, ``"token"``, or ``"none"``.
         init_log_alpha: where log α (log variances in the families that have those) starts; None for -4 (-8).
         **options: those of ``peft.LoraConfig``.
@@ -132,11 +129,16 @@ class LrvdConfig(LoraConfig):
             )
         from transformers.pytorch_utils import Conv1D
 
-        self._register_custom_module({Unsupported: _refuse, nn.Linear: LrvdLinear, Conv1D: LrvdLinear})  # type: ignore[dict-item]
+        layers: Any = {Unsupported: _refuse, nn.Linear: LrvdLinear, Conv1D: LrvdLinear}
+        self._register_custom_module(layers)
 
 
 class LrvdLinear(Linear, LrvdModule):
     """peft's LoRA layer over ``Linear`` or ``Conv1D``, with noise levels beside A and B. Made by peft."""
+
+    #: by adapter; set where its variant is made
+    lrvd_family: dict[str, str]
+    lrvd_noise: dict[str, str]
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **options: Any) -> None:
         super().__init__(base_layer, adapter_name, config=config, **options)
@@ -146,8 +148,13 @@ class LrvdLinear(Linear, LrvdModule):
 
     @property
     def lora_variants(self) -> dict:
-        # no other variant combines with it; a plain LoRA adapter may share the layer
-        return {(): None, ("family",): LrvdVariant}
+        return {(): None}  # no other variant combines with it
+
+    def resolve_lora_variant(self, *, config: LoraConfig, **options: Any) -> Any:
+        # a plain LoRA adapter may share the layer, but no other variant
+        return (
+            LrvdVariant() if isinstance(config, LrvdConfig) else super().resolve_lora_variant(config=config, **options)
+        )
 
     def lrvd_states(self) -> dict[str, LayerState]:
         return {name: self.lrvd_state(name) for name in self.active_adapters if name in self.lora_variant}
@@ -156,13 +163,14 @@ class LrvdLinear(Linear, LrvdModule):
         """State of one adapter."""
         family = self.lrvd_family[adapter]
         parameters = {name: getattr(self, f"lora_lrvd_{name}")[adapter] for name in FAMILIES[family]}
-        return LayerState(family, self.lora_A[adapter].weight, self.lora_B[adapter].weight, parameters)
+        return LayerState(family, *self._factors(adapter), parameters)
+
+    def _factors(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
+        tables: Any = self
+        return tables.lora_A[adapter].weight, tables.lora_B[adapter].weight
 
     def factors(self) -> tuple[nn.Parameter, nn.Parameter] | None:
-        for name in self.active_adapters:
-            if name in self.lora_A:
-                return self.lora_A[name].weight, self.lora_B[name].weight
-        return None
+        return next((self._factors(name) for name in self.active_adapters if name in self.lora_A), None)
 
     def update_scale(self) -> float:
         return self.scaling[self._adapter()]
@@ -181,7 +189,8 @@ class LrvdLinear(Linear, LrvdModule):
 
     def set_rank(self, rank: int) -> None:
         name = self._adapter()
-        self.r[name] = self.lora_A[name].out_features = self.lora_B[name].in_features = rank
+        tables: Any = self
+        tables.r[name] = tables.lora_A[name].out_features = tables.lora_B[name].in_features = rank
         if rank == 0:  # peft passes a layer by that does not have the active adapter
             for attribute in (*self.adapter_layer_names, *self.other_param_names):
                 table = getattr(self, attribute, None)
@@ -224,7 +233,9 @@ class LrvdVariant(LoraVariant):
         if noise is None:
             noise = module.lrvd_noise[active_adapter] if module.training else "none"
         held = None if module.lrvd_held is None else module.lrvd_held.get(active_adapter)
-        return result + noisy_output(state.family, x, state.lora_A, state.lora_B, state.parameters, noise, held) * scaling
+        return (
+            result + noisy_output(state.family, x, state.lora_A, state.lora_B, state.parameters, noise, held) * scaling
+        )
 
     @staticmethod
     def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
@@ -250,7 +261,9 @@ def _file(path: str | os.PathLike, name: str) -> Path:
             return found
         pickled = name == WEIGHTS and (Path(path) / "adapter_model.bin").is_file()
         why = "holds adapter_model.bin, a pickle that is not read" if pickled else f"holds no {name}"
-        raise ValueError(f"path: {path} {why}; save the adapter by model.save_pretrained(path), which writes safetensors")
+        raise ValueError(
+            f"path: {path} {why}; save the adapter by model.save_pretrained(path), which writes safetensors"
+        )
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         raise ValueError(f"path: {path} is not a folder, nor the name of a repository, owner/name")
     from huggingface_hub import hf_hub_download
@@ -279,30 +292,29 @@ def read_config(path: str | os.PathLike) -> LrvdConfig:
     return LrvdConfig(**options)
 
 
-def _check_fits(base: nn.Module, weights: Path) -> None:
+def _check_fits(base: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Refuses an adapter whose matrices do not fit the base model's layers; before anything is changed."""
-    modules = dict(base.named_modules())
+    inner: Any = base
     if isinstance(base, PeftModel):
-        modules = dict(base.base_model.model.named_modules())
-    with safe_open(str(weights), framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - not a dict
-            path, mark, _ = key.removeprefix("base_model.model.").partition(".lora_")
-            if not mark:
-                continue
-            sizes = None if path not in modules else linear_sizes(getattr(modules[path], "base_layer", modules[path]))
-            if sizes is None:
-                raise ValueError(
-                    f"base: the adapter has weights for {path!r}, and {type(base).__name__} has no linear layer of that "
-                    "name; it was trained on another architecture"
-                )
-            at = {".lora_A.weight": (1, sizes[0]), ".lora_B.weight": (0, sizes[1])}
-            for suffix, (dim, expected) in at.items():
-                shape = file.get_slice(key).get_shape()
-                if key.endswith(suffix) and shape[dim] != expected:
-                    raise ValueError(
-                        f"base: the adapter's {suffix[1:7]} for {path!r} has shape {list(shape)}, and the layer has "
-                        f"{sizes[0]} inputs and {sizes[1]} outputs; it was trained on another architecture"
-                    )
+        inner = inner.base_model.model
+    modules: dict[str, nn.Module] = dict(inner.named_modules())
+    for key, tensor in tensors.items():
+        path, mark, rest = key.removeprefix("base_model.model.").partition(".lora_")
+        if not mark:
+            continue
+        layer = modules.get(path)
+        sizes = None if layer is None else linear_sizes(getattr(layer, "base_layer", layer))
+        if sizes is None:
+            raise ValueError(
+                f"base: the adapter has weights for {path!r}, and {type(inner).__name__} has no linear layer of that "
+                "name; it was trained on another architecture"
+            )
+        expected = {"A.weight": (tensor.shape[0], sizes[0]), "B.weight": (sizes[1], tensor.shape[-1])}.get(rest)
+        if expected is not None and tensor.shape != expected:
+            raise ValueError(
+                f"base: the adapter's lora_{rest[0]} for {path!r} has shape {list(tensor.shape)}, and the layer has "
+                f"{sizes[0]} inputs and {sizes[1]} outputs; it was trained on another architecture"
+            )
 
 
 def lrvd_load(
@@ -324,23 +336,21 @@ def lrvd_load(
     """
     config = read_config(path)
     weights = _file(path, WEIGHTS)
-    _check_fits(base, weights)
     config.inference_mode = not is_trainable
     try:
         tensors = load_file(str(weights))
     except Exception as error:  # whatever a parser makes of bytes that are not its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"path: {weights} is not readable ({reason})") from None
+    _check_fits(base, tensors)
     if isinstance(base, PeftModel):
         model = base
         model.add_adapter(adapter_name, config)
     else:
         model = get_peft_model(base, config, adapter_name=adapter_name)
-    result = set_peft_model_state_dict(model, tensors, adapter_name=adapter_name)
+    result: Any = set_peft_model_state_dict(model, tensors, adapter_name=adapter_name)
     missing = [key for key in result.missing_keys if ".lora_" in key and key.split(".")[-1] == adapter_name]
     if missing or result.unexpected_keys:
         name = (missing or result.unexpected_keys)[0]
         raise ValueError(f"path: {weights} and its configuration differ, first in {name}; the folder is damaged")
     return model.eval()
-
-

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -28,15 +30,15 @@ class RankwiseGuide(AdapterGuide):
     """z_k ~ N(1, α_k): one noise-to-signal ratio for each rank-one component (LRVD, the family ``"rank"``).
 
     The other families make the factors random instead, around A and B of the model: ``"weight_tied"`` N(μ, α_k μ²),
-    ``"shared_sigma"`` N(μ, σ_k²) in row k of A and column k of B (the released code), ``"asym"`` the same for A alone, and
-    ``"untied"`` a variance for every weight. In plain Pyro a draw is shared by the batch.
+    ``"shared_sigma"`` N(μ, σ_k²) in row k of A and column k of B (the released code), ``"asym"`` the same for A alone,
+    and ``"untied"`` a variance for every weight. In plain Pyro a draw is shared by the batch.
 
     Args:
-        model: the adapted model. ``"shared_sigma"`` and ``"untied"`` need weights of B that are not 0, and draw new ones
-            (U(-1e-3, 1e-3)) where all are.
+        model: the adapted model. ``"shared_sigma"`` and ``"untied"`` need weights of B that are not 0, and draw new
+            ones (U(-1e-3, 1e-3)) where all are.
         family: its name.
-        init_log_alpha: where log α (in families that have those: log variances) starts; None for -4 (-8), or, for a peft
-            model of this family, where its layers are.
+        init_log_alpha: where log α (in families that have those: log variances) starts; None for -4 (-8), or, for a
+            peft model of this family, where its layers are.
 
     Raises:
         TypeError: another family of model.
@@ -81,12 +83,13 @@ class RankwiseGuide(AdapterGuide):
         return values | self.factor(path, "lora_B", dist.Normal(lora_B, scale_B.expand_as(lora_B)), per_rank)
 
     def rank_log_alpha(self) -> dict[str, Tensor]:
-        """log noise-to-signal ratio of each rank ``[r]`` by module path, detached; modules without ranks are left out."""
+        """log noise-to-signal ratio of each rank ``[r]`` by module path, copied; modules without ranks are left out."""
         found = {}
         for path, levels in zip(self.paths, self.levels, strict=True):
             factors = self.model.rank_modules()[path].factors()
             if factors is not None:
-                found[path] = rank_statistic(self.family, *factors, dict(levels.items())).detach()  # type: ignore[operator]
+                own: Any = levels
+                found[path] = rank_statistic(self.family, *factors, dict(own.items())).detach().clone()
         return found
 
     def rank_parameters(self, path: str) -> list[RankParameter]:

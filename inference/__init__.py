@@ -23,7 +23,7 @@ __all__ = [
     "objectives",
     "predict",
     "prior_predictive",
-    "sample_posterior",
     "prune_ranks",
+    "sample_posterior",
     "swag",
 ]

@@ -49,7 +49,9 @@ class LrvdCallback(TrainerCallback):
         done = prune_ranks(unwrapped, optimizer, self.threshold, budget=self.budget)
         self.history.append((step, done))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any) -> None:
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
+    ) -> None:
         """Prunes where it is time to."""
         step = state.global_step
         if self.prune_every and args.world_size == 1 and step % self.prune_every == 0 and step >= self.min_steps:
@@ -61,7 +63,9 @@ class LrvdCallback(TrainerCallback):
             values = rank_log_alpha(getattr(model, "module", model)).values()
             self.soft_counts.append((state.global_step, sum(int((v < self.threshold).sum()) for v in values)))
 
-    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any) -> None:
+    def on_train_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
+    ) -> None:
         """Prunes once more, at the end."""
         if self.prune_every != 0 and state.global_step >= self.min_steps:
             self._prune(state.global_step, model, optimizer)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guides.lrvd_layers import check_count, kl_divergence, layer_states
 from guides.lrvd_families import weights_per_rank
+from guides.lrvd_layers import check_count, kl_divergence, layer_states
 from inference.fit import TrainingDiverged
 
 #: how far log α may travel in a training run, in nats: the sum of its learning rates over the steps
@@ -27,7 +27,8 @@ class LrvdObjective:
         kl_count: ``"rank"`` counts the KL once a rank, ``"weights"`` once for each weight.
         kl_weight: ``"elbo"`` for 1 / N; a number takes its place (the released code has 1e-6).
         temperature: T; 1 with ``"elbo"`` is the evidence bound.
-        warmup_steps: steps over which β grows linearly from 0 to 1. None leaves it to the Trainer: a fifth of its steps.
+        warmup_steps: steps over which β grows linearly from 0 to 1. None leaves it to the Trainer: a fifth of its
+            steps.
         approximate: see ``kl_divergence``.
 
     Raises:
@@ -68,8 +69,8 @@ class LrvdObjective:
     def effective_temperature(self, model: nn.Module) -> float:
         """κ: what a rank's KL is multiplied by against the *summed* log-likelihood, all factors together.
 
-        T times N times the weight in the mean loss, times the weights of a rank where those are counted (their mean over
-        ranks). It is the one number to compare runs by (LRVD's released GLUE runs: 4 to 600).
+        T times N times the weight in the mean loss, times the weights of a rank where those are counted (their mean
+        over ranks). It is the one number to compare runs by (LRVD's released GLUE runs: 4 to 600).
         """
         states = list(layer_states(model).values())
         ranks = sum(len(s.lora_A) for s in states)
@@ -158,12 +159,14 @@ def parameter_groups(
 
 
 class LrvdTrainerMixin:
-    """Adds the KL to a Hugging Face Trainer: ``class MyTrainer(LrvdTrainerMixin, Trainer)``, then ``lrvd=LrvdObjective(N)``.
+    """Adds the KL to a Hugging Face Trainer: ``class MyTrainer(LrvdTrainerMixin, Trainer)``.
+
+    It is made as any Trainer, with ``lrvd=LrvdObjective(num_data)`` beside the other arguments.
 
     The KL enters once an optimizer step, however many batches a step accumulates, whether the loss is a mean over
     labels of all of them (``num_items_in_batch``) or of each, and however many processes there are. Noise levels get a
-    parameter group without decay, whose learning rate comes from the number of steps. Logs carry ``kl`` (nats), ``beta``,
-    ``kappa`` and ``total_rank``.
+    parameter group without decay, whose learning rate comes from the number of steps. Logs carry ``kl`` (nats),
+    ``beta``, ``kappa`` and ``total_rank``.
 
     Args:
         lrvd: the weight of the KL.
@@ -243,8 +246,8 @@ class LrvdTrainerMixin:
         this: Any = self
         if self._bad is not None and bool(self._bad):
             raise TrainingDiverged(
-                f"step {this.state.global_step}: loss not finite; try a smaller learning_rate, max_grad_norm=1.0, or fewer "
-                "nats of travel for log alpha"
+                f"step {this.state.global_step}: loss not finite; try a smaller learning_rate, max_grad_norm=1.0, or "
+                "a smaller travel of log alpha"
             )
         self._bad = None
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from guides.lrvd_layers import lrvd_modules, module_path, rank_log_alpha
+from pp_models.low_rank_adapted import LowRankAdapted
 from pp_models.low_rank_layer import RankModule, RankParameter
 
 
@@ -57,7 +58,7 @@ def rank_threshold(log_alpha: dict[str, Tensor], threshold: float | str = 1.0, b
     """
     together = torch.cat([v.detach().double().cpu() for v in log_alpha.values()])
     if budget is not None:
-        if not 0 <= budget:
+        if budget < 0:
             raise ValueError(f"budget: got {budget}; it must be at least 0")
         if budget >= len(together):
             return float("inf")
@@ -83,14 +84,15 @@ def prune_ranks(
     """Removes ranks with log α at or above a threshold: rows of A, columns of B, noise levels, and their moments.
 
     The scale s = lora_alpha / r of the update stays as it was, so that the function loses the removed ranks and nothing
-    else; a module at rank 0 passes its input by. Call it after ``optimizer.step()``; the parameters it cuts are replaced by
-    new ones, in the optimizer too. In a peft model ``rank_pattern``, ``alpha_pattern`` and ``exclude_modules`` of the active
-    adapter's configuration follow, so that ``save_pretrained`` writes the pruned adapter. With ``DistributedDataParallel``
-    wrap the model anew afterwards.
+    else; a module at rank 0 passes its input by. Call it after ``optimizer.step()``; the parameters it cuts are
+    replaced by new ones, in the optimizer too. In a peft model ``rank_pattern``, ``alpha_pattern`` and
+    ``exclude_modules`` of the active adapter's configuration follow, so that ``save_pretrained`` writes the pruned
+    adapter. With ``DistributedDataParallel`` wrap the model anew afterwards.
 
     Args:
         model: a model with LRVD layers, or a ``LowRankAdapted`` (then give its guide).
-        optimizer: a torch optimizer (or a wrapper around one, or Pyro's) that trains these parameters, or a list of them.
+        optimizer: a torch optimizer (or a wrapper around one, or Pyro's) that trains these parameters, or a list of
+            them.
         threshold: keep ranks with log α below; 1 by default (α = 2.7), or ``"gap"`` for the largest gap between values.
         budget: total rank to keep, in place of a threshold.
         min_steps: do nothing before the optimizer has made so many steps; early on every rank is still small.
@@ -138,7 +140,7 @@ def prune_ranks(
 
 def rank_modules(model: nn.Module) -> dict[str, RankModule]:
     """The adapted layers by module path, ours or peft's."""
-    if hasattr(model, "rank_modules"):
+    if isinstance(model, LowRankAdapted):
         return model.rank_modules()
     return dict(lrvd_modules(model))
 
@@ -194,8 +196,9 @@ def _shrink(cut: RankParameter, index: Tensor, optimizers: list[torch.optim.Opti
                 key: _sliced(key, value, old, cut.dim, index) for key, value in optimizer.state.pop(old).items()
             }
     for pyro_optimizer in [given] if isinstance(given, pyro.optim.PyroOptim) else []:
-        if old in pyro_optimizer.optim_objs:
-            pyro_optimizer.optim_objs[new] = pyro_optimizer.optim_objs.pop(old)
+        for table in (pyro_optimizer.optim_objs, pyro_optimizer.grad_clip):
+            if old in table:
+                table[new] = table.pop(old)
     store = pyro.get_param_store()
     for name in [n for n, p in store._params.items() if p is old]:
         del store[name]  # announced anew, with the new shape, at the next call
@@ -206,8 +209,8 @@ def _sliced(key: str, value: Any, old: Tensor, dim: int, index: Tensor) -> Any:
         return value
     if value.shape != old.shape:
         raise ValueError(
-            f"optimizer: its state {key!r} has shape {list(value.shape)} for a parameter of shape {list(old.shape)}; only "
-            "moments of the parameter's own shape can be cut (Adam, AdamW, SGD with momentum, RMSprop ...)"
+            f"optimizer: its state {key!r} has shape {list(value.shape)} for a parameter of shape {list(old.shape)}; "
+            "only moments of the parameter's own shape can be cut (Adam, AdamW, SGD with momentum, RMSprop ...)"
         )
     return value.index_select(dim, index)
 

@@ -17,8 +17,8 @@ _STEP, _ODD, _TERMS = 0.25, 51, 20
 def _value_and_slope(log_alpha: Tensor) -> tuple[Tensor, Tensor]:
     """KL and dKL / dlog α = -u D(u), u = 1/√(2α), elementwise.
 
-    The KL is 2 ∫₀ᵘ D. Rybicki's sum D(u) = π^(-1/2) Σ over odd n of exp(-(u - n h)²) / n, good to exp(-(π / 2h)²), can be
-    integrated term by term; it takes over from Taylor's series at u = 1 and hands over to the asymptotic one.
+    The KL is 2 ∫₀ᵘ D. Rybicki's sum D(u) = π^(-1/2) Σ over odd n of exp(-(u - n h)²) / n, good to exp(-(π / 2h)²), can
+    be integrated term by term; it takes over from Taylor's series at u = 1 and hands over to the asymptotic one.
     """
     log_square = -(log_alpha + math.log(2))
     u = torch.exp(0.5 * log_square)

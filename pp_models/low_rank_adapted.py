@@ -33,12 +33,12 @@ class LowRankAdapted(ParameterModule):
 
     A, B and whatever ``trainable`` names are parameters (point estimates); the multipliers z are latent, shared by all
     tasks. Sites: ``{module path}.rank_scale`` ``[r]`` under a log-uniform prior, and ``y``. A guide that makes a factor
-    itself random samples ``{module path}.lora_A`` ``[r, k_in]``, ``.lora_B`` ``[k_out, r]`` or ``.input_mask`` ``[k_in]``
-    too; the model has those sites where it is run with such a guide, and only there.
+    itself random samples ``{module path}.lora_A`` ``[r, k_in]``, ``.lora_B`` ``[k_out, r]`` or ``.input_mask``
+    ``[k_in]`` too; the model has those sites where it is run with such a guide, and only there.
 
-    The KL is multiplied by ``temperature``, by the count and by β(t) = (t + 1) / warmup_steps, which grows with every call of
-    a guide in training mode; the log-likelihood by ``num_data`` / N where that is given, so that minibatches of N of the
-    ``num_data`` points estimate the bound on all of them and the KL counts once.
+    The KL is multiplied by ``temperature``, by the count and by β(t) = (t + 1) / warmup_steps, which grows with every
+    call of a guide in training mode; the log-likelihood by ``num_data`` / N where that is given, so that minibatches of
+    N of the ``num_data`` points estimate the bound on all of them and the KL counts once.
 
     Args:
         backbone: any module whose input's first dimension is that of examples; it is frozen and changed in place. Or a
@@ -49,7 +49,8 @@ class LowRankAdapted(ParameterModule):
         lora_alpha: s = lora_alpha / r.
         likelihood: ``"categorical"``, ``"gaussian"``, … or a Likelihood, of the backbone's outputs.
         noise_scale: of the Gaussian likelihood.
-        kl_count: ``"rank"`` counts the KL once a rank, ``"weights"`` once for every weight of A and B (as the released code).
+        kl_count: ``"rank"`` counts the KL once a rank, ``"weights"`` once for every weight of A and B (as the released
+            code).
         kl_weight: ``"elbo"``, or a number w for the released code's weighting: mean log-likelihood less w KL.
         temperature: T, multiplies the KL; 1 for the evidence bound.
         warmup_steps: steps over which the KL's weight grows linearly to its value.
@@ -58,9 +59,9 @@ class LowRankAdapted(ParameterModule):
         lora_dropout: rate of dropout on the updates' inputs in training.
         trainable: endings of the paths of further modules that are trained, such as a classifier.
         base_dropout: whether the backbone's own dropout is on in training mode.
-        call: how the backbone is applied, ``call(backbone, x)`` with x ``[rows, Dx]`` for outputs ``[rows, K]``. By default a
-            Hugging Face model gets x as token ids (with an attention mask where they differ from its padding id) and its
-            logits are the outputs; other modules are called with x.
+        call: how the backbone is applied, ``call(backbone, x)`` with x ``[rows, Dx]`` for outputs ``[rows, K]``. By
+            default a Hugging Face model gets x as token ids (with an attention mask where they differ from its padding
+            id) and its logits are the outputs; other modules are called with x.
         fold_draws: evaluate many posterior draws as blocks of one larger batch; False runs them one by one. By default
             only for backbones that are not Hugging Face's, whose layers may see tensors without rows.
 
@@ -163,8 +164,9 @@ class LowRankAdapted(ParameterModule):
 
     def _num_weights(self, path: str) -> int:
         """Weights of A and B in one rank of a module."""
-        layer = self._rank_modules[path]
-        return sum(linear_sizes(layer.base_layer) or (0, 0))  # type: ignore[attr-defined]
+        layer: Any = self._rank_modules[path]
+        k_in, k_out = linear_sizes(layer.base_layer) or (0, 0)
+        return k_in + k_out
 
     def kl_scale(self, path: str) -> float | Tensor:
         """What multiplies the KL of a module's ranks at this step."""
@@ -229,7 +231,7 @@ class LowRankAdapted(ParameterModule):
         return outputs.reshape(shape if count == 1 else (count, *shape))
 
     def outputs(self, x: Tensor) -> Tensor:
-        """The backbone's outputs ``[rows, K]`` at inputs ``[rows, Dx]`` under the posterior mean: every multiplier 1."""
+        """The backbone's outputs ``[rows, K]`` at inputs ``[rows, Dx]`` with every multiplier at 1, the posterior mean."""
         self._attach({})
         return self._call(x)
 
@@ -278,8 +280,9 @@ def adapt(
     wanted = [] if isinstance(targets, str) else list(targets)
     missing = [t for t in wanted if not any(_matches(name, [t]) for name in linears)]
     if missing or not chosen:
+        unknown = missing[0] if missing else targets
         raise ValueError(
-            f"targets: no Linear or Conv1D layer of {type(backbone).__name__} is named {(missing or [targets])[0]!r}; it has "
+            f"targets: no Linear or Conv1D layer of {type(backbone).__name__} is named {unknown!r}; it has "
             f"{', '.join(sorted({name.rpartition('.')[2] for name in linears})[:8]) or 'none'}"
         )
     backbone.requires_grad_(False)
@@ -311,8 +314,7 @@ def _is_hugging_face(backbone: nn.Module) -> bool:
 def _is_offered(name: str) -> bool:
     """Whether a handler around the model has a value for a site: a replayed guide, or conditioned data."""
     return any(
-        name in (getattr(getattr(h, "trace", None), "nodes", None) or ())
-        or name in (getattr(h, "data", None) or ())
+        name in (getattr(getattr(h, "trace", None), "nodes", None) or ()) or name in (getattr(h, "data", None) or ())
         for h in _PYRO_STACK
         if type(h).__name__ in ("ReplayMessenger", "ConditionMessenger", "SubstituteMessenger")
     )
