@@ -39,7 +39,7 @@ class AdapterBudget:
         max_len: tokens a text.
     """
 
-    steps: int = 400
+    steps: int = 300
     batch_size: int = 16
     rank: int = 8
     lora_alpha: int = 16

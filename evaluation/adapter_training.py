@@ -159,7 +159,7 @@ def train_adapter(
     if scales:
         groups.append({"params": scales, "lr": method.scale_rate()})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / budget.steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / budget.steps)
     result = TrainedAdapter(reader, method, [], 0.0)
     times: list[float] = []
     best = float("inf")
@@ -177,7 +177,7 @@ def train_adapter(
             optimizer.zero_grad()
             (loss + method.penalty(step)).backward()
             nn.utils.clip_grad_norm_(others, budget.max_grad_norm)
-            rate = schedule.get_last_lr()[0] / budget.learning_rate
+            rate = 1 - step / budget.steps
             optimizer.step()
             method.after_step(step, rate)
             schedule.step()

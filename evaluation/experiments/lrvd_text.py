@@ -45,12 +45,12 @@ _ALL = 10**9
 SIZES: dict[str, dict[str, Size]] = {
     "minilm": {
         "smoke": Size(48, 16, 32, 16, AdapterBudget(steps=4, batch_size=8, draws=2, travel=5.2)),
-        "small": Size(1_200, 200, 400, 200, AdapterBudget()),
+        "small": Size(1_200, 200, 400, 200, AdapterBudget(steps=300)),
         "paper": Size(_ALL, 400, _ALL, 800, AdapterBudget(steps=4_000, batch_size=32, max_len=64)),
     },
     "deberta": {
         "smoke": Size(48, 16, 32, 16, AdapterBudget(steps=4, batch_size=8, draws=2, travel=5.2)),
-        "small": Size(1_200, 200, 400, 200, AdapterBudget()),
+        "small": Size(1_200, 200, 400, 200, AdapterBudget(steps=300)),
         "paper": Size(_ALL, 400, _ALL, 800, AdapterBudget(steps=9_999, batch_size=32, max_len=128, max_grad_norm=0.1)),
     },
     "llama": {
