@@ -52,7 +52,7 @@ def mixture(
     num_experts: int = 0,
     spread: float = 1.0,
 ) -> Callable[[], Pair]:
-    """Builds NMDP: a mixture of experts ("strict" or "context") and its Dirichlet guide; ``spread`` as for the model."""
+    """Builds NMDP: a mixture of "strict" or "context" experts and its Dirichlet guide; ``spread`` as for the model."""
 
     def build() -> Pair:
         model = MixtureDensityNetwork(
