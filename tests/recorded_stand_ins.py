@@ -70,7 +70,7 @@ def idx(array):
     return gzip.compress(header + array.tobytes())
 
 
-def write_tables(folder, rng, rows=200):
+def write_tables(folder, rng, rows=320):
     """Tables of several outputs: SARCOS's test file, water quality as ARFF, supply chains as npz."""
     for name in ("sarcos", "mulan"):
         (folder / name).mkdir(exist_ok=True)

@@ -17,7 +17,7 @@ from pp_models import Dataset, tasks
 
 SCALES = {
     "smoke": Size(4, 8, 3, 2, 4, 3, 4),
-    "small": Size(1_500, 48, 8, 16, 16, 48, 64),
+    "small": Size(3_000, 48, 8, 16, 16, 48, 64),
     "paper": Size(20_000, 128, 8, 16, 32, 300, 200),
 }
 #: first and last number of context points

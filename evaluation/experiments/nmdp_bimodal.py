@@ -24,7 +24,7 @@ from pp_models.mixed_offset_tasks import (
 FLOOR = 0.02
 SCALES = {
     "smoke": Size(4, 8, 3, 2, 4, 8, 8),
-    "small": Size(2_000, 64, 8, 16, 16, 256, 200),
+    "small": Size(4_000, 64, 8, 16, 16, 256, 200),
     "paper": Size(100_000, 128, 8, 16, 16, 3_000, 1_000, 5e-4),
 }
 METHODS = ("NMDP, strict", "NMDP, context", "CNP", "NP", "ANP")

@@ -15,7 +15,7 @@ from pp_models import tasks
 FLOOR = 0.05
 SCALES = {
     "smoke": Size(3, 8, 3, 2, 2, 4, 4),
-    "small": Size(1_500, 64, 8, 16, 8, 80, 100),
+    "small": Size(3_000, 64, 8, 16, 8, 80, 100),
     "paper": Size(100_000, 128, 16, 16, 100, 1_000, 1_000, 5e-4),
 }
 NMDP = "NMDP, context"
@@ -38,7 +38,7 @@ def run(images: str, scale_name: str, seeds: list[int], workshop: Workshop) -> O
     for seed in seeds:
         for name in METHODS:
             stream = _stream(images, "train", size.batch_size, seed, workshop)
-            build = mixture(2, channels, size, "context", FLOOR) if name == NMDP else None
+            build = mixture(2, channels, size, "context", FLOOR, spread=0.3) if name == NMDP else None
             build = build or process(name, 2, channels, size, FLOOR)
             pair = pairs[name, seed] = train(
                 workshop, f"nmdp-images-{images}-{scale_name}", name, build, stream, seed, size

@@ -16,7 +16,7 @@ VARIANTS = {
 }
 SCALES = {
     "smoke": Size(4, 8, 3, 2, 4, 45, 8),
-    "small": Size(1_500, 48, 8, 16, 16, 600, 100),
+    "small": Size(3_000, 48, 8, 16, 16, 600, 100),
     "paper": Size(100_000, 128, 8, 16, 16, 1_000, 1_000, 5e-4),
 }
 
@@ -32,7 +32,7 @@ def fitted(
             experts, pooling = VARIANTS[name]
             number = 2 * size.num_experts if experts == "strict" else size.num_experts
             stream = tasks.gp("mix", size.batch_size, seed, hyperparameters=hyperparameters, **tasks.TNP_COUNTS)
-            build = mixture(1, 1, size, experts, FLOOR, pooling, number)
+            build = mixture(1, 1, size, experts, FLOOR, pooling, number, spread=0.6)
             found[name, seed] = train(workshop, f"nmdp-mix-{hyperparameters}-{scale}", name, build, stream, seed, size)
     return found
 

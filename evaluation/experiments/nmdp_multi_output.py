@@ -24,7 +24,7 @@ from pp_models.regression_tasks import DIVISIONS, RegressionTasks
 FLOOR = 0.05
 SCALES = {
     "smoke": Size(4, 8, 3, 2, 2, 2, 4),
-    "small": Size(1_500, 64, 8, 16, 8, 24, 50),
+    "small": Size(2_000, 64, 8, 16, 8, 24, 50),
     "paper": Size(35_700, 128, 8, 16, 100, 100, 200),
 }
 #: iterations of the scikit-learn network, and draws behind a calibration error
@@ -148,7 +148,9 @@ def _ridge(x: np.ndarray, y: np.ndarray, seed: int, iterations: int) -> Any:
 def _network(x: np.ndarray, y: np.ndarray, seed: int, iterations: int) -> Any:
     from sklearn.neural_network import MLPRegressor
 
-    return MLPRegressor((128, 128), max_iter=iterations, early_stopping=True, random_state=seed % 2**32).fit(x, y)
+    return MLPRegressor(
+        hidden_layer_sizes=(128, 128), max_iter=iterations, early_stopping=True, random_state=seed % 2**32
+    ).fit(x, y)
 
 
 def _mean(test: RegressionTasks, batches: list[TaskBatch], seed: int, iterations: int) -> list:

@@ -30,9 +30,14 @@ def _white_noise(data: Dataset) -> Dataset:
     return Dataset(data.x, scale * torch.randn(data.y.shape, generator=generator), data.mask)
 
 
+def _stretched(data: Dataset) -> Dataset:
+    assert data.y is not None
+    return Dataset(data.x, 3 * data.y, data.mask)
+
+
 #: odd tasks, each made from ordinary ones
 SHIFTS: dict[str, Callable[[Dataset], Dataset]] = {
-    "y × 3": lambda data: Dataset(data.x, 3 * data.y, data.mask),  # type: ignore[operator]
+    "y × 3": _stretched,
     "white noise": _white_noise,
     "x + 4": lambda data: Dataset(data.x + 4, data.y, data.mask),
 }

@@ -43,9 +43,16 @@ class Size(NamedTuple):
 
 
 def mixture(
-    dim_x: int, dim_y: int, size: Size, experts: str, min_scale: float, pooling: str = "mean", num_experts: int = 0
+    dim_x: int,
+    dim_y: int,
+    size: Size,
+    experts: str,
+    min_scale: float,
+    pooling: str = "mean",
+    num_experts: int = 0,
+    spread: float = 1.0,
 ) -> Callable[[], Pair]:
-    """Builds NMDP: a mixture of experts ("strict" or "context") and its Dirichlet guide."""
+    """Builds NMDP: a mixture of experts ("strict" or "context") and its Dirichlet guide; ``spread`` as for the model."""
 
     def build() -> Pair:
         model = MixtureDensityNetwork(
@@ -56,6 +63,7 @@ def mixture(
             min_scale=min_scale,
             width=size.width,
             representation_dim=size.width,
+            spread=spread,
         )
         return model, DirichletMixtureGuide(model, size.width, pooling)
 

@@ -55,13 +55,13 @@ def run(hyperparameters: str, scale_name: str, seeds: list[int], workshop: Works
                 if (count, drawn, seed) == (SHOWN, "as drawn", seeds[0]):
                     pictures[name] = picture_coordinates(centred_log_ratio(alpha))
     long = pd.DataFrame(rows)
-    wide = long.pivot_table(
-        index=["model", "seed"], columns=["tasks", "points"], values=["probe", "nmi", "ari"], sort=False
+    wide = long[long.tasks == "as drawn"].pivot_table(
+        index=["model", "seed"], columns="points", values=["probe", "nmi", "ari"], sort=False
     )
-    wide.columns = [f"{score} {points}, {drawn}" for score, drawn, points in wide.columns]
+    wide.columns = [f"{score} {points}" for score, points in wide.columns]
     name = "representation" + ("" if hyperparameters == "random" else f"-{hyperparameters}")
     outcome = Outcome(f"nmdp/{name}", "", wide.reset_index())
-    outcome.tables["Every context size"] = long
+    outcome.tables["Every context size, with the control of one amplitude"] = long
     outcome.checks = _checks(long)
     chance = float(long.chance.iloc[0])
     outcome.notes = [
