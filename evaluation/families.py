@@ -6,15 +6,20 @@ from collections.abc import Callable
 
 from torch import nn
 
-from evaluation.methods import Task, network, neural_process
+from evaluation.methods import Task, convolutional, distance_informed, network, neural_process, transformer
 from guides import (
     AmortisedMeanFieldGuide,
     BernoulliExpertGuide,
     BNNWeightGuide,
+    BootstrapGuide,
+    CAVIAGuide,
+    ContextPointsGuide,
+    DistanceInformedGuide,
+    MAMLGuide,
     MCDropoutGuide,
     NeuralProcessGuide,
 )
-from pp_models import BayesianAttentionNetwork, LearnedGaussianPrior
+from pp_models import BayesianAttentionNetwork, GaussianHeadLikelihood, LearnedGaussianPrior
 
 #: name -> (what it is, how it is built)
 MODELS: dict[str, tuple[str, Callable[[Task], nn.Module]]] = {
@@ -26,19 +31,30 @@ MODELS: dict[str, tuple[str, Callable[[Task], nn.Module]]] = {
     ),
     "network-attention": (
         "transformer with latent weights (BNAM), a Gaussian head at each point",
-        lambda t: BayesianAttentionNetwork(t.dim_x, t.dim_y, t.width, 1, 4, likelihood="gaussian-head"),
+        lambda t: BayesianAttentionNetwork(
+            t.dim_x, t.dim_y, t.width, 1, 4, likelihood=GaussianHeadLikelihood(t.min_scale)
+        ),
     ),
     "network-shared-noise": ("network with latent weights, noise sd 0.1", lambda t: network(t, likelihood="gaussian")),
     "np": ("neural process: one global latent", lambda t: neural_process(t, True, False)),
     "np+cnp": ("neural process with a deterministic path", lambda t: neural_process(t, True, True)),
     "cnp": ("deterministic path alone", lambda t: neural_process(t, False, True)),
     "anp": ("attentive neural process", lambda t: neural_process(t, True, True, attention=True)),
+    "canp": ("attention alone, no latent", lambda t: neural_process(t, False, True, attention=True)),
+    "convcnp": ("convolutional conditional neural process", convolutional),
+    "dnp": ("distance-informed process: global and local latents", distance_informed),
+    "tnp-d": ("transformer over the context's points and the inputs asked", transformer),
 }
 
 #: name -> (class, how it is built from a model and a width)
 GUIDES: dict[str, tuple[type[nn.Module], Callable[[nn.Module, int], nn.Module]]] = {
     "bernoulli-expert": (BernoulliExpertGuide, lambda m, w: BernoulliExpertGuide(m, w)),  # type: ignore[arg-type]
     "bnn-weight": (BNNWeightGuide, lambda m, w: BNNWeightGuide(m, width=w)),  # type: ignore[arg-type]
+    "bootstrap": (BootstrapGuide, lambda m, w: BootstrapGuide(m, w)),  # type: ignore[arg-type]
+    "cavia": (CAVIAGuide, lambda m, w: CAVIAGuide(m)),  # type: ignore[arg-type]
+    "context-points": (ContextPointsGuide, lambda m, w: ContextPointsGuide(m)),  # type: ignore[arg-type]
+    "distance-informed": (DistanceInformedGuide, lambda m, w: DistanceInformedGuide(m, w)),  # type: ignore[arg-type]
+    "maml": (MAMLGuide, lambda m, w: MAMLGuide(m)),  # type: ignore[arg-type]
     "mean-field": (AmortisedMeanFieldGuide, lambda m, w: AmortisedMeanFieldGuide(m, w)),  # type: ignore[arg-type]
     "mc-dropout": (MCDropoutGuide, lambda m, w: MCDropoutGuide(m, width=w)),  # type: ignore[arg-type]
     "neural-process": (NeuralProcessGuide, lambda m, w: NeuralProcessGuide(m, w)),  # type: ignore[arg-type]

@@ -13,6 +13,11 @@ from guides import (
     AmortisedMeanFieldGuide,
     BernoulliExpertGuide,
     BNNWeightGuide,
+    BootstrapGuide,
+    CAVIAGuide,
+    ContextPointsGuide,
+    DistanceInformedGuide,
+    MAMLGuide,
     MCDropoutGuide,
     NeuralProcessGuide,
 )
@@ -20,10 +25,15 @@ from inference.objectives import make
 from pp_models import (
     BayesianAttentionNetwork,
     BayesianNetwork,
+    ConvNeuralProcess,
+    DistanceInformedProcess,
+    GaussianHeadLikelihood,
     GaussianLikelihood,
     LearnedGaussianPrior,
     NeuralProcess,
+    TransformerNeuralProcess,
 )
+from pp_models.conditional_process import ConditionalProcess
 
 
 @dataclass
@@ -53,6 +63,10 @@ class Task:
         width: hidden width of every network.
         beta: weight of the KL for the dropout guide (1.4 for GP regression, 0.5 for images in NVDP's code).
         shared_path: NVDP reads the representation that also drives its rates (the trigonometric experiment).
+        min_scale: floor of the standard deviation of every per-point Gaussian head. It bounds the log-likelihood of a
+            value by -log(min_scale) - 0.919: methods are comparable at one floor alone.
+        image_size: height and width in pixels of the images of an image task; models on a grid need it.
+        extent: length of the interval that holds the inputs of tasks on a line; models on a grid cover it.
     """
 
     dim_x: int
@@ -60,6 +74,28 @@ class Task:
     width: int = 64
     beta: float = 1.4
     shared_path: bool = False
+    min_scale: float = 0.1
+    image_size: tuple[int, int] | None = None
+    extent: float = 4.0
+
+    @classmethod
+    def of(cls, stream: Any, width: int = 64, **options: Any) -> Task:
+        """The task of a stream: widths and, for models on a grid, its images' size or the interval of its inputs.
+
+        Args:
+            stream: a TaskStream whose y is floating point.
+            width: hidden width of every network.
+            **options: other fields.
+        """
+        batch = stream.batch(0)
+        x, y = batch.full.x, batch.full.y
+        if x.shape[-1] == 2 and hasattr(stream, "height"):
+            options.setdefault("image_size", (stream.height, stream.width))
+        elif x.shape[-1] == 1:
+            # inputs of other batches may reach further than those seen
+            low, high = getattr(stream, "x_range", (0.0, 1.25 * float(x.max() - x.min())))
+            options.setdefault("extent", float(high - low))
+        return cls(x.shape[-1], y.shape[-1], width, **options)
 
 
 def network(
@@ -68,7 +104,8 @@ def network(
     """A network of ``depth`` weight matrices for a task distribution."""
     outputs = 2 * task.dim_y if likelihood == "gaussian-head" else task.dim_y
     sizes = [task.dim_x, *[task.width] * (depth - 1), outputs]
-    return BayesianNetwork(sizes, prior=prior, likelihood=likelihood, representation_dim=representation)
+    found: Any = GaussianHeadLikelihood(task.min_scale) if likelihood == "gaussian-head" else likelihood
+    return BayesianNetwork(sizes, prior=prior, likelihood=found, representation_dim=representation)
 
 
 def neural_process(task: Task, latent: bool, path: bool, attention: bool = False) -> NeuralProcess:
@@ -80,7 +117,28 @@ def neural_process(task: Task, latent: bool, path: bool, attention: bool = False
         representation_dim=task.width if path else 0,
         attention=attention,
         width=task.width,
+        likelihood=GaussianHeadLikelihood(task.min_scale),
     )
+
+
+def convolutional(task: Task) -> ConvNeuralProcess:
+    """A ConvCNP for a task distribution on a line, or on images whose size the task gives."""
+    head = GaussianHeadLikelihood(task.min_scale)
+    return ConvNeuralProcess(
+        task.dim_x, task.dim_y, task.width, extent=task.extent, image_size=task.image_size, likelihood=head
+    )
+
+
+def distance_informed(task: Task) -> DistanceInformedProcess:
+    """A process with global and local latents for a task distribution."""
+    head = GaussianHeadLikelihood(task.min_scale)
+    return DistanceInformedProcess(task.dim_x, task.dim_y, task.width, task.width, task.width, likelihood=head)
+
+
+def transformer(task: Task) -> TransformerNeuralProcess:
+    """A TNP-D for a task distribution: 6 layers of 4 heads."""
+    head = GaussianHeadLikelihood(task.min_scale)
+    return TransformerNeuralProcess(task.dim_x, task.dim_y, task.width, feedforward=2 * task.width, likelihood=head)
 
 
 def _nvdp(task: Task, deterministic: bool = False, guide: dict[str, Any] | None = None, **objective: Any) -> tuple:
@@ -97,6 +155,35 @@ def _nvdp(task: Task, deterministic: bool = False, guide: dict[str, Any] | None 
 def _neural_process(task: Task, latent: bool, path: bool, objective: str, attention: bool = False) -> tuple:
     model = neural_process(task, latent, path, attention)
     return model, NeuralProcessGuide(model, task.width), make(objective, kl_reduction="sum", normalize=True)
+
+
+def _conditional(model: ConditionalProcess) -> tuple:
+    return model, ContextPointsGuide(model), make("npml", num_particles=1, normalize=True)
+
+
+def _bnp(task: Task) -> tuple:
+    model = neural_process(task, False, True)
+    return model, BootstrapGuide(model, task.width), make("npml", num_particles=4, normalize=True)
+
+
+def _si_np(task: Task) -> tuple:
+    model = neural_process(task, True, False)
+    return model, NeuralProcessGuide(model, task.width), make("iw-em", num_particles=8, normalize=True)
+
+
+def _dnp(task: Task) -> tuple:
+    model = distance_informed(task)
+    return model, DistanceInformedGuide(model, task.width), make("npml", num_particles=4, normalize=True)
+
+
+def _maml(task: Task) -> tuple:
+    model = network(task)
+    return model, MAMLGuide(model), make("npml", num_particles=1, normalize=True)
+
+
+def _cavia(task: Task) -> tuple:
+    model = neural_process(task, False, True)
+    return model, CAVIAGuide(model), make("npml", num_particles=1, normalize=True)
 
 
 def _bnnp(task: Task, attention: bool = False) -> tuple:
@@ -155,6 +242,17 @@ METHODS: dict[str, tuple[str, Callable[[Task], tuple]]] = {
         "Attentive Neural Process",
         lambda t: _neural_process(t, True, True, "npvi", attention=True),
     ),
+    "canp": (
+        "Conditional Neural Process with attention, no latent",
+        lambda t: _neural_process(t, False, True, "conditional-prior", attention=True),
+    ),
+    "bnp": ("Bootstrapping Neural Process: particles are resamples of the context", _bnp),
+    "si-np": ("Neural Process trained by importance-weighted EM, the guide as prior and proposal", _si_np),
+    "convcnp": ("Convolutional Conditional Neural Process", lambda t: _conditional(convolutional(t))),
+    "tnp-d": ("Transformer Neural Process, diagonal", lambda t: _conditional(transformer(t))),
+    "dnp": ("distance-informed process: a global latent, local ones read by distance", _dnp),
+    "maml": ("network weights adapted by gradient steps from one start", _maml),
+    "cavia": ("a decoder's input adapted by gradient steps from zero", _cavia),
     "mean-field": ("amortised mean-field Gaussian over the weights", _mean_field),
     "mc-dropout": ("dropout at one fixed rate: cannot adapt to a task", _mc_dropout),
 }

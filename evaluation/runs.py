@@ -76,14 +76,12 @@ class RunConfiguration:
         Raises:
             ValueError: an unknown name.
         """
-        example = task_stream(self.tasks, self.batch_size, self.seed).batch(0)
-        y = example.target.y
-        assert y is not None
+        stream = task_stream(self.tasks, self.batch_size, self.seed)
         images = not (self.tasks.startswith("gp-") or self.tasks == "trigonometric")
         beta = self.beta if self.beta is not None else (0.5 if images else 1.4)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            method = build(self.model, Task(example.target.x.shape[-1], y.shape[-1], self.width, beta))
+            method = build(self.model, Task.of(stream, self.width, beta=beta))
         if self.objective is not None:
             given = {"beta": self.beta, "num_particles": self.num_particles}
             options = {name: value for name, value in given.items() if value is not None}

@@ -237,8 +237,7 @@ class _Streams:
     @cached_property
     def task(self) -> Task:
         """Widths of the tasks."""
-        batch = self.training(0).batch(0)
-        return Task(batch.target.x.shape[-1], batch.target.y.shape[-1], self.settings.width)  # type: ignore[union-attr]
+        return Task.of(self.training(0), self.settings.width)
 
 
 def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings, folder: Path | None) -> dict:

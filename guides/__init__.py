@@ -3,11 +3,15 @@
 from guides.amortised_mean_field import AmortisedMeanFieldGuide
 from guides.bernoulli_dropout import BernoulliExpertGuide
 from guides.bnn_weights import BNNWeightGuide
+from guides.bootstrap import BootstrapGuide
 from guides.conjugate_refinement import ConjugateRefinement
+from guides.context_points import ContextPointsGuide
 from guides.dirichlet_mixture import DirichletMixtureGuide, DirichletPosteriorGuide
+from guides.distance_informed_guide import DistanceInformedGuide
 from guides.expert_pruning import prune_experts
 from guides.gaussian_vi import GaussianVIGuide
 from guides.global_inducing import GlobalInducingGuide
+from guides.gradient_adaptation import CAVIAGuide, MAMLGuide
 from guides.local_reparameterization import local_reparameterization
 from guides.logistic_normal_mixture import LogisticNormalGuide
 from guides.mc_dropout import MCDropoutGuide
@@ -20,13 +24,18 @@ __all__ = [
     "AmortisedMeanFieldGuide",
     "BNNWeightGuide",
     "BernoulliExpertGuide",
+    "BootstrapGuide",
+    "CAVIAGuide",
     "ConjugateRefinement",
+    "ContextPointsGuide",
     "DeterministicGateGuide",
     "DirichletMixtureGuide",
     "DirichletPosteriorGuide",
+    "DistanceInformedGuide",
     "GaussianVIGuide",
     "GlobalInducingGuide",
     "LogisticNormalGuide",
+    "MAMLGuide",
     "MCDropoutGuide",
     "NeuralProcessGuide",
     "SWAGGuide",

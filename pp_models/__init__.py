@@ -4,7 +4,9 @@ from pp_models import tasks
 from pp_models.bayesian_attention import BayesianAttentionNetwork
 from pp_models.bayesian_network import BayesianNetwork
 from pp_models.conjugate_sweeps import dirichlet_sweeps, stick_breaking_sweeps
+from pp_models.conv_neural_process import ConvNeuralProcess
 from pp_models.data import DataError, Dataset, TaskBatch
+from pp_models.distance_informed_process import DistanceInformedProcess
 from pp_models.exact_mixture import exact_log_evidence
 from pp_models.gp_oracle import oracle_joint_log_likelihood, oracle_log_likelihood, oracle_predict
 from pp_models.learned_prior import LearnedGaussianPrior
@@ -20,14 +22,17 @@ from pp_models.mixture_density import MixtureDensityNetwork, effective_experts, 
 from pp_models.neural_process import NeuralProcess
 from pp_models.priors import FixedGaussianPrior, GivenGaussianPrior
 from pp_models.simplex_distributions import ExpertMixture, LogSpaceDirichlet, StickBreaking
+from pp_models.transformer_neural_process import TransformerNeuralProcess
 
 __all__ = [
     "BayesianAttentionNetwork",
     "BayesianNetwork",
     "BernoulliLikelihood",
     "CategoricalLikelihood",
+    "ConvNeuralProcess",
     "DataError",
     "Dataset",
+    "DistanceInformedProcess",
     "ExpertMixture",
     "FixedGaussianPrior",
     "GaussianHeadLikelihood",
@@ -41,6 +46,7 @@ __all__ = [
     "StickBreaking",
     "StudentTHeadLikelihood",
     "TaskBatch",
+    "TransformerNeuralProcess",
     "dirichlet_sweeps",
     "effective_experts",
     "exact_log_evidence",

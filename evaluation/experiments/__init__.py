@@ -15,6 +15,8 @@ from evaluation.experiments import (
     bnnp_prior_learning,
     nmdp_active_context,
     nmdp_bimodal,
+    nmdp_branches,
+    nmdp_gp_mix,
     nmdp_images,
     nmdp_multi_output,
     nmdp_ood,
@@ -59,6 +61,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     "bnnp/images-mnist": Experiment(
         "learned prior over MNIST: completion, super-resolution", partial(bnnp_images.run, "mnist")
     ),
+    "nmdp/branches": Experiment("four branches and their oracle: the ablation ladder", nmdp_branches.run),
+    "nmdp/sweep": Experiment("experts, particles and proposals, on the branches", nmdp_branches.run_sweep),
+    "nmdp/ablations": Experiment("the ablation ladder on GP tasks of three kernels", nmdp_gp_mix.run_ladder),
+    "nmdp/gp-mix": Experiment("GP tasks of three kernels: NMDP and its rivals", nmdp_gp_mix.run_baselines),
     "nmdp/representation": Experiment(
         "what the weights know of the kernel", partial(nmdp_representation.run, "random")
     ),

@@ -45,7 +45,9 @@ def test_one_row_a_run():
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_by_name_with_a_guide_of_its_family(model):
-    guide = "neural-process" if model in ("np", "np+cnp", "cnp", "anp") else "mean-field"
+    own = {"convcnp": "context-points", "tnp-d": "context-points", "dnp": "distance-informed"}
+    own |= dict.fromkeys(("np", "np+cnp", "cnp", "anp", "canp"), "neural-process")
+    guide = own.get(model, "mean-field")
     table = grid(models=[model], guides=[guide], objectives=["elbo"], steps=2, snr_particles=())
     assert table["status"].tolist() == ["ok"]
 

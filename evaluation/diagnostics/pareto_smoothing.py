@@ -1,0 +1,131 @@
+"""Pareto-smoothed importance sampling for many sets of weights at once (Vehtari et al. 2024, JMLR 25:72)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+#: numbers that one chunk of fits may hold
+CHUNK = 2**25
+
+
+def khat_threshold(num_draws: int) -> float:
+    """The k-hat up to which weights of this many draws are reliable: min(1 - 1 / log10 S, 0.7)."""
+    return min(1 - 1 / math.log10(max(num_draws, 2)), 0.7)
+
+
+def psis(log_weights: Tensor, reff: float | Tensor = 1.0) -> Tensor:
+    """Pareto k-hat of importance weights.
+
+    Args:
+        log_weights: ``[chain, draw, *batch]``, unnormalised.
+        reff: relative efficiency of the draws, a number or ``[*batch]``; 1 for independent ones.
+
+    Returns:
+        k-hat ``[*batch]`` in the dtype of the weights; infinite where fewer than five weights make a tail.
+
+    Raises:
+        ValueError: fewer than two dimensions, or weights that are NaN.
+    """
+    return psis_weights(log_weights, reff)[1]
+
+
+def psis_weights(log_weights: Tensor, reff: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
+    """Smoothed, normalised log-weights and their k-hat; the same numbers as ArviZ's ``psislw`` in float64.
+
+    The largest weights are replaced by quantiles of a generalised Pareto distribution fitted to them, and none exceeds
+    the largest raw one.
+
+    Args:
+        log_weights: ``[chain, draw, *batch]``, unnormalised.
+        reff: relative efficiency of the draws, a number or ``[*batch]``.
+
+    Returns:
+        Log-weights of the same shape, whose exponentials sum to one over chains and draws, and k-hat ``[*batch]``.
+
+    Raises:
+        ValueError: fewer than two dimensions, or weights that are NaN.
+    """
+    if log_weights.dim() < 2:
+        raise ValueError(f"log_weights: got shape {list(log_weights.shape)}; it must be [chain, draw, *batch]")
+    if bool(torch.isnan(log_weights).any()):
+        raise ValueError("log_weights: some are NaN")
+    chains, draws, *batch = log_weights.shape
+    count = chains * draws
+    flat = log_weights.reshape(count, -1).transpose(0, 1)  # one row a set
+    rate = torch.as_tensor(reff, dtype=torch.float64).expand(batch).reshape(-1)
+    smoothed, khat = torch.empty_like(flat), flat.new_empty(len(flat))
+    for value in rate.unique().tolist():
+        rows = (rate == value).nonzero().squeeze(-1).to(flat.device)
+        tail = math.ceil(min(count / 5, 3 * math.sqrt(count / value)))
+        step = max(1, CHUNK // max((30 + math.isqrt(tail)) * tail, count))
+        for part in rows.split(step):
+            smoothed[part], khat[part] = _smooth(flat[part], tail)
+    return smoothed.transpose(0, 1).reshape(log_weights.shape), khat.reshape(batch)
+
+
+def _smooth(log_weights: Tensor, tail: int) -> tuple[Tensor, Tensor]:
+    """Smooths rows ``[R, S]`` whose tails hold at most ``tail`` weights."""
+    x = log_weights - log_weights.amax(-1, keepdim=True)
+    ordered, order = x.sort(-1)
+    tiny = math.log(torch.finfo(x.dtype).tiny)
+    cutoff = ordered[:, -tail - 1 : -tail].clamp_min(tiny) if tail < x.shape[-1] else torch.full_like(x[:, :1], tiny)
+    candidates = ordered[:, -tail:]
+    inside = candidates > cutoff  # ties with the cutoff are not in the tail
+    length = inside.sum(-1, keepdim=True)
+    excess = (candidates.exp() - cutoff.exp()).clamp_min(0)
+    k, sigma = _fit(excess, inside, length)
+    enough = length > 4
+    k = torch.where(enough, k, torch.full_like(k, torch.inf))
+    # expected order statistics of the fitted tail, in place of the weights
+    rank = torch.arange(tail, device=x.device, dtype=x.dtype) - (tail - length)
+    p = ((rank + 0.5) / length.clamp_min(1)).clamp(0, 1)
+    finite = torch.where(torch.isfinite(k), k, torch.ones_like(k))
+    small = finite.abs() < torch.finfo(x.dtype).eps
+    safe = torch.where(small, torch.ones_like(finite), finite)
+    quantile = sigma * torch.where(small, -torch.log1p(-p), torch.expm1(-safe * torch.log1p(-p)) / safe)
+    quantile = torch.where(sigma > 0, quantile, torch.full_like(quantile, torch.nan))
+    replaced = (quantile + cutoff.exp()).log()
+    replace = inside & enough & torch.isfinite(k)
+    ordered = torch.cat([ordered[:, :-tail], torch.where(replace, replaced, candidates)], -1)
+    x = torch.empty_like(x).scatter(-1, order, ordered)
+    x = torch.where((x > 0) & enough & torch.isfinite(k), torch.zeros_like(x), x)
+    return x - torch.logsumexp(x, -1, keepdim=True), k.squeeze(-1)
+
+
+def _fit(excess: Tensor, inside: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    """Shape and scale of a generalised Pareto distribution by Zhang and Stephens (2009), with a weak prior on k.
+
+    Args:
+        excess: ascending ``[R, C]``; the last ``length`` of a row count.
+        inside: which count.
+        length: ``[R, 1]``.
+
+    Returns:
+        k and σ ``[R, 1]``.
+    """
+    dtype, device = excess.dtype, excess.device
+    n = length.to(dtype).clamp_min(1)
+    width = excess.shape[-1]
+    quarter = width - length + (n / 4 + 0.5).floor().long() - 1
+    scale = excess.gather(-1, quarter.clamp(0, width - 1))
+    largest = excess[:, -1:]
+    grid = 30 + n.sqrt().floor()  # points of the profile, by row
+    most = 30 + math.isqrt(width)
+    index = torch.arange(1, most + 1, dtype=dtype, device=device)
+    b = (1 - (grid / (index - 0.5)).sqrt()) / (3 * scale) + 1 / largest
+    each = torch.log1p(-b.unsqueeze(-1) * excess.unsqueeze(-2))  # [R, most, C]
+    k = torch.where(inside.unsqueeze(-2), each, torch.zeros_like(each)).sum(-1) / n
+    profile = n * ((-(b / k)).log() - k - 1)
+    used = index <= grid
+    profile = torch.where(used, profile, torch.full_like(profile, -torch.inf))
+    weights = torch.softmax(profile, -1)
+    weights = torch.where(weights >= 10 * torch.finfo(dtype).eps, weights, torch.zeros_like(weights))
+    weights = weights / weights.sum(-1, keepdim=True)
+    mean = torch.where(used, b * weights, torch.zeros_like(b)).sum(-1, keepdim=True)
+    last = torch.log1p(-mean * excess)
+    shape = torch.where(inside, last, torch.zeros_like(last)).sum(-1, keepdim=True) / n
+    sigma = -shape / mean
+    return (n * shape + 5) / (n + 10), sigma
