@@ -101,7 +101,7 @@ def process(kind: str, dim_x: int, dim_y: int, size: Size, min_scale: float) -> 
 def objective(name: str, size: Size) -> Any:
     """What trains a method of this name: importance-weighted EM for NMDP, the neural processes' own for the others."""
     if name.startswith("NMDP"):
-        return make("iw-em", num_particles=size.particles)
+        return make("iw-em", num_particles=size.particles, normalize=True)
     latent = PROCESSES[name][0]
     return make("npvi" if latent else "conditional-prior", kl_reduction="sum", normalize=True)
 
