@@ -1,4 +1,4 @@
-"""The demo: NVDP and baselines on GP tasks and images, BNNP's learned prior beside NUTS; minutes on two CPU cores."""
+"""The demo: NVDP and baselines on GP tasks and images, BNNP's learned prior beside NUTS, NMDP's mixtures; minutes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from evaluation import plots
 from evaluation.arviz_container import write_netcdf
@@ -20,6 +21,7 @@ from evaluation.scoring import parameter_count, score_oracle, score_tasks
 from evaluation.two_sample import energy_distance
 from inference import nuts, predict, prior_predictive
 from inference.checkpoint import make_folder, write_atomically
+from inference.objectives import make
 from pp_models import TaskBatch, oracle_predict, tasks
 
 #: methods of the demo, and steps of each as a share of NVDP's on GP tasks
@@ -28,6 +30,8 @@ IMAGE_METHODS = {"nvdp+det": 0.6, "nvdp": 0.2, "cnp": 0.5}
 FLOOR = 0.1
 #: steps of BNNP as a share of NVDP's, its width, and NUTS's warm-up and draws
 BNNP_SHARE, BNNP_WIDTH, NUTS_DRAWS = 0.4, 16, 200
+#: steps of NMDP as a share of NVDP's, and points of the context of its panel
+NMDP_SHARE, NMDP_CONTEXT = 0.35, 6
 
 
 def _scores(fitted: dict[str, tuple], batches: list[TaskBatch]) -> pd.DataFrame:
@@ -82,6 +86,10 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
     smooth = tasks.squared_exponential(4, seed, lengthscale=1.0, x_range=(-4.0, 4.0), num_points=(24, 40))
     bnnp_steps = max(1, int(steps * BNNP_SHARE))
     jobs.append(Job("bnnp, smooth functions", "bnnp", Task(1, 1, BNNP_WIDTH), smooth, bnnp_steps, seed, 5e-3, 5e-4))
+    mixed = tasks.branches(16, seed)
+    jobs.append(
+        Job("nmdp, branches", "nmdp-strict", Task(1, 1, 32), mixed, max(1, int(steps * NMDP_SHARE)), seed, 4e-3, 4e-4)
+    )
     jobs.sort(
         key=lambda job: (
             -job.steps * (job.task.dim_x + 1) * (4 if "nvdp" in job.method else 16 if job.method == "bnnp" else 1)
@@ -103,6 +111,7 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
 
     print("sampling BNNP's posteriors with NUTS as well")
     figures = _figures(fitted, image_fits, batches, held_out, table, limits)
+    figures |= _nmdp_figures(trained["nmdp, branches"][0])
     figures |= _bnnp_figures(trained["bnnp, smooth functions"][0], smooth, seed, min(NUTS_DRAWS, steps))
     pngs = {stem: as_png(figure) for stem, (figure, _, _) in figures.items()}
     for stem, png in pngs.items():
@@ -154,6 +163,18 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
         ),
         *drawn["bnnp_prior"],
         *drawn["bnnp_posterior"],
+        Heading("NMDP: which expert speaks"),
+        Prose(
+            "A mixture of 16 experts, shared by all tasks, that see x alone; a task has only its weights, from a "
+            "Dirichlet "
+            "given its context, and an expert is drawn for every point anew. The tasks mix four curves in proportions "
+            "of "
+            "their own, so a predictive with one mode must fail. Trained by importance-weighted EM with the conjugate "
+            "proposal."
+        ),
+        *drawn["nmdp_predictions"],
+        *drawn["nmdp_weights"],
+        *drawn["nmdp_ess"],
         Heading("The posterior in ArviZ"),
         Prose("The widest entries of NVDP's weight posterior for two test tasks; the whole of it is posterior.nc."),
         Table(widest_entries(idata)),
@@ -164,7 +185,7 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
         Heading("To reproduce"),
         Code(f"guidebook demo --images {images} --seed {seed} --steps {steps} --out demo"),
     ]
-    write_report(folder / "report.html", "guidebook demo: NVDP and BNNP beside their baselines", sections)
+    write_report(folder / "report.html", "guidebook demo: NVDP, BNNP and NMDP beside their baselines", sections)
     return table
 
 
@@ -245,5 +266,45 @@ def _bnnp_figures(method: Method, smooth: Any, seed: int, nuts_draws: int) -> di
             "Posteriors",
             f"One function after 1 to 4 points; NUTS with {nuts_draws} warm-up steps and draws, {sampled.diverging} "
             "divergent.",
+        ),
+    }
+
+
+@torch.no_grad()
+def _nmdp_figures(method: Method) -> dict[str, tuple]:
+    """NMDP's predictive densities, its weights by task, and the effective sample size of each proposal."""
+    model: Any = method.model
+    guide: Any = method.guide
+    few = tasks.branches(3, 1_000_000, num_context=(NMDP_CONTEXT, NMDP_CONTEXT)).batch(0)
+    x, y = torch.linspace(-2, 2, 120), torch.linspace(-2.2, 2.2, 140)
+    found = predict(model, guide, few.context, x.unsqueeze(-1), weights="mean")
+    density = torch.stack([found.log_prob(torch.full((3, len(x), 1), float(v))).exp() for v in y], 1)
+    many = tasks.branches(60, 1_000_001, num_context=(20, 20)).batch(0)
+    sizes: dict[str, dict[int, torch.Tensor]] = {}
+    for proposal in ("prior", "conjugate"):
+        objective = make("iw-em", num_particles=16, proposal=proposal, score="target")
+        sizes[proposal] = {}
+        for points in (5, 20, 50):
+            batch = tasks.branches(60, 1_000_002, num_context=(3, 3), num_target=points).batch(0)
+            ess = objective.terms(model, guide, batch).ess
+            assert ess is not None
+            sizes[proposal][points] = ess
+    means = {name: float(by_points[50].mean()) for name, by_points in sizes.items()}
+    return {
+        "nmdp_predictions": (
+            plots.density_plot({"NMDP": density}, few, x, y),
+            "Predictive densities",
+            f"Shades of the density at every x for three tasks, from {NMDP_CONTEXT} context points (dots).",
+        ),
+        "nmdp_weights": (
+            plots.weight_maps(guide.mean_weights(many.context)),
+            "Mixture weights",
+            "Mean weights of 60 tasks with 20 context points, ordered by the expert they use most.",
+        ),
+        "nmdp_ess": (
+            plots.effective_sizes(sizes, 16),
+            "Effective sample size by proposal",
+            f"Of 16 particles in 60 tasks with 3 context points; with 50 scored points {means['prior']:.1f} are left "
+            f"with the prior as proposal and {means['conjugate']:.1f} with the conjugate one.",
         ),
     }

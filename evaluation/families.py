@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from evaluation.methods import Task, convolutional, distance_informed, network, neural_process, transformer
+from evaluation.methods import Task, convolutional, distance_informed, mixture, network, neural_process, transformer
 from guides import (
     AmortisedMeanFieldGuide,
     BernoulliExpertGuide,
@@ -14,10 +14,16 @@ from guides import (
     BootstrapGuide,
     CAVIAGuide,
     ContextPointsGuide,
+    DeterministicGateGuide,
+    DirichletMixtureGuide,
+    DirichletPosteriorGuide,
     DistanceInformedGuide,
+    LogisticNormalGuide,
     MAMLGuide,
     MCDropoutGuide,
     NeuralProcessGuide,
+    StickBreakingGuide,
+    UniformMixtureGuide,
 )
 from pp_models import BayesianAttentionNetwork, GaussianHeadLikelihood, LearnedGaussianPrior
 
@@ -36,6 +42,8 @@ MODELS: dict[str, tuple[str, Callable[[Task], nn.Module]]] = {
         ),
     ),
     "network-shared-noise": ("network with latent weights, noise sd 0.1", lambda t: network(t, likelihood="gaussian")),
+    "mixture": ("mixture of experts that read the context, weights latent in every task", mixture),
+    "mixture-strict": ("the same, experts see x alone", lambda t: mixture(t, "strict")),
     "np": ("neural process: one global latent", lambda t: neural_process(t, True, False)),
     "np+cnp": ("neural process with a deterministic path", lambda t: neural_process(t, True, True)),
     "cnp": ("deterministic path alone", lambda t: neural_process(t, False, True)),
@@ -54,8 +62,14 @@ GUIDES: dict[str, tuple[type[nn.Module], Callable[[nn.Module, int], nn.Module]]]
     "cavia": (CAVIAGuide, lambda m, w: CAVIAGuide(m)),  # type: ignore[arg-type]
     "context-points": (ContextPointsGuide, lambda m, w: ContextPointsGuide(m)),  # type: ignore[arg-type]
     "distance-informed": (DistanceInformedGuide, lambda m, w: DistanceInformedGuide(m, w)),  # type: ignore[arg-type]
+    "deterministic-gate": (DeterministicGateGuide, lambda m, w: DeterministicGateGuide(m, w)),  # type: ignore[arg-type]
+    "dirichlet-mixture": (DirichletMixtureGuide, lambda m, w: DirichletMixtureGuide(m, w)),  # type: ignore[arg-type]
+    "dirichlet-posterior": (DirichletPosteriorGuide, lambda m, w: DirichletPosteriorGuide(m, w)),  # type: ignore[arg-type]
+    "logistic-normal": (LogisticNormalGuide, lambda m, w: LogisticNormalGuide(m, w)),  # type: ignore[arg-type]
     "maml": (MAMLGuide, lambda m, w: MAMLGuide(m)),  # type: ignore[arg-type]
     "mean-field": (AmortisedMeanFieldGuide, lambda m, w: AmortisedMeanFieldGuide(m, w)),  # type: ignore[arg-type]
     "mc-dropout": (MCDropoutGuide, lambda m, w: MCDropoutGuide(m, width=w)),  # type: ignore[arg-type]
     "neural-process": (NeuralProcessGuide, lambda m, w: NeuralProcessGuide(m, w)),  # type: ignore[arg-type]
+    "stick-breaking": (StickBreakingGuide, lambda m, w: StickBreakingGuide(m, w)),  # type: ignore[arg-type]
+    "uniform-mixture": (UniformMixtureGuide, lambda m, w: UniformMixtureGuide(m, w)),  # type: ignore[arg-type]
 }

@@ -16,6 +16,7 @@ from guides import (
     BootstrapGuide,
     CAVIAGuide,
     ContextPointsGuide,
+    DirichletMixtureGuide,
     DistanceInformedGuide,
     MAMLGuide,
     MCDropoutGuide,
@@ -30,6 +31,7 @@ from pp_models import (
     GaussianHeadLikelihood,
     GaussianLikelihood,
     LearnedGaussianPrior,
+    MixtureDensityNetwork,
     NeuralProcess,
     TransformerNeuralProcess,
 )
@@ -186,6 +188,24 @@ def _cavia(task: Task) -> tuple:
     return model, CAVIAGuide(model), make("npml", num_particles=1, normalize=True)
 
 
+def mixture(task: Task, experts: str = "context") -> MixtureDensityNetwork:
+    """A mixture of eight context experts, or sixteen strict ones, for a task distribution."""
+    return MixtureDensityNetwork(
+        8 if experts == "context" else 16,
+        task.dim_x,
+        task.dim_y,
+        experts,
+        min_scale=task.min_scale,
+        width=task.width,
+        representation_dim=task.width,
+    )
+
+
+def _nmdp(task: Task, experts: str = "context", **objective: Any) -> tuple:
+    model = mixture(task, experts)
+    return model, DirichletMixtureGuide(model, 2 * task.width), make("iw-em", normalize=True, **objective)
+
+
 def _bnnp(task: Task, attention: bool = False) -> tuple:
     likelihood = GaussianLikelihood(0.1, learn_noise=True, max_noise=0.5)
     prior = LearnedGaussianPrior("unit")
@@ -230,6 +250,9 @@ METHODS: dict[str, tuple[str, Callable[[Task], tuple]]] = {
     "nvdp-full": ("NVDP with a rate for every weight", lambda t: _nvdp(t, guide={"rates": "full"})),
     "bnnp": ("Bayesian neural network process: layerwise posteriors, learned prior, noise learned below 0.5", _bnnp),
     "bnam": ("BNNP's attention network: points attend to one another", lambda t: _bnnp(t, attention=True)),
+    "nmdp": ("Neural Mixture Density Process, context experts", _nmdp),
+    "nmdp-conjugate": ("NMDP with the conjugate proposal", lambda t: _nmdp(t, proposal="conjugate")),
+    "nmdp-strict": ("NMDP as printed: experts that see x alone", lambda t: _nmdp(t, "strict", proposal="conjugate")),
     "cnp": ("Conditional Neural Process", lambda t: _neural_process(t, False, True, "conditional-prior")),
     "np": ("Neural Process", lambda t: _neural_process(t, True, False, "npvi")),
     "np+vp": ("Neural Process, variational prior", lambda t: _neural_process(t, True, False, "conditional-prior")),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pp_models.data import Dataset, TaskBatch
+from pp_models.simplex_distributions import ExpertMixture
 
 
 class Prediction(Protocol):
@@ -170,6 +171,33 @@ def gaussian_crps(mean: Tensor, std: Tensor, y: Tensor) -> Tensor:
     return std * (z * torch.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))
 
 
+def mixture_crps(weights: Tensor, means: Tensor, scales: Tensor, y: Tensor) -> Tensor:
+    """The CRPS of a mixture of Gaussians at y, in closed form (Grimit et al. 2006), in the units of y.
+
+    Σ_i w_i A(y - μ_i, σ_i²) - ½ Σ_ij w_i w_j A(μ_i - μ_j, σ_i² + σ_j²), A(m, s²) = E|N(m, s²)|; lower is better.
+
+    Args:
+        weights: ``[*B, L]``, summing to one.
+        means: ``[*B, L]``.
+        scales: standard deviations ``[*B, L]``.
+        y: ``[*B]``.
+
+    Returns:
+        ``[*B]``.
+    """
+
+    def absolute(mean: Tensor, scale: Tensor) -> Tensor:
+        z = mean / scale
+        density = torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+        return mean * torch.erf(z / math.sqrt(2)) + 2 * scale * density
+
+    error = (weights * absolute(y.unsqueeze(-1) - means, scales)).sum(-1)
+    gaps = means.unsqueeze(-1) - means.unsqueeze(-2)
+    both = (scales.unsqueeze(-1) ** 2 + scales.unsqueeze(-2) ** 2).sqrt()
+    pairs = weights.unsqueeze(-1) * weights.unsqueeze(-2)
+    return error - 0.5 * (pairs * absolute(gaps, both)).sum((-1, -2))
+
+
 def sample_crps(samples: Tensor, y: Tensor) -> Tensor:
     """The fair (unbiased) estimate of the CRPS from draws ``[S, *shape]`` at y ``[*shape]``, elementwise.
 
@@ -195,18 +223,40 @@ def crps(prediction: Prediction, y: Tensor, mask: Tensor | None = None, method: 
         prediction: at N points.
         y: ``[*B, N, Dy]``.
         mask: ``[*B, N]``, True where the point exists.
-        method: "samples" (fair estimate from the draws) or "gaussian" (closed form from mean and std).
+        method: "samples" (fair estimate from the draws), "gaussian" (closed form from mean and std) or "mixture"
+            (closed form for a mixture of Gaussian experts predicted with mean weights).
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: an unknown method, or "mixture" for another prediction.
     """
     if method == "samples":
         score = sample_crps(prediction.samples, y)
     elif method == "gaussian":
         score = gaussian_crps(prediction.mean, prediction.std, y)
+    elif method == "mixture":
+        score = mixture_crps(*gaussian_parts(prediction), y)
     else:
-        raise ValueError(f"method: got {method!r}; it must be 'samples' or 'gaussian'")
+        raise ValueError(f"method: got {method!r}; it must be 'samples', 'gaussian' or 'mixture'")
     return _masked_mean(score, mask)
+
+
+def gaussian_parts(prediction: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, means and standard deviations ``[*B, N, Dy, L]`` of a predictive that is one mixture of Gaussians.
+
+    Raises:
+        ValueError: it is something else, or a mixture over several draws.
+    """
+    likelihood = getattr(prediction, "likelihood", None)
+    base = likelihood.experts if isinstance(likelihood, ExpertMixture) else None
+    while isinstance(base, torch.distributions.Independent):
+        base = base.base_dist
+    if not isinstance(likelihood, ExpertMixture) or not isinstance(base, torch.distributions.Normal):
+        raise ValueError("method: 'mixture' needs the prediction of a mixture of Gaussian experts")
+    if prediction.num_samples != 1:
+        raise ValueError(f"method: 'mixture' needs weights='mean'; this prediction has {prediction.num_samples} draws")
+    weights = likelihood.log_weights.exp()[0].unsqueeze(-2)
+    means, scales = base.loc.mT, base.scale.mT
+    return weights.expand_as(means), means, scales
 
 
 def rmse(prediction: Prediction, y: Tensor, mask: Tensor | None = None) -> Tensor:

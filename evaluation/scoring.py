@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from evaluation.metrics import crps, log_likelihoods, rmse, sigma_coverage
+from evaluation.metrics import crps, gaussian_parts, log_likelihoods, rmse, sigma_coverage
 from inference import predict
+from inference.predict import Prediction
 from pp_models import TaskBatch, oracle_joint_log_likelihood, oracle_log_likelihood
 
 #: of one draw (mean weights) the joint forms equal the marginal ones and say nothing more
@@ -52,13 +53,22 @@ def score_tasks(
             "m": batch.context.counts,
             **{name: getattr(found, name) for name in SCORES},
             "rmse": rmse(prediction, y, is_target),
-            "crps": crps(prediction, y, is_target, method="gaussian"),
+            "crps": crps(prediction, y, is_target, method=_crps_method(prediction)),
             "within_1sd": sigma_coverage(prediction, y, is_target, (1.0,))[0],
             "within_2sd": sigma_coverage(prediction, y, is_target, (2.0,))[0],
             "sd": prediction.std.mean((-1, -2)),
         }
         rows.append(pd.DataFrame({name: value.double().cpu().numpy() for name, value in columns.items()}))
     return pd.concat(rows, ignore_index=True)
+
+
+def _crps_method(prediction: Prediction) -> str:
+    """Closed forms: of a mixture of Gaussians where the predictive is one, else of the Gaussian of the same moments."""
+    try:
+        gaussian_parts(prediction)
+    except ValueError:
+        return "gaussian"
+    return "mixture"
 
 
 def score_oracle(batches: Iterable[TaskBatch], min_scale: float | None = None) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from evaluation.plots.densities import density_plot
 from evaluation.plots.draws import function_draws
 from evaluation.plots.functions import fan_plot
 from evaluation.plots.images import image_completions, picture_rows
+from evaluation.plots.mixtures import effective_sizes, weight_maps
 from evaluation.plots.rates import rate_maps
 from evaluation.plots.swap_matrix import swap_matrix_plot
 
@@ -18,6 +19,7 @@ __all__ = [
     "calibration_plot",
     "comparison_plot",
     "density_plot",
+    "effective_sizes",
     "fan_plot",
     "function_draws",
     "image_completions",
@@ -26,4 +28,5 @@ __all__ = [
     "query_curves",
     "rate_maps",
     "swap_matrix_plot",
+    "weight_maps",
 ]

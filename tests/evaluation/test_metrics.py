@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from evaluation import metrics
-from pp_models import Dataset, TaskBatch
+from guides import AmortisedMeanFieldGuide, DirichletMixtureGuide
+from inference import predict
+from pp_models import BayesianNetwork, Dataset, MixtureDensityNetwork, TaskBatch
 
 
 @dataclass
@@ -169,6 +171,35 @@ def test_gaussian_crps_is_the_integral_of_its_definition(mean, std, y):
     integral = torch.trapezoid((Normal(mean, std).cdf(grid) - step) ** 2, grid).item()
     value = metrics.gaussian_crps(*(torch.tensor(v, dtype=torch.float64) for v in (mean, std, y))).item()
     assert value == pytest.approx(integral, abs=1e-4)
+
+
+def test_the_crps_of_a_mixture_is_that_of_its_draws():
+    torch.manual_seed(0)
+    weights = torch.softmax(torch.randn(5, 3, dtype=torch.float64), -1)
+    means, scales = 2 * torch.randn(5, 3, dtype=torch.float64), 0.1 + torch.rand(5, 3, dtype=torch.float64)
+    y = torch.randn(5, dtype=torch.float64)
+    which = torch.multinomial(weights, 20_000, replacement=True).T
+    draws = means.gather(-1, which.T).T + scales.gather(-1, which.T).T * torch.randn(20_000, 5, dtype=torch.float64)
+    closed = metrics.mixture_crps(weights, means, scales, y)
+    torch.testing.assert_close(closed, metrics.sample_crps(draws, y), atol=0.03, rtol=0)
+    one = metrics.mixture_crps(torch.ones(5, 1), means[:, :1], scales[:, :1], y)
+    torch.testing.assert_close(one, metrics.gaussian_crps(means[:, 0], scales[:, 0], y))
+
+
+def test_the_crps_of_a_predicted_mixture_needs_mean_weights():
+    model = MixtureDensityNetwork(3, 1, 2, "strict", width=8)
+    guide = DirichletMixtureGuide(model, width=8)
+    context = Dataset(torch.randn(4, 5, 1), torch.randn(4, 5, 2))
+    x, y = torch.randn(4, 6, 1), torch.randn(4, 6, 2)
+    exact = metrics.crps(predict(model, guide, context, x, weights="mean"), y, method="mixture")
+    drawn = predict(model, guide, context, x, 4_000, seed=0)
+    torch.testing.assert_close(exact, metrics.crps(drawn, y), atol=0.05, rtol=0.02)
+    with pytest.raises(ValueError, match=r"^method: 'mixture' needs weights='mean'; this prediction has 4000 draws$"):
+        metrics.crps(drawn, y, method="mixture")
+    network = BayesianNetwork([1, 4, 2])
+    other = predict(network, AmortisedMeanFieldGuide(network, 8), context, x, 3)
+    with pytest.raises(ValueError, match=r"^method: 'mixture' needs the prediction of a mixture of Gaussian experts$"):
+        metrics.crps(other, y, method="mixture")
 
 
 def test_sample_crps_is_the_double_sum_it_stands_for():
