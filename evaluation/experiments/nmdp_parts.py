@@ -29,7 +29,7 @@ class Size(NamedTuple):
         batch_size: tasks a step.
         test_tasks: test tasks.
         draws: posterior draws that a joint log-likelihood rests on.
-        learning_rate: of Adam, falling linearly to a hundredth of it.
+        learning_rate: of Adam, falling linearly to a hundredth.
     """
 
     steps: int
@@ -164,5 +164,5 @@ def description(size: Size, experts: str, min_scale: float, outputs: int = 1) ->
         f"{ceiling(min_scale, outputs):.3f} nats"
         f"{f' (summed over {outputs} outputs)' if outputs > 1 else ''}. L = {size.num_experts} experts, B = "
         f"{size.particles} particles, width {size.width}, {size.steps} steps of {size.batch_size} tasks, Adam "
-        f"{size.learning_rate:g} falling linearly to a hundredth of it; joint log-likelihoods rest on {size.draws} draws."
+        f"{size.learning_rate:g} falling to a hundredth; joint log-likelihoods rest on {size.draws} draws."
     )
