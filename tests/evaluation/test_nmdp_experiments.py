@@ -22,6 +22,10 @@ TABLES = ("sarcos", "wq", "scm20d", "synthetic")
 IMAGES = ("digits", "mnist", "cifar10-subset", "emnist", "svhn")
 FIGURES = {
     "nmdp/active-context": {"queries"},
+    "nmdp/ablations": {"ladder"},
+    "nmdp/branches": {"ladder"},
+    "nmdp/gp-mix": {"methods"},
+    "nmdp/sweep": {"particles"},
     "nmdp/bimodal": {"densities", "comparison"},
     "nmdp/ood": {"auroc"},
     "nmdp/representation": {"probe", "picture"},
@@ -54,7 +58,10 @@ def test_an_experiment_at_smoke_scale_writes_its_files(out, recorded_files, name
     assert [c["holds"] for c in json.loads((folder / "results.json").read_text())["checks"]] == [
         check.holds for check in outcome.checks
     ]
-    assert outcome.table.select_dtypes("number").apply(lambda column: column.map(math.isfinite).all()).all()
+    numbers = outcome.table.select_dtypes("number")
+    if name in ("nmdp/ablations", "nmdp/branches", "nmdp/sweep"):  # effective sizes exist where weights do
+        numbers = numbers.filter(regex="ll_|joint_")
+    assert numbers.apply(lambda column: column.map(math.isfinite).all()).all()
     # every table says which experts, which floor
     text = " ".join(outcome.notes)
     assert "Experts:" in text and "Every scale is at least" in text
