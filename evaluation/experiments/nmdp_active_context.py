@@ -69,13 +69,13 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
             gaps = list(part[f"ll, {acquisition}"] - part["ll, random"])
             outcome.checks.append(Check(f"{name}: LL of {acquisition!r} less random", "reported", signed(gaps), None))
     outcome.notes = [
-        f"{size.test_tasks} tasks of {POOL[scale_name]} candidates, from {start} to {budget} points; the table averages "
-        "over all steps after the first, which all acquisitions share. Scores are of as many other points, which nobody "
-        "may ask for, in nats a point. information: I(z; y | x) by draws, from the prediction alone; entropy drop: the "
-        "expected fall of H[E z] when the guide reads the new point; max sd: the predictive standard deviation. A "
-        "guide's own doubt is no measure of its errors: compare the fall of H[E z] with the log-likelihood.",
+        f"{size.test_tasks} tasks of {POOL[scale_name]} candidates, from {start} to {budget} points; the table "
+        "averages over all steps after the first, which all acquisitions share. Scores are of as many other points, "
+        "which nobody may ask for, in nats a point. information: I(z; y | x) by draws, from the prediction alone; "
+        "entropy drop: the expected fall of H[E z] when the guide reads the new point; max sd: the predictive standard "
+        "deviation. A guide's own doubt is no measure of its errors: hold the fall of H[E z] against the scores.",
         "kernels: a mix of GP kernels, context experts. branches: strict experts, where the weights are all there is "
-        f"to learn of a task. A strict score of the branches' own fits: {description(size, 'strict', FLOOR)} Kernels: "
+        f"to learn of a task. Branches: {description(size, 'strict', FLOOR)} Kernels: "
         + description(MIX_SCALES[scale_name], "context", FLOOR),
     ]
     outcome.figures["queries"] = (plots.query_curves(long), "LL against queried points, mean over seeds.")
