@@ -18,7 +18,8 @@ class LOO:
     Args:
         elpd: expected log pointwise predictive density of each point ``[*batch, point]``.
         khat: Pareto k-hat of each point's weights ``[*batch, point]``.
-        p_loo: what each point's own presence gains, log p(y_i | y) - elpd_i; summed, the effective number of parameters.
+        p_loo: what each point's own presence gains, log p(y_i | y) - elpd_i; their sum is the effective number of
+            parameters.
     """
 
     elpd: Tensor
