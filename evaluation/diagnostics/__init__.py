@@ -7,7 +7,7 @@ Draws and weights come in as ``[chain, draw, *batch]`` and results go out as ``[
 from evaluation.diagnostics.convergence import ess, mcse, rhat
 from evaluation.diagnostics.distances import c2st, energy_distance, mmd, wasserstein
 from evaluation.diagnostics.leave_one_out import LOO, loo
-from evaluation.diagnostics.pareto_smoothing import khat_threshold, psis, psis_weights
+from inference.pareto_smoothing import khat_threshold, psis, psis_weights
 
 __all__ = [
     "LOO",

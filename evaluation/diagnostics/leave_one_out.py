@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evaluation.diagnostics.pareto_smoothing import psis_weights
+from inference.pareto_smoothing import psis_weights
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ def loo(
     *,
     rounding: str = "up",
 ) -> LOO:
-    """PSIS-LOO (Vehtari et al. 2017); for draws of a guide with the correction of Magnusson et al. (2019).
+    """PSIS-LOO (Vehtari et al. 2017), for draws of a guide with the correction of Magnusson et al. (2019).
 
-    Draws of a guide are not draws of the posterior: with ``log_p`` and ``log_q`` each draw also weighs p / q, in the full
-    predictive of ``p_loo`` too (where ArviZ leaves that uncorrected).
+    Draws of a guide are not draws of the posterior: with ``log_p`` and ``log_q`` each draw also weighs p / q, in the
+    full predictive of ``p_loo`` too (where ArviZ leaves that uncorrected).
 
     Args:
         log_likelihood: of each point given each draw ``[chain, draw, *batch, point]``.
