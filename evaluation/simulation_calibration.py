@@ -48,7 +48,7 @@ class CalibrationRanks:
 
 @torch.no_grad()
 def simulation_ranks(
-    model: Any, guide: Any, inputs: Dataset, num_draws: int = 99, *, seed: int = 0
+    model: Any, guide: Any, inputs: Dataset, num_draws: int = 99, *, seed: int = 0, chunk_size: int = 50
 ) -> CalibrationRanks:
     """Draws latents and data from the model, and ranks the latents among the guide's draws given those data.
 
@@ -61,6 +61,7 @@ def simulation_ranks(
         inputs: inputs ``[T, N]`` of the simulated tasks; their y is not used.
         num_draws: S, draws of each task.
         seed: of everything drawn.
+        chunk_size: tasks whose draws are made at once.
 
     Returns:
         Ranks of up to eight entries of every drawn site and of the log-likelihood.
@@ -73,29 +74,38 @@ def simulation_ranks(
         raise ValueError(f"num_draws: got {num_draws}; it must be at least 2")
     if len(inputs.batch_shape) != 1:
         raise ValueError(f"inputs: got task dimensions {list(inputs.batch_shape)}; it must have one")
+    found: dict[str, list[Tensor]] = {}
     with seeded(seed, inputs.x.device):
-        truth = poutine.trace(model).get_trace(inputs.without_y())
-        data = Dataset(inputs.x, truth.nodes["y"]["value"], inputs.mask)
-        with pyro.plate(PARTICLE_PLATE, num_draws, dim=-2):
-            drawn = poutine.trace(guide).get_trace(data)
-            given = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(data)
-        generator = torch.Generator().manual_seed(seed)
-        ranks: dict[str, Tensor] = {}
-        for name, site in sample_sites(drawn):
-            if name not in truth.nodes or is_point_mass(site["fn"]):
-                continue
-            event = site["fn"].event_shape
-            values = site["value"].expand(num_draws, len(inputs), *event).reshape(num_draws, len(inputs), -1)
-            true = truth.nodes[name]["value"].expand(len(inputs), *event).reshape(len(inputs), -1)
-            for entry in torch.randperm(values.shape[-1], generator=generator)[:MOST_ENTRIES].tolist():
-                ranks[f"{name}[{entry}]" if values.shape[-1] > 1 else name] = _rank(true[:, entry], values[..., entry])
-        if not ranks:
-            raise ValueError("guide: it draws no site of the model; there is nothing to calibrate")
-        observed = poutine.condition(model, data={"y": truth.nodes["y"]["value"]})
-        fixed = {n: s["value"] for n, s in sample_sites(truth) if n != "y"}
-        own = poutine.trace(poutine.condition(observed, data=fixed)).get_trace(data).nodes["y"]
-        ranks[LIKELIHOOD] = _rank(_by_task(own, 1, len(inputs))[0], _by_task(given.nodes["y"], num_draws, len(inputs)))
-    return CalibrationRanks(ranks, num_draws)
+        for start in range(0, len(inputs), chunk_size):
+            part = inputs[start : start + chunk_size]
+            for name, ranks in _chunk_ranks(model, guide, part, num_draws, seed).items():
+                found.setdefault(name, []).append(ranks)
+    if set(found) <= {LIKELIHOOD}:
+        raise ValueError("guide: it draws no site of the model; there is nothing to calibrate")
+    return CalibrationRanks({name: torch.cat(parts) for name, parts in found.items()}, num_draws)
+
+
+def _chunk_ranks(model: Any, guide: Any, inputs: Dataset, num_draws: int, seed: int) -> dict[str, Tensor]:
+    """Ranks of some tasks; which entries are ranked depends on the seed alone."""
+    truth = poutine.trace(model).get_trace(inputs.without_y())
+    data = Dataset(inputs.x, truth.nodes["y"]["value"], inputs.mask)
+    with pyro.plate(PARTICLE_PLATE, num_draws, dim=-2):
+        drawn = poutine.trace(guide).get_trace(data)
+        given = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(data)
+    generator = torch.Generator().manual_seed(seed)
+    ranks: dict[str, Tensor] = {}
+    for name, site in sample_sites(drawn):
+        if name not in truth.nodes or is_point_mass(site["fn"]):
+            continue
+        event = site["fn"].event_shape
+        values = site["value"].expand(num_draws, len(inputs), *event).reshape(num_draws, len(inputs), -1)
+        true = truth.nodes[name]["value"].expand(len(inputs), *event).reshape(len(inputs), -1)
+        for entry in torch.randperm(values.shape[-1], generator=generator)[:MOST_ENTRIES].tolist():
+            ranks[f"{name}[{entry}]" if values.shape[-1] > 1 else name] = _rank(true[:, entry], values[..., entry])
+    fixed = {n: s["value"] for n, s in sample_sites(truth)}
+    own = poutine.trace(poutine.condition(model, data=fixed)).get_trace(data).nodes["y"]
+    ranks[LIKELIHOOD] = _rank(_by_task(own, 1, len(inputs))[0], _by_task(given.nodes["y"], num_draws, len(inputs)))
+    return ranks
 
 
 def _rank(truth: Tensor, draws: Tensor) -> Tensor:

@@ -62,6 +62,7 @@ class Verdict:
         findings: what it rests on.
         advice: what to try next.
         numbers: every number by name.
+        ranks: ranks of simulated truths, for :func:`evaluation.plots.rank_ecdf_plot`; None where nothing was simulated.
     """
 
     level: str
@@ -69,6 +70,7 @@ class Verdict:
     findings: list[Finding]
     advice: list[str] = field(default_factory=list)
     numbers: dict[str, float] = field(default_factory=dict)
+    ranks: CalibrationRanks | None = field(default=None, compare=False, repr=False)
 
     def table(self) -> pd.DataFrame:
         """The findings, one row each."""
@@ -163,6 +165,7 @@ class _Evidence:
         self.calibrated: bool | None = None
         self.reliable: bool | None = None
         self.predictive: bool | None = None
+        self.ranks: CalibrationRanks | None = None
 
     def add(self, name: str, measured: str, rule: str, passed: bool | None, sentence: str, advice: str = "") -> None:
         self.findings.append(Finding(name, measured, rule, passed, sentence))
@@ -172,7 +175,7 @@ class _Evidence:
     def verdict(self) -> Verdict:
         failed = [f for f in self.findings if f.passed is False]
         if not any(f.passed is not None for f in self.findings):
-            return Verdict(REJECT, "nothing could be tested.", self.findings, self.advice, self.numbers)
+            return Verdict(REJECT, "nothing could be tested.", self.findings, self.advice, self.numbers, self.ranks)
         if not failed:
             what = "posterior draws and predictions are" if self.kind == "posterior" else "predictions are"
             level, reason = TRUST, f"as far as these tests see, {what} calibrated."
@@ -182,7 +185,7 @@ class _Evidence:
             self.advice.insert(0, 'draw with sample_posterior(..., correct="psis")')
         else:
             level, reason = REJECT, failed[0].sentence
-        return Verdict(level, reason, self.findings, list(dict.fromkeys(self.advice)), self.numbers)
+        return Verdict(level, reason, self.findings, list(dict.fromkeys(self.advice)), self.numbers, self.ranks)
 
 
 def _inputs(batches: Sequence[Any], count: int) -> Dataset:
@@ -205,6 +208,7 @@ def _test_calibration(tested: _Evidence, model: Any, guide: Any, batches: Sequen
             "Nothing can be simulated from an improper prior.",
         )  # fmt: skip
         return
+    tested.ranks = ranks
     name, bias, spread, passed = _worst(ranks)
     blind = not passed and name == LIKELIHOOD
     tested.calibrated = passed
@@ -212,15 +216,19 @@ def _test_calibration(tested: _Evidence, model: Any, guide: Any, batches: Sequen
     if blind:
         sentence = "The guide does not use what the data say: true latents explain their data better than its draws."
         advice = "train longer, or a guide that reads its data (is the encoder's input what you think it is?)"
-    elif abs(bias) > MOST_BIAS and not passed and abs(math.log(spread)) < math.log(MOST_SPREAD):
-        sentence = f"Draws of {name} are off by {abs(bias):.2f} of the guide's own standard deviations."
-        advice = "train longer or with a smaller learning rate at the end; compare with iwae or dreg"
-    elif not passed and spread > 1:
-        sentence = f"Draws of {name} are too sure: the truth scatters {spread:.2f} times as wide as the guide says."
-        advice = "a guide with correlations, or an objective that covers (chi2, rws)"
     elif not passed:
-        sentence = f"Draws of {name} are too wide: the truth scatters {spread:.2f} times as wide as the guide says."
-        advice = "train longer; an elbo-trained guide that stays wide has not converged"
+        faults = []
+        if abs(bias) > MOST_BIAS:
+            faults.append(f"off by {abs(bias):.2f} of the guide's own standard deviations")
+        if abs(math.log(spread)) > math.log(MOST_SPREAD):
+            words = "too sure" if spread > 1 else "too wide"
+            faults.append(f"{words}, for the truth scatters {spread:.2f} times as wide as the guide says")
+        sentence = f"Draws of {name} are {' and '.join(faults)}."
+        advice = (
+            "a guide with correlations, or an objective that covers (chi2, rws)"
+            if spread > MOST_SPREAD
+            else "train longer, with a smaller learning rate at the end; compare with iwae or dreg"
+        )
     else:
         sentence, advice = "Simulated truths look like the guide's draws.", ""
     tested.add(

@@ -327,6 +327,7 @@ def sample_posterior(
     return found
 
 
+@torch.no_grad()
 def posterior_log_weights(
     model: Any, guide: Any, data: Dataset, guide_trace: Any = None, num_samples: int = 1000
 ) -> Tensor:
@@ -346,7 +347,7 @@ def posterior_log_weights(
     """
     if data.y is None:
         raise DataError("data: y is None; importance weights need observed points")
-    with torch.no_grad(), pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - len(data.batch_shape)):
+    with pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - len(data.batch_shape)):
         if guide_trace is None:
             guide_trace = poutine.trace(guide).get_trace(data)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data)

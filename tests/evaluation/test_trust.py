@@ -34,7 +34,9 @@ def verdict_of(broken, **options):
 def test_a_verdict_says_what_it_rests_on():
     found = verdict_of("biased by 0.5 sd", num_samples=500)
     assert found.level == REWEIGH and found.level in LEVELS
-    assert "off by 0.4" in found.reason and found.reason.endswith("The importance weights are reliable and mend it.")
+    assert "Draws of z are off by 0.4" in found.reason and found.reason.endswith(
+        "The importance weights are reliable and mend it."
+    )
     table = found.table()
     assert list(table.columns) == ["what", "measured", "rule", "holds", "meaning"]
     assert set(table["what"]) == {"calibration", "importance weights", "efficiency", "context", "predictions"}
