@@ -51,7 +51,9 @@ def inspect_run(folder: str | Path, draws: int = 200) -> tuple[pd.DataFrame, pd.
     scores = pd.DataFrame(rows)
 
     few = batches[0]
-    idata = to_arviz(method.model, method.guide, few, num_samples=draws, seed=configuration.seed)
+    attrs = {"objective": configuration.objective or getattr(method.objective, "name", ""), "steps": steps}
+    attrs |= {"seed": configuration.seed, "tasks": configuration.tasks, "method": configuration.model}
+    idata = to_arviz(method.model, method.guide, few, num_samples=draws, seed=configuration.seed, attrs=attrs)
     write_netcdf(idata, path / "posterior.nc")
     summary = widest_entries(idata)
     found = _verdict(configuration, method, draws)
