@@ -1,11 +1,12 @@
 """How often the verdict is right: good and deliberately broken guides of three families whose posterior is exact.
 
-Run: python -m benchmarks.verdict_confusion [--runs 20]
+Run: python -m benchmarks.verdict_confusion [--runs 20] [--guides exact,fitted]
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -17,11 +18,23 @@ from torch import Tensor
 
 from evaluation.results_page import markdown_table
 from evaluation.trust import LEVELS, verdict
+from inference import fit
+from inference.objectives import make
 from pp_models import Dataset, LogSpaceDirichlet, TaskBatch
+from pp_models.parameter_module import ParameterModule
 from pp_models.task_plates import task_plates
 
 #: how a guide is broken: a change of the exact posterior
-BREAKS = ("exact", "biased by 0.5 sd", "half the sd", "twice the sd", "context ignored", "collapsed", "shuffled labels")
+BREAKS = (
+    "exact",
+    "fitted",
+    "biased by 0.5 sd",
+    "half the sd",
+    "twice the sd",
+    "context ignored",
+    "collapsed",
+    "shuffled labels",
+)
 NOISE = 0.5
 
 
@@ -61,6 +74,54 @@ def shuffled(data: Dataset, broken: str) -> Dataset:
     if broken != "shuffled labels" or data.y is None:
         return data
     return Dataset(data.x, data.y[(torch.arange(len(data)) + 1) % len(data)], data.mask)
+
+
+class FittedLocation(ParameterModule):
+    """A guide of the right form for one latent, trained: N(a Σy / p, 1 / p), p = b + c N."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logs = torch.nn.Parameter(0.3 * torch.randn(3))
+
+    def forward(self, data: Dataset) -> None:
+        assert data.y is not None
+        a, b, c = self.logs.exp()
+        precision = b + c * data.num_points
+        loc = a * data.y.sum(-2) / precision
+        with task_plates(data.batch_shape):
+            pyro.sample("z", dist.Normal(loc, precision.rsqrt().expand_as(loc)).to_event(1))
+
+
+class FittedRegression(ParameterModule):
+    """A guide of the right form for two latents, trained: a Gaussian with precision A + b XᵀX and mean from c Xᵀy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logs = torch.nn.Parameter(0.3 * torch.randn(3))
+
+    def forward(self, data: Dataset) -> None:
+        assert data.y is not None
+        a, b, c = self.logs.exp()
+        design = torch.cat([torch.ones_like(data.x), data.x], -1)
+        covariance = torch.linalg.inv(a * torch.eye(2) + b * design.mT @ design)
+        loc = (covariance @ (c * design.mT @ data.y)).squeeze(-1)
+        with task_plates(data.batch_shape):
+            pyro.sample("weight", dist.MultivariateNormal(loc, covariance_matrix=covariance))
+
+
+class FittedMixture(ParameterModule):
+    """A guide of the right form for a mixture, trained: Dir(a + b counts)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logs = torch.nn.Parameter(0.3 * torch.randn(2))
+
+    def forward(self, data: Dataset) -> None:
+        assert data.y is not None
+        a, b = self.logs.exp()
+        counts = torch.nn.functional.one_hot((data.y - Mixture.means).abs().argmin(-1), 3).sum(-2)
+        with task_plates(data.batch_shape):
+            pyro.sample("mixture_weights", LogSpaceDirichlet(a + b * counts))
 
 
 class Regression(Family):
@@ -140,6 +201,39 @@ class Mixture(Family):
 
 
 FAMILIES: tuple[type[Family], ...] = (Location, Regression, Mixture)
+FITTED: dict[type[Family], type[ParameterModule]] = {
+    Location: FittedLocation,
+    Regression: FittedRegression,
+    Mixture: FittedMixture,
+}
+
+
+class Tasks:
+    """Batches of a family's tasks of 5 to 20 points, for training."""
+
+    def __init__(self, family: Family, seed: int) -> None:
+        self.family, self.seed = family, seed
+
+    def batch(self, index: int) -> Dataset:
+        """One batch, the same for the same index."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1_000_003 * (self.seed + 1) + index)
+            return self.family.tasks(32).full.points(slice(0, 5 + index % 16))
+
+
+def fitted(family: Family, seed: int, steps: int = 500) -> torch.nn.Module:
+    """A guide of the right form, trained by the ELBO from a random start."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        guide = FITTED[type(family)]()
+    model = torch.nn.Module()
+    model.forward = family.model  # type: ignore[method-assign]
+    objective = make("elbo", num_particles=4, normalize=True, max_plate_nesting=1)
+    fit(
+        model, guide, Tasks(family, seed), objective, steps, seed,
+        learning_rate=5e-2, final_learning_rate=1e-4, max_grad_norm=1.0, progress=False,
+    )  # fmt: skip
+    return guide
 
 
 def one_verdict(family: Family, broken: str, seed: int) -> str:
@@ -147,24 +241,31 @@ def one_verdict(family: Family, broken: str, seed: int) -> str:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tasks = family.tasks(64)
-    guide: Callable[[Any], None] = lambda data: family.guide(data, broken)  # noqa: E731
+    if broken == "fitted":
+        guide: Callable[[Any], Any] = fitted(family, seed)
+    else:
+        guide = partial(family.guide, broken=broken)
     return verdict(family.model, guide, tasks, num_samples=500, seed=seed).level
 
 
-def confusion(runs: int) -> pd.DataFrame:
+def confusion(runs: int, guides: tuple[str, ...] = BREAKS) -> pd.DataFrame:
     """How many of ``runs`` seeds gave each level, one row a family and guide."""
     rows = []
     for cls in FAMILIES:
         family = cls()
-        for broken in BREAKS:
+        for broken in guides:
             found = [one_verdict(family, broken, seed) for seed in range(runs)]
             rows.append({"family": family.name, "guide": broken, **{level: found.count(level) for level in LEVELS}})
     return pd.DataFrame(rows)
 
 
-def main(runs: int = 20) -> None:
+def main(runs: int = 20, guides: str = ",".join(BREAKS)) -> None:
     """Prints the confusion table."""
-    print(markdown_table(confusion(runs)))
+    chosen = tuple(guides.split(","))
+    unknown = [name for name in chosen if name not in BREAKS]
+    if unknown:
+        raise typer.BadParameter(f"guides: got {unknown[0]!r}; it must be among {', '.join(BREAKS)}")
+    print(markdown_table(confusion(runs, chosen)))
 
 
 if __name__ == "__main__":

@@ -51,9 +51,10 @@ def to_arviz(
         log_likelihood: of each point given each draw, ``[chain, draw, task, point]``, summed over outputs.
         constant_data: x and mask (and context_x, context_y, context_mask of a TaskBatch).
         sample_stats: ``bound``, the log of the mean weight, and ``khat``, the Pareto k-hat of the weights, both
-            ``[chain, task]``; and by draw log_p (the model's joint density of latents and the data *the guide saw*), log_q, and
-            log_weight = log_p - log_q, ``[chain, draw, task]``, float64. A site without density counts 0. Where a
-            latent is shared between tasks the weights do not split by task: then they are summed, ``[chain, draw]``.
+            ``[chain, task]``; and by draw log_p (the model's joint density of latents and the data *the guide saw*),
+            log_q, and log_weight = log_p - log_q, ``[chain, draw, task]``, float64. A site without density counts 0.
+            Where a latent is shared between tasks the weights do not split by task: then they are summed,
+            ``[chain, draw]``.
 
     Padded points are left out where there is no task dim. Of ragged tasks they stay in the predictions, with observed
     NaN (-1 for classes) and constant_data.mask to tell them apart, while log_likelihood holds the existing points
