@@ -320,6 +320,8 @@ def _event_dims(site: str, rank: int) -> tuple[str, ...]:
         return f"{layer[1]}_unit", f"{layer[1]}_input"
     if site == "mixture_weights" and rank == 1:
         return ("expert",)
+    if site.endswith(".rank_scale") and rank == 1:
+        return (f"{site.removesuffix('_scale')}",)  # layers may have kept different numbers of ranks
     return tuple(f"{site}_dim_{k}" for k in range(rank))
 
 

@@ -7,6 +7,7 @@ from inference.fit import FitResult, TrainingDiverged, fit
 from inference.nuts import NutsResult, nuts
 from inference.predict import Prediction, predict, sample_posterior
 from inference.prior_predictive import prior_predictive
+from inference.rank_pruning import RankPruning, prune_ranks
 from inference.swag import swag
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "FitResult",
     "NutsResult",
     "Prediction",
+    "RankPruning",
     "TrainingDiverged",
     "compare_objectives",
     "fit",
@@ -21,6 +23,7 @@ __all__ = [
     "objectives",
     "predict",
     "prior_predictive",
+    "prune_ranks",
     "sample_posterior",
     "swag",
 ]

@@ -292,7 +292,8 @@ def sample_posterior(
         correct: None, ``"psis"`` or ``"sir"``.
 
     Returns:
-        ``[S, *B, *event]`` by site. Corrected draws repeat.
+        ``[S, *B, *event]`` by site; ``[S, *event]`` for a site outside every task plate, which tasks share. Corrected
+        draws repeat.
 
     Raises:
         ValueError: ``num_samples`` below 1, or an unknown correction.
@@ -307,7 +308,7 @@ def sample_posterior(
         with pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - len(data.batch_shape)):
             trace = poutine.trace(guide).get_trace(data)
             found = {
-                name: site["value"].expand(torch.Size([num_samples]) + data.batch_shape + site["fn"].event_shape)
+                name: _site_draws(site, num_samples, data.batch_shape)
                 for name, site in sample_sites(trace)
                 if not site["infer"].get("is_auxiliary", False)
             }
@@ -325,6 +326,14 @@ def sample_posterior(
         index = picked.reshape(*picked.shape, *(1,) * (value.dim() - picked.dim())).expand_as(value)
         found[name] = value.gather(0, index)
     return found
+
+
+def _site_draws(site: Any, num_samples: int, batch_shape: torch.Size) -> Tensor:
+    """Draws ``[S, *B, *event]`` of a guide's site; ``[S, *event]`` where it is in no task plate."""
+    shared = all(frame.name == PARTICLE_PLATE for frame in site["cond_indep_stack"])
+    batch = torch.Size([1] * len(batch_shape)) if shared else batch_shape
+    value = site["value"].expand(torch.Size([num_samples]) + batch + site["fn"].event_shape)
+    return value.reshape(num_samples, *site["fn"].event_shape) if shared else value
 
 
 @torch.no_grad()

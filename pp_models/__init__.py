@@ -17,7 +17,9 @@ from pp_models.likelihoods import (
     GaussianLikelihood,
     StudentTHeadLikelihood,
 )
+from pp_models.log_uniform_kl import log_uniform_kl
 from pp_models.log_uniform_prior import LogUniformPrior
+from pp_models.low_rank_adapted import LowRankAdapted
 from pp_models.mixture_density import MixtureDensityNetwork, effective_experts, unused_experts
 from pp_models.neural_process import NeuralProcess
 from pp_models.priors import FixedGaussianPrior, GivenGaussianPrior
@@ -41,6 +43,7 @@ __all__ = [
     "LearnedGaussianPrior",
     "LogSpaceDirichlet",
     "LogUniformPrior",
+    "LowRankAdapted",
     "MixtureDensityNetwork",
     "NeuralProcess",
     "StickBreaking",
@@ -50,6 +53,7 @@ __all__ = [
     "dirichlet_sweeps",
     "effective_experts",
     "exact_log_evidence",
+    "log_uniform_kl",
     "oracle_joint_log_likelihood",
     "oracle_log_likelihood",
     "oracle_predict",

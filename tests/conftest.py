@@ -60,3 +60,11 @@ def seeded_and_clean():
     if leaked:
         restore(before)
         pytest.fail("global state leaked: " + "; ".join(leaked))
+
+
+@pytest.fixture
+def compiling():
+    """For a test that compiles: torch's compiler switches the validation of distributions off for good."""
+    before = global_state()
+    yield
+    restore(before)

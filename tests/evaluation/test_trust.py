@@ -123,8 +123,8 @@ def test_latents_that_tasks_share_are_corrected_together():
     draws = sample_posterior(shared_model, shared_guide, data, 4_000, seed=0, correct="psis")["mu"]
     precision = 1 + 20 / 0.25
     assert draws.mean().item() == pytest.approx((data.y.sum() / 0.25 / precision).item(), abs=0.02)
-    assert draws[:, 0].std().item() == pytest.approx(precision**-0.5, abs=0.02)
-    assert torch.equal(draws[:, 0], draws[:, 3])
+    assert draws.shape == (4_000,)
+    assert draws.std().item() == pytest.approx(precision**-0.5, abs=0.02)
 
 
 def test_trained_pairs_of_each_family_get_a_verdict():
