@@ -18,6 +18,7 @@ from pp_models.task_plates import PARTICLE_PLATE
 #: of every site at most this many entries are ranked
 MOST_ENTRIES = 8
 LIKELIHOOD = "log likelihood"
+DISTANCE = "distance"
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def simulation_ranks(
     """Draws latents and data from the model, and ranks the latents among the guide's draws given those data.
 
     Simulation-based calibration (Talts et al. 2018) over all tasks of ``inputs`` at once. A guide that answers with the
-    prior passes for every latent, so the log-likelihood of the data is ranked as well (Modrák et al. 2023).
+    prior passes for every latent, so the log-likelihood of the data is ranked as well (Modrák et al. 2023). So is the
+    distance of a site's entries, all together, to a random point (TARP, Lemos et al. 2023).
 
     Args:
         model: its prior must be one that can be sampled.
@@ -64,7 +66,8 @@ def simulation_ranks(
         chunk_size: tasks whose draws are made at once.
 
     Returns:
-        Ranks of up to eight entries of every drawn site and of the log-likelihood.
+        Ranks of up to eight entries of every drawn site, of the distance to a random point for a site of several
+        entries, and of the log-likelihood.
 
     Raises:
         ValueError: fewer than two draws, inputs without a task dimension, or a guide without drawn sites.
@@ -102,6 +105,9 @@ def _chunk_ranks(model: Any, guide: Any, inputs: Dataset, num_draws: int, seed: 
         true = truth.nodes[name]["value"].expand(len(inputs), *event).reshape(len(inputs), -1)
         for entry in torch.randperm(values.shape[-1], generator=generator)[:MOST_ENTRIES].tolist():
             ranks[f"{name}[{entry}]" if values.shape[-1] > 1 else name] = _rank(true[:, entry], values[..., entry])
+        if values.shape[-1] > 1 and len(inputs) > 1:
+            other = true.roll(1, 0)  # another task's truth: a point that has nothing to do with this one's
+            ranks[f"{name} ({DISTANCE})"] = _rank((true - other).norm(dim=-1), (values - other).norm(dim=-1))
     fixed = {n: s["value"] for n, s in sample_sites(truth)}
     own = poutine.trace(poutine.condition(model, data=fixed)).get_trace(data).nodes["y"]
     ranks[LIKELIHOOD] = _rank(_by_task(own, 1, len(inputs))[0], _by_task(given.nodes["y"], num_draws, len(inputs)))

@@ -304,6 +304,7 @@ def _test_predictions(
     tested: _Evidence, model: Any, guide: Any, batches: Sequence[TaskBatch], draws: int, seed: int
 ) -> None:
     scores: list[Tensor] = []
+    sizes: list[int] = []
     own_scores, other_scores = [], []
     discrete = False
     for number, batch in enumerate(batches):
@@ -322,6 +323,7 @@ def _test_predictions(
         if not discrete:
             below = (found.samples < y).double().mean(0).clamp(0.5 / draws, 1 - 0.5 / draws)
             normal = torch.special.ndtri(below)
+            sizes.append(int(batch.context.counts.double().mean().round()))
             scores.append(torch.stack([_task_mean(normal, mask), _task_mean(normal.square(), mask)]))
     if other_scores:
         gain = (torch.cat(own_scores)[: sum(map(len, other_scores))] - torch.cat(other_scores)).double()
@@ -345,6 +347,9 @@ def _test_predictions(
         off = abs(bias) > MOST_BIAS and abs(bias) > STANDARD_ERRORS * bias_error
         wrong = abs(math.log(spread)) > math.log(MOST_SPREAD) and abs(spread - 1) > STANDARD_ERRORS * spread_error
         tested.numbers |= {"pit_bias": bias, "pit_spread": spread}
+        for size in sorted(set(sizes)):  # by number of context points
+            part = torch.cat([score for score, own in zip(scores, sizes, strict=True) if own == size], 1)
+            tested.numbers[f"pit_spread_{size}"] = float(part[1].mean().sqrt())
         passed = not (off or wrong)
         tested.predictive = passed and tested.predictive is not False
         kind = "too sure of themselves" if spread > 1 else "too cautious"

@@ -76,6 +76,31 @@ def test_a_prior_as_posterior_passes_for_latents_and_not_for_the_likelihood():
     assert abs(exact.summary()[LIKELIHOOD][0]) < 0.4
 
 
+def test_a_lost_correlation_shows_in_the_likelihood_and_a_narrow_guide_in_the_distance():
+    """The exact posterior's marginals, made independent: each weight ranks uniformly, their distance does not."""
+    family = Regression()
+    torch.manual_seed(0)
+    x = 3 + torch.rand(400, 10, 1)  # far from zero: intercept and slope hang together
+
+    def independent(data):
+        with pyro.poutine.block():
+            trace = pyro.poutine.trace(lambda: family.guide(data, "exact")).get_trace()
+        exact = trace.nodes["weight"]["fn"]
+        while not hasattr(exact, "scale_tril"):
+            exact = exact.base_dist
+        with pyro.plate("tasks", len(data), dim=-1):
+            pyro.sample("weight", dist.Normal(exact.loc, exact.variance.sqrt()).to_event(1))
+
+    found = simulation_ranks(family.model, independent, Dataset(x)).summary()
+    for entry in (0, 1):
+        assert abs(found[f"weight[{entry}]"][0]) < 0.25 and 0.85 < found[f"weight[{entry}]"][1] < 1.2
+    exact = simulation_ranks(family.model, lambda data: family.guide(data, "exact"), Dataset(x)).summary()
+    assert 0.85 < exact["weight (distance)"][1] < 1.15
+    assert found[LIKELIHOOD][0] > 0.5
+    narrow = simulation_ranks(family.model, lambda data: family.guide(data, "half the sd"), Dataset(x)).summary()
+    assert narrow["weight (distance)"][1] > 1.3
+
+
 def test_the_envelope_holds_uniform_ranks_as_often_as_it_says():
     width = ecdf_envelope(100, 50, 0.9)
     generator = torch.Generator().manual_seed(1)
