@@ -5,13 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from evaluation import metrics, plots
+    from evaluation import diagnostics, metrics, plots
     from evaluation.arviz_conversion import to_arviz
+    from evaluation.grading import grade
+    from evaluation.pyro_conversion import from_pyro_svi
     from evaluation.swap_matrix import compare
+    from evaluation.trust import verdict
 
-__all__ = ["compare", "metrics", "plots", "to_arviz"]
+__all__ = ["compare", "diagnostics", "from_pyro_svi", "grade", "metrics", "plots", "to_arviz", "verdict"]
 
-_CALLS = {"to_arviz": "arviz_conversion", "compare": "swap_matrix"}
+_CALLS = {
+    "to_arviz": "arviz_conversion",
+    "from_pyro_svi": "pyro_conversion",
+    "compare": "swap_matrix",
+    "verdict": "trust",
+    "grade": "grading",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +19,7 @@ from torch.distributions import Independent
 
 from evaluation.arviz_container import SAMPLE_DIMS, Variable, choose_container, pack
 from inference.objectives.independent_plates import sample_sites
+from inference.pareto_smoothing import psis
 from inference.predict import seeded
 from pp_models.data import Dataset, TaskBatch
 
@@ -34,6 +36,7 @@ def to_arviz(
     seed: int | None = None,
     chunk_size: int = 100,
     coords: Mapping[str, Sequence] | None = None,
+    attrs: Mapping[str, Any] | None = None,
 ) -> Any:
     """Draws from the guide and packs everything ArviZ looks for; dimensions are chain (1), draw, task, then the site's.
 
@@ -47,9 +50,11 @@ def to_arviz(
             classes. The prior groups are absent where a prior is improper.
         log_likelihood: of each point given each draw, ``[chain, draw, task, point]``, summed over outputs.
         constant_data: x and mask (and context_x, context_y, context_mask of a TaskBatch).
-        sample_stats: log_p (the model's joint density of latents and the data *the guide saw*), log_q, and
-            log_weight = log_p - log_q, ``[chain, draw, task]``, float64. A site without density counts 0. Where a
-            latent is shared between tasks the weights do not split by task: then they are summed, ``[chain, draw]``.
+        sample_stats: ``bound``, the log of the mean weight, and ``khat``, the Pareto k-hat of the weights, both
+            ``[chain, task]``; and by draw log_p (the model's joint density of latents and the data *the guide saw*),
+            log_q, and log_weight = log_p - log_q, ``[chain, draw, task]``, float64. A site without density counts 0.
+            Where a latent is shared between tasks the weights do not split by task: then they are summed,
+            ``[chain, draw]``.
 
     Padded points are left out where there is no task dim. Of ragged tasks they stay in the predictions, with observed
     NaN (-1 for classes) and constant_data.mask to tell them apart, while log_likelihood holds the existing points
@@ -66,6 +71,8 @@ def to_arviz(
         seed: of the draws, the global generator then stays as it was; None draws from the global generator.
         chunk_size: draws computed at once; less needs less memory.
         coords: coordinate values by dimension name, e.g. ``{"task": names}``; integers elsewhere.
+        attrs: more attributes of the container and its groups, such as the objective, the steps and the seed of the fit
+            (:func:`fit_attributes`).
 
     Returns:
         an ``arviz.InferenceData`` or an ``xarray.DataTree``.
@@ -88,8 +95,28 @@ def to_arviz(
         groups = _joined(_posterior_chunk(model, guide, seen, scored if split else None, n) for n in sizes)
         with suppress(NotImplementedError):  # an improper prior cannot be drawn from
             groups |= _joined(_prior_chunk(model, scored.without_y(), n) for n in sizes)
+    _add_weight_summaries(groups["sample_stats"])
     groups |= _data_groups(seen if split else None, scored)
-    return pack(groups, container, coords or {}, {"model": _name(model), "guide": _name(guide)})
+    names = {"model": _name(model), "guide": _name(guide)}
+    return pack(groups, container, coords or {}, {**names, **{k: str(v) for k, v in (attrs or {}).items()}})
+
+
+def fit_attributes(result: Any, seed: int | None = None) -> dict[str, str]:
+    """What a :class:`inference.FitResult` says of a posterior: objective and steps, and the seed where it is given."""
+    name = getattr(result.objective, "name", "") or type(result.objective).__name__
+    found = {"objective": name, "steps": str(result.steps)}
+    return found if seed is None else {**found, "seed": str(seed)}
+
+
+def _add_weight_summaries(stats: dict[str, Variable]) -> None:
+    """Adds the bound and the Pareto k-hat of the importance weights to sample_stats."""
+    weights = torch.as_tensor(stats["log_weight"].values)  # [1, S, *task]
+    dims = stats["log_weight"].dims
+    bound = torch.logsumexp(weights, 1) - math.log(weights.shape[1])
+    stats["bound"] = Variable(bound.numpy(), (dims[0], *dims[2:]))
+    finite = torch.where(torch.isnan(weights), torch.full_like(weights, -torch.inf), weights)
+    khat = torch.where(torch.isnan(weights).any(1)[0], torch.nan, psis(finite))
+    stats["khat"] = Variable(khat.unsqueeze(0).numpy(), (dims[0], *dims[2:]))
 
 
 def pointwise_log_prob(distribution: Any, value: Tensor, point_dim: int) -> Tensor:

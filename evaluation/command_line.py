@@ -173,7 +173,7 @@ def inspect(
     run: Annotated[Path, typer.Argument(help="folder of a run made by guidebook fit")],
     draws: Annotated[int, typer.Option(help="posterior draws")] = 200,
 ) -> None:
-    """Scores a run on test tasks and opens its posterior in ArviZ.
+    """Says whether to trust a run, scores it on test tasks and opens its posterior in ArviZ.
 
     Writes posterior.nc and report.html into the run's folder. Example: `guidebook inspect runs/first`
     """
@@ -181,7 +181,8 @@ def inspect(
 
     _prepare()
 
-    scores, summary = inspect_run(run, draws)
+    scores, summary, verdict = inspect_run(run, draws)
+    say(str(verdict))
     show("Scores on test tasks", scores)
     show("Posterior: the ten widest entries", summary)
     say(f"wrote {run / 'posterior.nc'} and {run / 'report.html'}")

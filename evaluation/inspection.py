@@ -11,24 +11,29 @@ from evaluation import plots
 from evaluation.arviz_container import write_netcdf
 from evaluation.arviz_conversion import to_arviz
 from evaluation.arviz_summary import widest_entries
+from evaluation.methods import Method
 from evaluation.metrics import rate_spread
 from evaluation.report import Code, Heading, Picture, Prose, Section, Settings, Table, write_report
-from evaluation.runs import open_run
+from evaluation.runs import RunConfiguration, open_run
 from evaluation.scoring import SCORES, score_oracle, score_tasks
+from evaluation.trust import Verdict, verdict
 from inference import predict
 from inference.checkpoint import make_folder
 from pp_models.task_names import task_stream
 
+#: where in a training stream the tasks of the verdict lie, and how many there are
+HELD_OUT_BATCH, HELD_OUT_TASKS, SIMULATIONS = 20_000_000, 32, 200
 
-def inspect_run(folder: str | Path, draws: int = 200) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scores a run and writes ``posterior.nc`` and ``report.html`` into its folder.
+
+def inspect_run(folder: str | Path, draws: int = 200) -> tuple[pd.DataFrame, pd.DataFrame, Verdict]:
+    """Scores a run, says whether to trust it, and writes ``posterior.nc`` and ``report.html`` into its folder.
 
     Args:
         folder: a run made by ``guidebook fit``.
         draws: posterior draws.
 
     Returns:
-        The table of scores and the summary of the posterior's widest entries.
+        The table of scores, the summary of the posterior's widest entries, and the verdict.
 
     Raises:
         CheckpointError: no run there, or a damaged one.
@@ -46,10 +51,24 @@ def inspect_run(folder: str | Path, draws: int = 200) -> tuple[pd.DataFrame, pd.
     scores = pd.DataFrame(rows)
 
     few = batches[0]
-    idata = to_arviz(method.model, method.guide, few, num_samples=draws, seed=configuration.seed)
+    attrs = {"objective": configuration.objective or getattr(method.objective, "name", ""), "steps": steps}
+    attrs |= {"seed": configuration.seed, "tasks": configuration.tasks, "method": configuration.model}
+    idata = to_arviz(method.model, method.guide, few, num_samples=draws, seed=configuration.seed, attrs=attrs)
     write_netcdf(idata, path / "posterior.nc")
     summary = widest_entries(idata)
+    found = _verdict(configuration, method, draws)
     sections: list[Section] = [
+        Heading(f"Verdict: {found.level}"),
+        Prose(found.reason[0].upper() + found.reason[1:]),
+        Table(found.table()),
+        *([Prose("To try next: " + "; ".join(found.advice) + ".")] if found.advice else []),
+    ]
+    if found.ranks is not None:
+        figure = plots.rank_ecdf_plot(found.ranks)
+        sections.append(
+            Picture(figure, "Ranks of simulated truths among the guide's draws; inside the band all is well.")
+        )
+    sections += [
         Heading("Scores on test tasks"),
         Prose(f"After {steps} steps, on {len(batches) * 4} test tasks; nats per point, mean over tasks."),
         Table(scores),
@@ -75,7 +94,22 @@ def inspect_run(folder: str | Path, draws: int = 200) -> tuple[pd.DataFrame, pd.
         Code(f"guidebook inspect {path.name} --draws {draws}"),
     ]
     write_report(path / "report.html", f"{configuration.model} on {configuration.tasks}", sections)
-    return scores, summary
+    return scores, summary, found
+
+
+def _verdict(configuration: RunConfiguration, method: Method, draws: int) -> Verdict:
+    """The verdict on tasks of the training distribution that no training reaches."""
+    stream = task_stream(configuration.tasks, HELD_OUT_TASKS, configuration.seed)
+    name = configuration.objective or getattr(method.objective, "name", "")
+    return verdict(
+        method.model,
+        method.guide,
+        stream.batch(HELD_OUT_BATCH),
+        objective=name,
+        num_simulations=SIMULATIONS,
+        num_samples=max(draws, 50),
+        seed=configuration.seed % 2**31,
+    )
 
 
 def _means(table: pd.DataFrame) -> dict[str, float]:

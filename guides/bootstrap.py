@@ -121,6 +121,10 @@ def with_replacement(data: Dataset) -> Dataset:
     return Dataset._trusted(pick(data.x), y, mask)
 
 
+class NoDensityError(NotImplementedError, ValueError):
+    """A density was asked of a distribution that has none."""
+
+
 class Resampled(TorchDistribution):
     """What a function of resamples gives: it can be drawn and has a central value, but no density.
 
@@ -162,6 +166,6 @@ class Resampled(TorchDistribution):
         """Refuses.
 
         Raises:
-            ValueError: always.
+            NoDensityError: always.
         """
-        raise ValueError("guide: the draws of BootstrapGuide are resamples and have no density; train it with npml")
+        raise NoDensityError("guide: the draws of BootstrapGuide are resamples and have no density; train it with npml")

@@ -11,10 +11,12 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from inference.numpyro_mixture import mixture_twin
 from inference.numpyro_twin import numpyro_twin, precision_of
 from inference.predict import Prediction, likelihood_of_points
 from pp_models.bayesian_network import BayesianNetwork
 from pp_models.data import Dataset
+from pp_models.mixture_density import MixtureDensityNetwork
 from pp_models.task_plates import PARTICLE_PLATE
 
 
@@ -34,7 +36,7 @@ class NutsResult:
     num_chains: int
     diverging: int
     mcmc: Any
-    model: BayesianNetwork
+    model: BayesianNetwork | MixtureDensityNetwork
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Prediction:
@@ -47,7 +49,7 @@ class NutsResult:
 
 
 def nuts(
-    model: BayesianNetwork,
+    model: BayesianNetwork | MixtureDensityNetwork,
     data: Dataset,
     num_warmup: int = 500,
     num_samples: int = 500,
@@ -57,12 +59,12 @@ def nuts(
     target_accept: float = 0.8,
     progress: bool = False,
 ) -> NutsResult:
-    """Samples the posterior of a Bayesian network's weights by NUTS (Hoffman and Gelman 2014), in NumPyro.
+    """Samples a model's posterior by NUTS (Hoffman and Gelman 2014), in NumPyro: a network's, or a mixture's weights.
 
     Task dimensions are sampled together: for many tasks run it on a few.
 
     Args:
-        model: the network, its parameters as they are.
+        model: the network, or a mixture of strict experts; parameters as they are.
         data: the observed points, with y.
         num_warmup: adaptation steps of each chain.
         num_samples: draws of each chain.
@@ -85,7 +87,7 @@ def nuts(
     import jax
     from numpyro.infer import MCMC, NUTS
 
-    twin = numpyro_twin(model)
+    twin = mixture_twin(model) if isinstance(model, MixtureDensityNetwork) else numpyro_twin(model)
     with precision_of(model):
         kernel = NUTS(twin, target_accept_prob=target_accept)
         mcmc = MCMC(

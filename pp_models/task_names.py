@@ -62,7 +62,7 @@ def task_stream(
     if name == "trigonometric":
         return tasks.trigonometric(batch_size, seed, full_grid=test)
     if name == "branches":
-        return tasks.branches(batch_size, seed)
+        return tasks.branches(batch_size, seed, **({"num_target": TEST_GRID} if test else {}))
     if name in FUNCTIONS:
         return FUNCTIONS[name](batch_size, seed, grid=TEST_GRID if test else None)
     if name == "mixed-offset":

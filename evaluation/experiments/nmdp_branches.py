@@ -85,7 +85,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     outcome = Outcome("nmdp/branches", "", table)
     outcome.checks = _ladder_checks(scale_name, table, seeds)
     outcome.notes = [
-        description(size, "strict", FLOOR) + " The learning rate falls linearly.",
+        description(size, "strict", FLOOR),
         "; ".join(f"{name}: {what}" for name, (what, _, _) in RUNGS.items() if name != "A1")
         + f". {size.test_tasks} held-out tasks of 20 targets at each of {CONTEXTS} context points; ll is marginal, "
         "joint_ll of all targets of a task together, nats a point. The oracle knows the branches and weighs 4,000 "
@@ -242,7 +242,7 @@ def run_sweep(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     outcome = Outcome("nmdp/sweep", "", table)
     outcome.checks = _sweep_checks(scale_name, table, seeds, particles)
     outcome.notes = [
-        description(size, "strict", FLOOR) + " L and B vary as the table says; the learning rate falls linearly.",
+        description(size, "strict", FLOOR) + " L and B vary as the table says.",
         "ess is the mean effective sample size of the training weights over the last quarter of training, ess_below_2 "
         "the share of tasks below 2. used is the mean number of experts a task uses in effect (exp of the entropy of "
         "its mean weights), unused the number of experts with a mean weight below 1e-3. khat and share are from an "

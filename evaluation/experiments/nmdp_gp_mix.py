@@ -82,8 +82,7 @@ def run_ladder(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome
     outcome = Outcome("nmdp/ablations", "", table)
     outcome.checks = _ladder_checks(scale_name, table, seeds) + [_ceilings(table)]
     outcome.notes = [
-        description(size, "context, or strict with twice as many experts", FLOOR)
-        + " The learning rate falls linearly.",
+        description(size, "context, or strict with twice as many experts", FLOOR),
         "; ".join(f"{name}: {what}" for name, (what, _, _) in RUNGS.items())
         + ". Training on one of the three kernels for each task, TNP counts and noise 0.02; "
         f"{len(next(iter(test.values()))) * 8} held-out tasks a kernel. The paper says the log-likelihood rises from "
@@ -143,7 +142,7 @@ def run_baselines(scale_name: str, seeds: list[int], workshop: Workshop) -> Outc
     outcome = Outcome("nmdp/gp-mix", "", table)
     outcome.checks = [_ceilings(table), *_against(table, seeds)]
     outcome.notes = [
-        description(size, "context", FLOOR) + " The learning rate falls linearly. Every method has this floor.",
+        description(size, "context", FLOOR) + " Every method has this floor.",
         f"Width {size.width} and {size.steps} steps for all, so small budgets: an ordering here is not the papers'. "
         "Methods without a latent predict points independently, so their joint log-likelihood is the marginal one. "
         f"{len(next(iter(test.values()))) * 8} held-out tasks a kernel, TNP counts and noise.",

@@ -29,7 +29,7 @@ class Size(NamedTuple):
         batch_size: tasks a step.
         test_tasks: test tasks.
         draws: posterior draws that a joint log-likelihood rests on.
-        learning_rate: of Adam, falling to a hundredth along a cosine.
+        learning_rate: of Adam, falling linearly to a hundredth.
     """
 
     steps: int
@@ -52,7 +52,7 @@ def mixture(
     num_experts: int = 0,
     spread: float = 1.0,
 ) -> Callable[[], Pair]:
-    """Builds NMDP: a mixture of experts ("strict" or "context") and its Dirichlet guide; ``spread`` as for the model."""
+    """Builds NMDP: a mixture of "strict" or "context" experts and its Dirichlet guide; ``spread`` as for the model."""
 
     def build() -> Pair:
         model = MixtureDensityNetwork(
@@ -101,7 +101,7 @@ def process(kind: str, dim_x: int, dim_y: int, size: Size, min_scale: float) -> 
 def objective(name: str, size: Size) -> Any:
     """What trains a method of this name: importance-weighted EM for NMDP, the neural processes' own for the others."""
     if name.startswith("NMDP"):
-        return make("iw-em", num_particles=size.particles)
+        return make("iw-em", num_particles=size.particles, normalize=True)
     latent = PROCESSES[name][0]
     return make("npvi" if latent else "conditional-prior", kl_reduction="sum", normalize=True)
 
@@ -164,5 +164,5 @@ def description(size: Size, experts: str, min_scale: float, outputs: int = 1) ->
         f"{ceiling(min_scale, outputs):.3f} nats"
         f"{f' (summed over {outputs} outputs)' if outputs > 1 else ''}. L = {size.num_experts} experts, B = "
         f"{size.particles} particles, width {size.width}, {size.steps} steps of {size.batch_size} tasks, Adam "
-        f"{size.learning_rate:g} along a cosine; joint log-likelihoods rest on {size.draws} draws."
+        f"{size.learning_rate:g} falling to a hundredth; joint log-likelihoods rest on {size.draws} draws."
     )

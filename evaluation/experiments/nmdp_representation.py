@@ -45,7 +45,7 @@ def run(hyperparameters: str, scale_name: str, seeds: list[int], workshop: Works
     pictures = {}
     for count in COUNTS:
         context = batch.context.points(slice(0, count))
-        versions = {"as drawn": context, "one amplitude": _matched(batch, count)}
+        versions = {"as drawn": context, "at one amplitude": _matched(batch, count)}
         for drawn, seen in versions.items():
             add(BY_HAND, -1, drawn, count, context_features(seen))
             for (name, seed), (_, guide) in pairs.items():
@@ -108,7 +108,7 @@ def _curves(long: pd.DataFrame, chance: float) -> Figure:
         figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
         names = list(dict.fromkeys(long.model))
-        for axes, drawn in zip(panels, ("as drawn", "one amplitude"), strict=True):
+        for axes, drawn in zip(panels, ("as drawn", "at one amplitude"), strict=True):
             for name, colour in zip(names, colours(len(names)), strict=True):
                 line = long[(long.model == name) & (long.tasks == drawn)].groupby("points").probe.mean()
                 axes.plot(line.index, line, color=colour, marker="o", markersize=4, label=name)

@@ -27,6 +27,7 @@ from inference import CheckpointError
 from inference.active_context import acquire
 from pp_models import downloads, tasks
 from tests.evaluation.test_bnnp_experiments import FIGURES as BNNP_FIGURES
+from tests.evaluation.test_nmdp_experiments import FIGURES as NMDP_FIGURES
 from tests.recorded_stand_ins import write_mnist
 
 CEILING = -math.log(0.1) - 0.5 * math.log(2 * math.pi)
@@ -164,7 +165,8 @@ def test_inpainting_at_smoke_scale(out, data_folder, monkeypatch, name, source, 
 
 def test_the_experiments_are_those_of_the_papers():
     inpainting = {f"nvdp/inpainting-{x}" for x in ("digits", "mnist", "omniglot-mnist", "celeba")}
-    assert set(FIGURES) | inpainting | set(BNNP_FIGURES) == set(EXPERIMENTS)
+    ladder = {f"nmdp/{x}" for x in ("branches", "sweep", "ablations", "gp-mix")}
+    assert set(FIGURES) | inpainting | set(BNNP_FIGURES) | set(NMDP_FIGURES) | ladder == set(EXPERIMENTS)
     assert SCALES == ("smoke", "small", "paper")
     for module in (nvdp_gp, nvdp_ablations, nvdp_trigonometric):
         assert tuple(module.SCALES) == SCALES and all(name == s.name for name, s in module.SCALES.items())

@@ -13,7 +13,7 @@ from evaluation.methods import METHODS, Task, build
 from evaluation.scoring import SCORES, parameter_count, score_oracle, score_tasks
 from guides import MCDropoutGuide
 from inference import fit
-from pp_models import BayesianNetwork, Dataset, TaskBatch, oracle_log_likelihood, tasks
+from pp_models import BayesianNetwork, Dataset, GaussianHeadLikelihood, TaskBatch, oracle_log_likelihood, tasks
 from pp_models.image_tasks import ImageTasks
 
 COLUMNS = ["m", *SCORES, "rmse", "crps", "within_1sd", "within_2sd", "sd"]
@@ -45,11 +45,34 @@ def test_a_method_trains_predicts_and_is_scored(batches, name):
     assert found.within_1sd.between(0, 1).all() and (found.within_2sd >= found.within_1sd).all()
 
 
-@pytest.mark.parametrize("name", ["nvdp", "cnp", "np+cnp+vp", "mean-field"])
+def has_a_head(name):
+    likelihood = build(name, Task(1, 1, 8)).model.likelihood
+    return isinstance(likelihood, GaussianHeadLikelihood)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_floor_for_every_head(name):
+    assert has_a_head(name) or name in ("bnnp", "bnam")
+    if has_a_head(name):
+        assert build(name, Task(1, 1, 8)).model.likelihood.min_scale == 0.1
+        assert build(name, Task(1, 1, 8, min_scale=0.02)).model.likelihood.min_scale == 0.02
+
+
+def test_a_task_is_read_off_its_stream():
+    assert Task.of(tasks.gp("rbf", 2, x_range=(-1.0, 3.0)), 8, beta=0.5) == Task(1, 1, 8, beta=0.5, extent=4.0)
+    images = np.random.default_rng(0).integers(0, 256, (4, 6, 5, 3), dtype=np.uint8)
+    found = Task.of(ImageTasks(images, 2), 8)
+    assert (found.dim_x, found.dim_y, found.image_size) == (2, 3, (6, 5))
+    assert Task.of(tasks.trigonometric(2), 8).extent > 2 * math.pi
+    model = build("convcnp", found).model
+    assert (model.grid.height, model.grid.width) == (6, 5)
+
+
+@pytest.mark.parametrize("name", ["nvdp", "cnp", "np+cnp+vp", "mean-field", "convcnp", "tnp-d", "bnp", "maml", "dnp"])
 def test_images_have_two_inputs_and_three_outputs(name):
     images = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), dtype=np.uint8)
     batch = ImageTasks(images, 2, full_image=True).batch(0)
-    method = build(name, Task(2, 3, 16, beta=0.5))
+    method = build(name, Task(2, 3, 16, beta=0.5, image_size=(6, 6)))
     method.guide.eval()
     found = score_tasks(method.model, method.guide, [batch])
     assert len(found) == 2 and np.isfinite(found.to_numpy()).all()
@@ -66,6 +89,10 @@ def test_images_have_two_inputs_and_three_outputs(name):
         ("np", "kl_reduction", "sum"),
         ("cnp", "normalize", True),
         ("mean-field", "local_reparameterization", True),
+        ("tnp-d", "score", "target"),
+        ("bnp", "num_particles", 4),
+        ("si-np", "proposal", "prior"),
+        ("si-np", "score", "full"),
     ],
 )
 def test_what_a_method_is_trained_with(name, attribute, value):

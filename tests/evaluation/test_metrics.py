@@ -271,3 +271,21 @@ def test_rate_spread_separates_weights_from_biases():
 
     with pytest.raises(ValueError, match="at least 2"):
         metrics.rate_spread(OneTask(), data)
+
+
+def test_the_calibration_error_is_near_zero_for_honest_and_large_for_sure_predictions():
+    prediction, y = calibrated()
+    assert float(metrics.calibration_error(prediction, y)) < 0.02
+    sure = Calibrated(prediction.mean, prediction.std, prediction.mean + 0.2 * (prediction.samples - prediction.mean))
+    assert float(metrics.calibration_error(sure, y)) > 0.1
+    above = Calibrated(prediction.mean, prediction.std, prediction.samples - 100)
+    # every PIT is above every level: the share below is 0, and the error the mean level
+    assert float(metrics.calibration_error(above, y)) == pytest.approx(0.5)
+    mask = torch.zeros(y.shape[:-1], dtype=torch.bool)
+    mask[0] = True
+    shifted = prediction.samples.clone()
+    shifted[:, 1:] -= 100
+    partly = Calibrated(prediction.mean, prediction.std, shifted)
+    assert float(metrics.calibration_error(partly, y, mask)) < 0.03
+    with pytest.raises(ValueError, match="levels: got 0; at least 1 is needed"):
+        metrics.calibration_error(prediction, y, levels=0)

@@ -9,6 +9,7 @@ import torch
 
 from evaluation.mixture_uncertainty import (
     auroc,
+    concentration_of,
     context_typicality,
     differential_entropy,
     entropy_of_mean,
@@ -102,3 +103,17 @@ def test_auroc_counts_pairs():
         auroc(inside, torch.empty(0))
     with pytest.raises(ValueError, match="inside: got 1 scores"):
         auroc(torch.tensor([math.nan]), outside)
+
+
+def test_concentrations_of_plain_and_refined_guides():
+    from guides import ConjugateRefinement, DeterministicGateGuide, DirichletMixtureGuide
+    from pp_models import MixtureDensityNetwork, tasks
+
+    model = MixtureDensityNetwork(3, experts="strict", width=8)
+    guide, data = DirichletMixtureGuide(model, 8), tasks.gp(batch_size=2, **tasks.TNP_COUNTS).batch(0).context
+    torch.testing.assert_close(concentration_of(guide, data), guide.concentration(data))
+    refined = concentration_of(ConjugateRefinement(model, guide), data)
+    extra = refined.sum(-1) - guide.concentration(data).sum(-1)
+    torch.testing.assert_close(extra, data.counts, rtol=0, atol=1e-3)
+    with pytest.raises(ValueError, match="guide: its weights are Delta; these scores need a Dirichlet"):
+        concentration_of(DeterministicGateGuide(model, 8), data)

@@ -10,6 +10,7 @@ from pyro.distributions import Normal
 from evaluation.plots import (
     calibration_plot,
     comparison_plot,
+    density_plot,
     fan_plot,
     function_draws,
     image_completions,
@@ -331,3 +332,21 @@ def test_picture_rows_may_differ_in_size_but_not_in_number():
             ValueError, match=r"^rows: got rows of \[.*\] pictures; there must be rows, all of one length$"
         ):
             picture_rows(rows)
+
+
+def test_densities_fill_one_panel_a_task_and_model():
+    batch = tasks.mixed_offset(2, 0, grid=7).batch(0)
+    x, y = batch.target.x[0, :, 0], torch.linspace(-2, 2, 5)
+    density = torch.rand(2, 5, 7)
+    figure = density_plot({name: density for name in ("a", "b", "c", "d")}, batch, x, y)
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == 8 and [axes.get_title() for axes in shown if axes.get_title()] == ["a", "b", "c", "d"]
+    image = shown[0].images[0]
+    np.testing.assert_allclose(image.get_array(), density[0].double().sqrt(), rtol=1e-6)
+    assert image.get_extent() == [-2, 2, -2, 2]
+    dots = shown[0].collections[0].get_offsets()
+    np.testing.assert_allclose(dots[:, 0], batch.context.x[0, :, 0])
+    with pytest.raises(ValueError, match="densities: got none"):
+        density_plot({}, batch, x, y)
+    with pytest.raises(ValueError, match=r"densities: got shape \[2, 7, 5\] for 'a'; it must be \[2, 5, 7\]"):
+        density_plot({"a": density.mT}, batch, x, y)

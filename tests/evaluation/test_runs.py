@@ -132,7 +132,9 @@ def test_every_task_name_has_a_training_and_a_test_stream(name):
     batch, whole = train.batch(0), test.batch(0)
     assert batch.full.x.shape[0] == whole.full.x.shape[0] == 2
     points = {"trigonometric": 200, "digits": 64, "ecg-simulated": 600, "synthetic-clusters": 125}.get(name, 400)
-    scored = whole.target if name in ("synthetic", "mixed-offset") else whole.full  # contexts are no part of the grid
+    scored = (
+        whole.target if name in ("synthetic", "mixed-offset", "branches") else whole.full
+    )  # contexts are no part of the grid
     assert scored.num_points == points >= batch.full.num_points
 
 

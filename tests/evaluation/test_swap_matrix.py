@@ -47,6 +47,7 @@ def test_one_row_a_run():
 def test_every_model_by_name_with_a_guide_of_its_family(model):
     own = {"convcnp": "context-points", "tnp-d": "context-points", "dnp": "distance-informed"}
     own |= dict.fromkeys(("np", "np+cnp", "cnp", "anp", "canp"), "neural-process")
+    own |= dict.fromkeys(("mixture", "mixture-strict"), "dirichlet-mixture")
     guide = own.get(model, "mean-field")
     table = grid(models=[model], guides=[guide], objectives=["elbo"], steps=2, snr_particles=())
     assert table["status"].tolist() == ["ok"]

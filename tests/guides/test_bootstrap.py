@@ -20,6 +20,10 @@ def points(*batch, n=6):
     return Dataset(torch.randn(*batch, n, 1).double(), torch.randn(*batch, n, 1).double())
 
 
+def guide_site(guide, data):
+    return pyro.poutine.trace(guide).get_trace(data).nodes["representation"]
+
+
 def assert_same(a, b, tolerance=1e-10):
     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
@@ -123,6 +127,8 @@ def test_gradients_reach_everything_and_other_objectives_are_refused():
     assert without == []
     with pytest.raises(ValueError, match=r"^guide: the draws of BootstrapGuide are resamples .* train it with npml$"):
         make("iwae", num_particles=2).terms(model, guide, batch)
+    with pytest.raises(NotImplementedError):  # what says elsewhere that there is no density
+        guide_site(guide, batch.context)["fn"].log_prob(torch.zeros(3, 4))
 
 
 def test_a_fit_beats_its_start():

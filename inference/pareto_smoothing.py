@@ -16,12 +16,13 @@ def khat_threshold(num_draws: int) -> float:
     return min(1 - 1 / math.log10(max(num_draws, 2)), 0.7)
 
 
-def psis(log_weights: Tensor, reff: float | Tensor = 1.0) -> Tensor:
+def psis(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: str = "up") -> Tensor:
     """Pareto k-hat of importance weights.
 
     Args:
         log_weights: ``[chain, draw, *batch]``, unnormalised.
         reff: relative efficiency of the draws, a number or ``[*batch]``; 1 for independent ones.
+        rounding: see :func:`psis_weights`.
 
     Returns:
         k-hat ``[*batch]`` in the dtype of the weights; infinite where fewer than five weights make a tail.
@@ -29,11 +30,11 @@ def psis(log_weights: Tensor, reff: float | Tensor = 1.0) -> Tensor:
     Raises:
         ValueError: fewer than two dimensions, or weights that are NaN.
     """
-    return psis_weights(log_weights, reff)[1]
+    return psis_weights(log_weights, reff, rounding=rounding)[1]
 
 
-def psis_weights(log_weights: Tensor, reff: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
-    """Smoothed, normalised log-weights and their k-hat; the same numbers as ArviZ's ``psislw`` in float64.
+def psis_weights(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: str = "up") -> tuple[Tensor, Tensor]:
+    """Smoothed, normalised log-weights and their k-hat; in float64 ArviZ's numbers.
 
     The largest weights are replaced by quantiles of a generalised Pareto distribution fitted to them, and none exceeds
     the largest raw one.
@@ -41,13 +42,17 @@ def psis_weights(log_weights: Tensor, reff: float | Tensor = 1.0) -> tuple[Tenso
     Args:
         log_weights: ``[chain, draw, *batch]``, unnormalised.
         reff: relative efficiency of the draws, a number or ``[*batch]``.
+        rounding: of the number of weights in the tail, min(S / 5, 3 √(S / reff)): "up" as ArviZ 0.23 and the R package
+            have it, "down" as ArviZ 1.x (arviz-stats) has.
 
     Returns:
         Log-weights of the same shape, whose exponentials sum to one over chains and draws, and k-hat ``[*batch]``.
 
     Raises:
-        ValueError: fewer than two dimensions, or weights that are NaN.
+        ValueError: fewer than two dimensions, weights that are NaN, or an unknown rounding.
     """
+    if rounding not in ("up", "down"):
+        raise ValueError(f"rounding: got {rounding!r}; it must be 'up' or 'down'")
     if log_weights.dim() < 2:
         raise ValueError(f"log_weights: got shape {list(log_weights.shape)}; it must be [chain, draw, *batch]")
     if bool(torch.isnan(log_weights).any()):
@@ -59,7 +64,8 @@ def psis_weights(log_weights: Tensor, reff: float | Tensor = 1.0) -> tuple[Tenso
     smoothed, khat = torch.empty_like(flat), flat.new_empty(len(flat))
     for value in rate.unique().tolist():
         rows = (rate == value).nonzero().squeeze(-1).to(flat.device)
-        tail = math.ceil(min(count / 5, 3 * math.sqrt(count / value)))
+        share = min(count / 5, 3 * math.sqrt(count / value))
+        tail = math.ceil(share) if rounding == "up" else max(math.floor(share), 1)
         step = max(1, CHUNK // max((30 + math.isqrt(tail)) * tail, count))
         for part in rows.split(step):
             smoothed[part], khat[part] = _smooth(flat[part], tail)

@@ -1,0 +1,130 @@
+"""A guide's draws graded by a reference's: errors in posterior standard deviations, distances, coverage, a forest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from evaluation.diagnostics import psis, wasserstein
+from evaluation.plots.style import WIDTH, colours, look
+from inference.predict import posterior_log_weights, sample_posterior
+from pp_models.data import Dataset
+
+
+@dataclass(frozen=True)
+class Grade:
+    """How a guide compares with a reference.
+
+    Args:
+        table: one row a site: ``entries``; ``mean_error`` and ``worst_mean_error``, the mean and largest difference of
+            means over entries, in the reference's standard deviations; ``sd_ratio``, the geometric mean of guide's over
+            reference's, and its range; ``wasserstein``, mean 1-Wasserstein distance in the reference's standard
+            deviations; ``coverage``, the share of the reference's draws inside the guide's central 90 % intervals.
+        khat: Pareto k-hat of the guide's importance weights, one a task (or one for all).
+        entries: one row an entry, the basis of the forest.
+    """
+
+    table: pd.DataFrame
+    khat: Tensor
+    entries: pd.DataFrame
+
+    def forest(self, most: int = 20) -> Figure:
+        """Central 50 and 90 % intervals of both, for the entries that differ most (largest Wasserstein distance)."""
+        rows = self.entries.sort_values("wasserstein", ascending=False).head(most)[::-1]
+        with look():
+            figure = Figure(figsize=(WIDTH, 0.9 + 0.28 * len(rows)), layout="constrained")
+            axes = figure.subplots()
+            for shift, name, colour in zip((0.14, -0.14), ("guide", "reference"), colours(2), strict=True):
+                places = [i + shift for i in range(len(rows))]
+                axes.hlines(places, rows[f"{name}_5"], rows[f"{name}_95"], color=colour, lw=1.2)
+                axes.hlines(places, rows[f"{name}_25"], rows[f"{name}_75"], color=colour, lw=3.5)
+                axes.plot(rows[f"{name}_50"], places, "o", color=colour, ms=4, label=name)
+            axes.set_yticks(range(len(rows)), list(rows["entry"]))
+            axes.set_xlabel("value")
+            axes.legend(loc="best")
+        return figure
+
+
+def grade(model: Any, guide: Any, data: Dataset, reference: Any, *, num_samples: int = 1_000, seed: int = 0) -> Grade:
+    """Grades a guide's posterior by a reference's, such as :func:`inference.nuts` gives.
+
+    Args:
+        model: the model.
+        guide: its guide.
+        data: the observed data that the reference was sampled for, ``*B`` task dimensions.
+        reference: draws by site ``[S, *B, *event]``, or an object that has them as ``draws``.
+        num_samples: draws of the guide.
+        seed: of those draws.
+
+    Raises:
+        ValueError: a site of the reference that the guide has not, or draws of other shapes.
+    """
+    draws: Mapping[str, Tensor] = getattr(reference, "draws", reference)
+    found = sample_posterior(model, guide, data, num_samples, seed=seed)
+    missing = sorted(set(draws) - set(found))
+    if missing:
+        raise ValueError(f"reference: it has a site {missing[0]!r} that the guide does not draw")
+    rows, entries = [], []
+    for name, true in draws.items():
+        ours, true = found[name].double(), true.double()
+        if ours.shape[1:] != true.shape[1:]:
+            raise ValueError(
+                f"reference: site {name!r} has draws of shape {list(true.shape[1:])}; the guide's have "
+                f"{list(ours.shape[1:])}"
+            )
+        frame = _entries(name, ours.flatten(1), true.flatten(1), ours.shape[1:])
+        entries.append(frame)
+        ratio = torch.as_tensor((frame.guide_sd / frame.reference_sd.clip(lower=1e-12)).to_numpy())
+        rows.append(
+            {
+                "site": name,
+                "entries": len(frame),
+                "mean_error": float(frame.mean_error.mean()),
+                "worst_mean_error": float(frame.mean_error.max()),
+                "sd_ratio": float(ratio.clamp_min(1e-12).log().mean().exp()),
+                "least_sd_ratio": float(ratio.min()),
+                "largest_sd_ratio": float(ratio.max()),
+                "wasserstein": float(frame.wasserstein.mean()),
+                "coverage": float(frame.coverage.mean()),
+            }
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        log_weights = posterior_log_weights(model, guide, data, num_samples=num_samples).double()
+    return Grade(pd.DataFrame(rows), psis(log_weights.unsqueeze(0)), pd.concat(entries, ignore_index=True))
+
+
+def _entries(name: str, ours: Tensor, true: Tensor, shape: torch.Size) -> pd.DataFrame:
+    """One row an entry ``[S, E]``."""
+    sd = true.std(0).clamp_min(1e-12)
+    levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=ours.dtype)
+    quantiles = {"guide": torch.quantile(ours, levels, dim=0), "reference": torch.quantile(true, levels, dim=0)}
+    inside = (true >= quantiles["guide"][0]) & (true <= quantiles["guide"][-1])
+    columns = {
+        "guide_mean": ours.mean(0),
+        "reference_mean": true.mean(0),
+        "guide_sd": ours.std(0),
+        "reference_sd": true.std(0),
+        "mean_error": (ours.mean(0) - true.mean(0)).abs() / sd,
+        "wasserstein": wasserstein(ours, true) / sd,
+        "coverage": inside.double().mean(0),
+    }
+    for who, values in quantiles.items():
+        columns |= {f"{who}_{round(100 * float(level))}": value for level, value in zip(levels, values, strict=True)}
+    frame = pd.DataFrame({key: value.numpy() for key, value in columns.items()})
+    index = (
+        [",".join(map(str, torch.unravel_index(torch.tensor(i), shape))) for i in range(len(frame))] if shape else [""]
+    )
+    labels = [f"{name}[{_plain(place)}]" if place else name for place in index]
+    frame.insert(0, "entry", labels)
+    return frame
+
+
+def _plain(place: str) -> str:
+    return place.replace("tensor(", "").replace(")", "")

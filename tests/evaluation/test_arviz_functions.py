@@ -1,0 +1,112 @@
+"""ArviZ's own functions on what each paper's method produces, and posteriors written piece by piece."""
+
+import warnings
+
+import arviz
+import arviz_stats
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+import xarray
+
+import evaluation
+from evaluation.arviz_conversion import fit_attributes
+from evaluation.arviz_store import write_zarr
+from guides import BernoulliExpertGuide, BNNWeightGuide, DirichletMixtureGuide
+from inference import fit
+from pp_models import BayesianNetwork, MixtureDensityNetwork, tasks
+
+PAIRS = {
+    "nvdp": lambda: (m := BayesianNetwork([1, 6, 2], likelihood="gaussian-head"), BernoulliExpertGuide(m, 8)),
+    "bnnp": lambda: (m := BayesianNetwork([1, 6, 1], activation="tanh"), BNNWeightGuide(m, width=8)),
+    "nmdp": lambda: (m := MixtureDensityNetwork(3, 1, 1, "strict", width=8), DirichletMixtureGuide(m, 8)),
+}
+SITES = {"nvdp": "layer_1.weight", "bnnp": "layer_1.weight", "nmdp": "mixture_weights"}
+
+
+def posterior(name, container, seed=0):
+    torch.manual_seed(seed)
+    model, guide = PAIRS[name]()
+    batch = tasks.gp("rbf", 3, num_context=(6, 6), max_points=20).batch(0)
+    result = fit(model, guide, batch, "elbo", steps=20, learning_rate=1e-2, progress=False)
+    return evaluation.to_arviz(
+        model, guide, batch.full, 100, seed=0, container=container, coords={"task": ["a", "b", "c"]},
+        attrs=fit_attributes(result, seed),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found():
+    return {name: posterior(name, "inferencedata") for name in PAIRS}
+
+
+@pytest.fixture(autouse=True)
+def calm():
+    """Untrained posteriors have weights that ArviZ warns about; figures are closed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_tables(found, name):
+    data, site = found[name], SITES[name]
+    table = arviz.summary(data, var_names=[site])
+    assert len(table) == data.posterior[site].size // 100 and table["mean"].notna().all()
+    loo = arviz.loo(data, pointwise=True)
+    assert np.isfinite(loo.elpd_loo) and loo.n_data_points == data.log_likelihood["y"].size // 100
+    assert data.posterior.attrs["objective"] == "elbo" and data.posterior.attrs["steps"] == "20"
+    assert {"model", "guide", "seed", "objective"} <= set(data.attrs)
+    assert any("torch" in key for key in data.attrs)
+    assert data.sample_stats["khat"].dims == data.sample_stats["bound"].dims == ("chain", "task")
+
+
+def test_comparison(found):
+    table = arviz.compare({name: data for name, data in found.items()})
+    assert set(table.index) == set(PAIRS) and table["rank"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_plots(found, name):
+    data, site = found[name], SITES[name]
+    only = {"var_names": [site], "coords": {"task": ["a"]}}
+    if name != "nmdp":
+        only["coords"][f"{site.split('.')[0]}_unit"] = [0]
+    assert len(arviz.plot_forest(data, **only)) == 1
+    assert arviz.plot_trace(data, **only, compact=True).shape[1] == 2
+    pairs = {**only, "coords": {**only["coords"]}}
+    if name != "nmdp":
+        dim = data.posterior[site].dims[-1]
+        pairs["coords"][dim] = list(data.posterior[dim].values[:2])
+    assert arviz.plot_pair(data, **pairs) is not None
+    assert arviz.plot_ppc(data, num_pp_samples=10) is not None
+    assert arviz.plot_khat(arviz.loo(data, pointwise=True)) is not None
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_data_tree_for_arviz_1(name):
+    tree = posterior(name, "datatree")
+    assert len(arviz_stats.summary(tree, var_names=[SITES[name]])) > 0
+    assert np.isfinite(arviz_stats.loo(tree).elpd)
+
+
+def test_draws_written_piece_by_piece(tmp_path):
+    torch.manual_seed(0)
+    model, guide = PAIRS["bnnp"]()
+    batch = tasks.gp("rbf", 3).batch(0)
+    path = write_zarr(model, guide, batch, tmp_path / "posterior.zarr", 25, chunk_size=10, attrs={"steps": 3})
+    tree = xarray.open_datatree(path, engine="zarr", consolidated=False)
+    whole = evaluation.to_arviz(model, guide, batch, 10, seed=0, container="datatree")
+    assert tree["posterior"].sizes["draw"] == 25 and list(tree["posterior"]["draw"].values) == list(range(25))
+    assert set(tree.children) == set(whole.children)
+    for group in ("posterior", "log_likelihood"):
+        for name, value in whole[group].data_vars.items():
+            np.testing.assert_array_equal(tree[group][name].values[:, :10], value.values)
+    assert tree["posterior"].attrs["steps"] == "3"
+    with pytest.raises(ValueError, match=r"^path: .* is not empty; name a new store$"):
+        write_zarr(model, guide, batch, path, 5)
+    with pytest.raises(ValueError, match=r"^chunk_size: got 0; it must be at least 1$"):
+        write_zarr(model, guide, batch, tmp_path / "other", 5, chunk_size=0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["posterior.zarr"]

@@ -1,0 +1,223 @@
+"""The verdict: exact guides pass, broken ones do not; ranks, corrected draws, grades."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import evaluation
+from benchmarks.verdict_confusion import BREAKS, FAMILIES, Location, Regression, one_verdict
+from evaluation.simulation_calibration import LIKELIHOOD, ecdf_distance, ecdf_envelope, simulation_ranks
+from evaluation.trust import LEVELS, REJECT, REWEIGH, TRUST
+from guides import AmortisedMeanFieldGuide, DirichletMixtureGuide, NeuralProcessGuide
+from inference import fit, sample_posterior
+from pp_models import BayesianNetwork, DataError, Dataset, MixtureDensityNetwork, NeuralProcess, tasks
+
+
+@pytest.mark.parametrize("broken", BREAKS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_exact_guides_are_trusted_and_broken_ones_are_not(family, broken):
+    expected = {"exact": {TRUST}, "fitted": {TRUST}, "biased by 0.5 sd": {REWEIGH}, "twice the sd": {REWEIGH}}.get(
+        broken, {REJECT}
+    )
+    assert {one_verdict(family(), broken, seed) for seed in ((101,) if broken == "fitted" else (101, 102))} <= expected
+
+
+def location_tasks(seed=0, count=64):
+    torch.manual_seed(seed)
+    return Location().tasks(count)
+
+
+def verdict_of(broken, **options):
+    family = Location()
+    return evaluation.verdict(family.model, lambda data: family.guide(data, broken), location_tasks(), **options)
+
+
+def test_a_verdict_says_what_it_rests_on():
+    found = verdict_of("biased by 0.5 sd", num_samples=500)
+    assert found.level == REWEIGH and found.level in LEVELS
+    assert "Draws of z are off by 0.4" in found.reason and found.reason.endswith(
+        "The importance weights are reliable and mend it."
+    )
+    table = found.table()
+    assert list(table.columns) == ["what", "measured", "rule", "holds", "meaning"]
+    assert set(table["what"]) == {"calibration", "importance weights", "efficiency", "context", "predictions"}
+    assert found.advice[0] == 'draw with sample_posterior(..., correct="psis")'
+    assert found.numbers["largest_bias"] == pytest.approx(-0.5, abs=0.15)
+    assert str(found).startswith("USE WITH IMPORTANCE WEIGHTS: ")
+    narrow = verdict_of("half the sd", num_samples=500)
+    assert "too sure" in narrow.reason and 1.4 < narrow.numbers["largest_spread"] < 2.2
+    blind = verdict_of("context ignored", num_samples=500)
+    assert blind.numbers["context_gain"] == pytest.approx(0, abs=0.05)
+    assert any("do not depend on the context" in f.sentence for f in blind.findings)
+
+
+def test_a_verdict_is_repeatable_and_leaves_the_generator_alone():
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    tasks_ = location_tasks()
+    torch.set_rng_state(state)
+    family = Location()
+    pair = (family.model, lambda data: family.guide(data, "exact"), tasks_)
+    first = evaluation.verdict(*pair, num_samples=200)
+    assert torch.equal(state, torch.get_rng_state())
+    assert first == evaluation.verdict(*pair, num_samples=200)
+
+
+def test_a_prior_as_posterior_passes_for_latents_and_not_for_the_likelihood():
+    family = Location()
+    ranks = simulation_ranks(
+        family.model, lambda data: family.guide(data, "context ignored"), location_tasks().context, 99
+    )
+    summary = ranks.summary()
+    assert abs(summary["z"][0]) < 0.4 and 0.7 < summary["z"][1] < 1.3
+    assert summary[LIKELIHOOD][0] > 0.5
+    exact = simulation_ranks(family.model, lambda data: family.guide(data, "exact"), location_tasks().context, 99)
+    assert abs(exact.summary()[LIKELIHOOD][0]) < 0.4
+
+
+def test_a_lost_correlation_shows_in_the_likelihood_and_a_narrow_guide_in_the_distance():
+    """The exact posterior's marginals, made independent: each weight ranks uniformly, their distance does not."""
+    family = Regression()
+    torch.manual_seed(0)
+    x = 3 + torch.rand(400, 10, 1)  # far from zero: intercept and slope hang together
+
+    def independent(data):
+        with pyro.poutine.block():
+            trace = pyro.poutine.trace(lambda: family.guide(data, "exact")).get_trace()
+        exact = trace.nodes["weight"]["fn"]
+        while not hasattr(exact, "scale_tril"):
+            exact = exact.base_dist
+        with pyro.plate("tasks", len(data), dim=-1):
+            pyro.sample("weight", dist.Normal(exact.loc, exact.variance.sqrt()).to_event(1))
+
+    found = simulation_ranks(family.model, independent, Dataset(x)).summary()
+    for entry in (0, 1):
+        assert abs(found[f"weight[{entry}]"][0]) < 0.25 and 0.85 < found[f"weight[{entry}]"][1] < 1.2
+    exact = simulation_ranks(family.model, lambda data: family.guide(data, "exact"), Dataset(x)).summary()
+    assert 0.85 < exact["weight (distance)"][1] < 1.15
+    assert found[LIKELIHOOD][0] > 0.5
+    narrow = simulation_ranks(family.model, lambda data: family.guide(data, "half the sd"), Dataset(x)).summary()
+    assert narrow["weight (distance)"][1] > 1.3
+
+
+def test_the_envelope_holds_uniform_ranks_as_often_as_it_says():
+    width = ecdf_envelope(100, 50, 0.9)
+    generator = torch.Generator().manual_seed(1)
+    ranks = torch.randint(0, 51, (100, 1000), generator=generator)
+    inside = (ecdf_distance(ranks, 50) <= width).double().mean().item()
+    assert inside == pytest.approx(0.9, abs=0.04)
+    assert ecdf_distance(torch.full((100,), 50), 50) > 3 * width
+
+
+def test_corrected_draws_are_the_posteriors():
+    """A guide biased by half a standard deviation: its draws are off, the corrected ones are not."""
+    family = Regression()
+    torch.manual_seed(0)
+    data = family.tasks(8).context
+    exact = sample_posterior(family.model, lambda d: family.guide(d, "exact"), data, 20_000, seed=0)["weight"]
+    broken = {c: sample_posterior(family.model, lambda d: family.guide(d, "biased by 0.5 sd"), data, 20_000, seed=1,
+                                  correct=c)["weight"] for c in (None, "psis", "sir")}  # fmt: skip
+    sd = exact.std(0)
+    for name, draws in broken.items():
+        error = ((draws.mean(0) - exact.mean(0)) / sd).abs()
+        if name is None:
+            assert error.min() > 0.4
+        else:
+            assert error.max() < 0.12
+            torch.testing.assert_close(draws.std(0) / sd, torch.ones_like(sd), atol=0.1, rtol=0)
+            assert draws.shape == (20_000, 8, 2)
+
+
+def shared_model(data):
+    """One location for all tasks."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("tasks", data.batch_shape[0], dim=-1):
+        mean = mu.reshape(*mu.shape, 1, 1).expand(*mu.shape[:-1], data.batch_shape[0], data.num_points, 1) \
+            if mu.dim() else mu.expand(data.batch_shape[0], data.num_points, 1)  # fmt: skip
+        pyro.sample("y", dist.Normal(mean, 0.5).to_event(2), obs=data.y)
+
+
+def shared_guide(data):
+    pyro.sample("mu", dist.Normal(0.0, 0.3))
+
+
+def test_latents_that_tasks_share_are_corrected_together():
+    torch.manual_seed(0)
+    data = Dataset(torch.zeros(4, 5, 1), 0.2 + 0.5 * torch.randn(4, 5, 1))
+    draws = sample_posterior(shared_model, shared_guide, data, 4_000, seed=0, correct="psis")["mu"]
+    precision = 1 + 20 / 0.25
+    assert draws.mean().item() == pytest.approx((data.y.sum() / 0.25 / precision).item(), abs=0.02)
+    assert draws.shape == (4_000,)
+    assert draws.std().item() == pytest.approx(precision**-0.5, abs=0.02)
+
+
+def test_trained_pairs_of_each_family_get_a_verdict():
+    batch = tasks.gp("rbf", 16).batch(0)
+    torch.manual_seed(0)
+    network = BayesianNetwork([1, 8, 1])
+    mixture = MixtureDensityNetwork(4, 1, 1, width=8, representation_dim=8)
+    process = NeuralProcess(1, 1, latent_dim=4, width=8)
+    pairs = {
+        "elbo": (network, AmortisedMeanFieldGuide(network, 8)),
+        "iw-em": (mixture, DirichletMixtureGuide(mixture, 8)),
+        "npvi": (process, NeuralProcessGuide(process, 8)),
+    }
+    for objective, (model, guide) in pairs.items():
+        fit(model, guide, batch, objective, steps=5, progress=False)
+        found = evaluation.verdict(model, guide, batch, objective=objective, num_samples=60, num_simulations=40)
+        names = {f.name for f in found.findings}
+        assert found.level == REJECT  # five steps
+        assert ("importance weights" in names) == (objective == "elbo")
+        assert {"context", "predictions"} <= names
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": None}, r"^tasks: got None; held-out tasks are needed"),
+        ({"tasks": []}, r"^tasks: got none; held-out tasks are needed"),
+        ({"kind": "wish"}, r"^kind: got 'wish'; it must be one of posterior, prediction$"),
+        ({"num_simulations": 5}, r"^num_simulations: got 5; it must be at least 20$"),
+        ({"num_samples": 5}, r"^num_samples: got 5; it must be at least 50$"),
+    ],
+)
+def test_bad_arguments(options, message):
+    family = Location()
+    given = {"tasks": location_tasks(), **options}
+    with pytest.raises(ValueError, match=message):
+        evaluation.verdict(family.model, lambda d: family.guide(d, "exact"), **given)
+
+
+def test_bad_corrections():
+    family = Location()
+    data = location_tasks().context
+    with pytest.raises(ValueError, match=r"^correct: got 'loo'; it must be None or one of psis, sir$"):
+        sample_posterior(family.model, lambda d: family.guide(d, "exact"), data, 5, correct="loo")
+    with pytest.raises(DataError, match=r"^data: y is None; importance weights need observed points$"):
+        sample_posterior(shared_model, shared_guide, Dataset(torch.zeros(2, 3, 1)), 5, correct="psis")
+
+
+def test_grades_by_an_exact_reference():
+    family = Regression()
+    torch.manual_seed(0)
+    data = family.tasks(4).context
+    exact = {
+        "weight": sample_posterior(family.model, lambda d: family.guide(d, "exact"), data, 4_000, seed=9)["weight"]
+    }
+    good = evaluation.grade(family.model, lambda d: family.guide(d, "exact"), data, exact)
+    bad = evaluation.grade(family.model, lambda d: family.guide(d, "biased by 0.5 sd"), data, exact)
+    wide = evaluation.grade(family.model, lambda d: family.guide(d, "twice the sd"), data, exact)
+    row, worse, wider = (found.table.iloc[0] for found in (good, bad, wide))
+    assert row.entries == 8 and row.worst_mean_error < 0.12 and row.sd_ratio == pytest.approx(1, abs=0.05)
+    assert row.coverage == pytest.approx(0.9, abs=0.03)
+    assert worse.mean_error == pytest.approx(0.5, abs=0.1) and worse.wasserstein > 4 * row.wasserstein
+    assert wider.sd_ratio == pytest.approx(2, abs=0.1) and wider.coverage > 0.97
+    assert good.khat.shape == (4,)
+    figure = bad.forest(5)
+    labels = [t.get_text() for t in figure.axes[0].get_yticklabels()]
+    assert len(labels) == 5 and all(label.startswith("weight[") for label in labels)
+    with pytest.raises(ValueError, match=r"^reference: it has a site 'z' that the guide does not draw$"):
+        evaluation.grade(family.model, lambda d: family.guide(d, "exact"), data, {"z": exact["weight"]})
+    with pytest.raises(ValueError, match=r"^reference: site 'weight' has draws of shape \[2, 2\]; the guide's have"):
+        evaluation.grade(family.model, lambda d: family.guide(d, "exact"), data, {"weight": exact["weight"][:, :2]})
