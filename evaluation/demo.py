@@ -187,8 +187,8 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
         *drawn["lrvd_scales"],
         *drawn["lrvd_energy"],
         Prose(
-            "The same on a real transformer, all-MiniLM-L6-v2, adapted in a few steps to 64 made-up opinions, of which "
-            "a tenth is mislabelled; docs/results/lrvd.md has longer runs. "
+            "The same on a real transformer, all-MiniLM-L6-v2, adapted in a few steps to 160 made-up opinions, of "
+            "which a tenth is mislabelled; docs/results/lrvd.md has longer runs. "
             + (f"Not run here: {adapted}." if isinstance(adapted, str) else "")
         ),
         *([] if isinstance(adapted, str) else [Table(adapted)]),
