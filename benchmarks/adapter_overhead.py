@@ -86,7 +86,8 @@ def main(steps: int = 30, width: int = 384, layers: int = 6) -> dict[str, float]
         low, middle, high = statistics.quantiles(ratio, n=4)
         found[name] = middle
         print(
-            f"{name:26s} {1e3 * statistics.median(ours):7.1f} ms, plain LoRA {1e3 * statistics.median(theirs):7.1f} ms, "
+            f"{name:26s} {1e3 * statistics.median(ours):7.1f} ms, "
+            f"plain LoRA {1e3 * statistics.median(theirs):7.1f} ms, "
             f"ratio {middle:.3f} (quartiles {low:.3f}-{high:.3f})"
         )
     return found

@@ -230,8 +230,8 @@ def test_two_processes_count_the_kl_once(tmp_path):
     script = f"""
 import os, sys, warnings
 rank = int(sys.argv[1])
-os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[2])
-os.environ.update(ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[2], ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
 warnings.simplefilter("ignore")
 import torch
 from safetensors.torch import save_file
