@@ -1,6 +1,7 @@
 """Stand-ins for recorded data sets, so that the tests need no downloads."""
 
 import gzip
+import json
 import struct
 
 import numpy as np
@@ -104,9 +105,40 @@ def write_pictures(folder, rng, count=8):
     np.savez(folder / "cifar10_subset/cifar10_jpeg_subset.npz", **arrays)
 
 
+def write_text(folder, rng):
+    """GLUE, ARC and WinoGrande in the formats of the published files, with sentences of a few words."""
+    for name in ("glue/CoLA", "glue/SST-2", "glue/MRPC", "arc", "winogrande"):
+        (folder / name).mkdir(parents=True)
+
+    def sentence(label):
+        words = [*rng.choice(["we", "saw", "the", "old", "film", "again"], 4), "good" if label else "bad"]
+        return " ".join(words) + "."
+
+    def write(name, header, row, count):
+        lines = [] if header is None else [header]
+        lines += ["\t".join(row(i, int(rng.integers(2)))) for i in range(count)]
+        (folder / f"{name}.gz").write_bytes(gzip.compress("\n".join([*lines, ""]).encode()))
+
+    for name, count in (("in_domain_train", 90), ("in_domain_dev", 24), ("out_of_domain_dev", 20)):
+        write(f"glue/CoLA/{name}.tsv", None, lambda i, c: ("s", str(c), "" if c else "*", sentence(c)), count)
+    for name, count in (("train", 90), ("dev", 40)):
+        write(f"glue/SST-2/{name}.tsv", "sentence\tlabel", lambda i, c: (sentence(c) + " ", str(c)), count)
+        header = "\ufeffQuality\t#1 ID\t#2 ID\t#1 String\t#2 String"
+        write(
+            f"glue/MRPC/{name}.tsv",
+            header,
+            lambda i, c: (str(c), "1", "2", 'He said "' + sentence(c), sentence(1)),
+            count,
+        )
+    arc = {"question": "Which is big?", "choices": ["a", "b", "c"], "label": 2}
+    (folder / "arc/ARC-Easy-train.jsonl").write_text((json.dumps(arc) + "\n") * 3)
+    winogrande = {"sentence": "A thanked B as _ was kind.", "option1": "A", "option2": "B", "answer": "2"}
+    (folder / "winogrande/train_xs.jsonl.gz").write_bytes(gzip.compress((json.dumps(winogrande) + "\n").encode()))
+
+
 @pytest.fixture(scope="session")
 def recorded_folder(tmp_path_factory):
-    """A data folder with ECGs, tables and images in the formats of the real ones, and a small ERA5."""
+    """A data folder with ECGs, tables, images and text in the formats of the real ones, and a small ERA5."""
     folder = tmp_path_factory.mktemp("recorded")
     write_archive(folder / "ecg", np.random.default_rng(0))
     write_abalone(folder / "uci", np.random.default_rng(1))
@@ -114,6 +146,7 @@ def recorded_folder(tmp_path_factory):
     write_era5(folder / "era5", 40)
     write_tables(folder, np.random.default_rng(3))
     write_pictures(folder, np.random.default_rng(4))
+    write_text(folder, np.random.default_rng(5))
     return folder
 
 

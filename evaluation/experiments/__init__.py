@@ -13,6 +13,9 @@ from evaluation.experiments import (
     bnnp_images,
     bnnp_objectives,
     bnnp_prior_learning,
+    lrvd_language,
+    lrvd_planted,
+    lrvd_text,
     nmdp_active_context,
     nmdp_bimodal,
     nmdp_branches,
@@ -84,6 +87,13 @@ EXPERIMENTS: dict[str, Experiment] = {
     },
     "nmdp/active-context": Experiment("which point to ask for next", nmdp_active_context.run),
     "nmdp/bimodal": Experiment("a process with two modes, and its exact likelihood", nmdp_bimodal.run),
+    "lrvd/gpt2": Experiment("LRVD on a GPT-2-class language model", lrvd_language.run),
+    "lrvd/planted": Experiment("a planted rank, its ablations and negative controls", lrvd_planted.run),
+    **{
+        f"lrvd/{architecture}-{task}": Experiment(f"{title}, {task}", partial(lrvd_text.run, architecture, task))
+        for architecture, (title, text_tasks) in lrvd_text.EXPERIMENTS.items()
+        for task in text_tasks
+    },
     "nvdp/ablations": Experiment("variational prior, KL scale, rate structure, path", nvdp_ablations.run),
 }
 

@@ -12,6 +12,7 @@ from evaluation.plots.draws import function_draws
 from evaluation.plots.functions import fan_plot
 from evaluation.plots.images import image_completions, picture_rows
 from evaluation.plots.mixtures import effective_sizes, weight_maps
+from evaluation.plots.ranks import energy_plot, rank_heatmaps, scale_plot, stability_plot, threshold_plot
 from evaluation.plots.ranks_of_truth import rank_ecdf_plot
 from evaluation.plots.rates import rate_maps
 from evaluation.plots.swap_matrix import swap_matrix_plot
@@ -21,6 +22,7 @@ __all__ = [
     "comparison_plot",
     "density_plot",
     "effective_sizes",
+    "energy_plot",
     "fan_plot",
     "function_draws",
     "image_completions",
@@ -28,7 +30,11 @@ __all__ = [
     "picture_rows",
     "query_curves",
     "rank_ecdf_plot",
+    "rank_heatmaps",
     "rate_maps",
+    "scale_plot",
+    "stability_plot",
     "swap_matrix_plot",
+    "threshold_plot",
     "weight_maps",
 ]

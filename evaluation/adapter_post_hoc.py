@@ -1,0 +1,158 @@
+"""What can be done to a trained LoRA afterwards: fewer ranks by magnitude or by SVD, and Laplace's approximation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from evaluation.adapter_methods import lora_layers
+from evaluation.adapter_training import AdaptedReader
+from evaluation.calibration_metrics import negative_log_likelihood
+from pp_models.text_networks import TokenSet
+
+
+@torch.no_grad()
+def truncate_ranks(model: nn.Module, total_rank: int, by: str = "svd") -> dict[str, int]:
+    """Keeps the largest rank-one components of a LoRA over all its layers, in place.
+
+    Args:
+        model: with LoRA layers.
+        total_rank: components that are left in all.
+        by: ``"magnitude"`` (|b_k| |a_k| of the components as they are) or ``"svd"`` (singular values of each layer's
+            update, after turning its factors into the gauge of the SVD).
+
+    Returns:
+        the rank of every layer.
+
+    Raises:
+        ValueError: an unknown criterion, or a total out of range.
+    """
+    if by not in ("magnitude", "svd"):
+        raise ValueError(f"by: got {by!r}; it must be magnitude or svd")
+    layers = lora_layers(model)
+    sizes = {}
+    for path, layer in layers.items():
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        if by == "svd":
+            q_b, r_b = torch.linalg.qr(b)
+            q_a, r_a = torch.linalg.qr(a.mT)
+            u, s, vh = torch.linalg.svd(r_b @ r_a.mT)
+            b.copy_(q_b @ u * s.sqrt())
+            a.copy_(s.sqrt().unsqueeze(-1) * (vh @ q_a.mT))
+        sizes[path] = layer.scaling["default"] * b.norm(dim=0) * a.norm(dim=1)
+    together = torch.cat(list(sizes.values()))
+    if not 0 <= total_rank <= len(together):
+        raise ValueError(f"total_rank: got {total_rank}; it must be between 0 and {len(together)}")
+    keep = torch.zeros(len(together), dtype=torch.bool)
+    keep[together.topk(total_rank).indices] = True
+    kept = dict(zip(sizes, keep.split([len(s) for s in sizes.values()]), strict=True))
+    mask_ranks(model, kept)
+    return {path: int(value.sum()) for path, value in kept.items()}
+
+
+@torch.no_grad()
+def mask_ranks(model: nn.Module, keep: Mapping[str, Tensor]) -> None:
+    """Silences components, in place: columns of B at ranks that are not kept (bool ``[r]`` by module) become 0."""
+    for path, layer in lora_layers(model).items():
+        layer.lora_B["default"].weight.mul_(keep[path].to(layer.lora_B["default"].weight.dtype))
+
+
+class LogitPosterior(NamedTuple):
+    """Gaussian over n texts' logits: mean ``[n, C]``, covariance ``[G, n, C, C]`` by prior precision."""
+
+    mean: Tensor
+    covariance: Tensor
+
+    def draw(self, number: int, draws: int, seed: int = 0) -> Tensor:
+        """Class probabilities ``[S, n, C]`` of S draws under the grid's precision of that number."""
+        generator = torch.Generator().manual_seed(seed)
+        values, vectors = torch.linalg.eigh(self.covariance[number])
+        root = vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
+        noise = torch.randn(draws, *self.mean.shape, generator=generator, dtype=root.dtype)
+        return (self.mean + (root @ noise.unsqueeze(-1)).squeeze(-1)).softmax(-1)
+
+
+class AdapterLaplace:
+    """Linearised Laplace over all factors A and B, with the diagonal of the generalised Gauss-Newton matrix.
+
+    f(x) ~ N(f̂(x), J(x) (H + λ I)⁻¹ J(x)ᵀ) (Immer et al. 2021; on LoRA: Yang et al. 2024, who use Kronecker factors).
+    The head stays a point. λ is chosen from a grid by the NLL on held-out texts.
+
+    Args:
+        reader: trained, of classes.
+        precisions: the grid of λ.
+    """
+
+    def __init__(self, reader: AdaptedReader, precisions: tuple[float, ...] = (0.1, 1, 10, 100, 1e3, 1e4)) -> None:
+        self.reader = reader.eval()
+        self.precisions = precisions
+        self.linears: list[nn.Module] = []
+        for layer in lora_layers(reader.network).values():
+            self.linears += [layer.lora_A["default"], layer.lora_B["default"]]
+        self.curvature: list[Tensor] = []
+        self.chosen = 0
+
+    def _jacobians(self, texts: TokenSet) -> tuple[Tensor, list[Tensor]]:
+        """Logits ``[n, C]`` and their derivatives by every factor, ``[n, C, k_out, k_in]`` each."""
+        seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+        def keep(linear: nn.Module, inputs: Any, output: Tensor) -> None:
+            seen[linear] = (inputs[0].detach(), output)
+
+        hooks = [linear.register_forward_hook(keep) for linear in self.linears]
+        try:
+            logits = self.reader(texts.inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        outputs = [seen[linear][1] for linear in self.linears]
+        parts: list[list[Tensor]] = [[] for _ in self.linears]
+        for c in range(logits.shape[-1]):
+            gradients = torch.autograd.grad(logits[:, c].sum(), outputs, retain_graph=True)
+            for part, linear, gradient in zip(parts, self.linears, gradients, strict=True):
+                # an example's tokens share its logits and no one else's
+                part.append(torch.einsum("n...o,n...i->noi", gradient, seen[linear][0]))
+        return logits.detach(), [torch.stack(part, 1) for part in parts]
+
+    def fit(self, texts: TokenSet, batch_size: int = 16) -> AdapterLaplace:
+        """Sums the curvature over training texts."""
+        self.curvature = [torch.zeros_like(linear.weight) for linear in self.linears]  # type: ignore[arg-type]
+        for rows in torch.arange(len(texts)).split(batch_size):
+            logits, jacobians = self._jacobians(texts.take(rows))
+            probs = logits.softmax(-1)
+            for total, jacobian in zip(self.curvature, jacobians, strict=True):
+                mean = torch.einsum("nc,nc...->n...", probs, jacobian)
+                total += torch.einsum("nc,nc...->...", probs, jacobian.square()) - mean.square().sum(0)
+        return self
+
+    def posterior(self, texts: TokenSet, batch_size: int = 16) -> LogitPosterior:
+        """The logits' Gaussian at texts, for each precision of the grid."""
+        means, covariances = [], []
+        grid = torch.tensor(self.precisions)
+        variances = [1 / (c.clamp_min(0.0).flatten().unsqueeze(-1) + grid) for c in self.curvature]  # [P, G] a factor
+        for rows in torch.arange(len(texts)).split(batch_size):
+            logits, jacobians = self._jacobians(texts.take(rows))
+            classes = logits.shape[-1]
+            total = torch.zeros(len(rows), classes, classes, len(grid))
+            for jacobian, variance in zip(jacobians, variances, strict=True):
+                flat = jacobian.flatten(2)
+                total += (flat.unsqueeze(2) * flat.unsqueeze(1)) @ variance
+            means.append(logits)
+            covariances.append(total.movedim(-1, 0))
+        return LogitPosterior(torch.cat(means), torch.cat(covariances, 1))
+
+    def choose(self, texts: TokenSet, draws: int = 100) -> float:
+        """Takes the precision with the lowest NLL on held-out texts, and returns it."""
+        found = self.posterior(texts)
+        losses = [
+            negative_log_likelihood(found.draw(i, draws).mean(0), texts.labels) for i in range(len(self.precisions))
+        ]
+        self.chosen = min(range(len(losses)), key=losses.__getitem__)
+        return self.precisions[self.chosen]
+
+    def predict(self, texts: TokenSet, draws: int = 100, seed: int = 0) -> Tensor:
+        """Class probabilities ``[S, n, C]`` under the chosen precision."""
+        return self.posterior(texts).draw(self.chosen, draws, seed)

@@ -1,0 +1,264 @@
+"""LRVD and its rivals on sentences and questions: MiniLM (offline), DeBERTa-v3 and LLaMA (from the hub)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from evaluation import plots
+from evaluation.adapter_methods import ADAPTER_METHODS, AdapterBudget
+from evaluation.calibration_metrics import (
+    average_draws,
+    entropy,
+    fit_temperature,
+    mutual_information,
+    score_classes,
+)
+from evaluation.experiments.experiment import Outcome, Workshop
+from evaluation.experiments.lrvd_text_claims import claims, gauge_rows
+from evaluation.experiments.lrvd_text_runs import PRUNED_AT, Run, TextRuns
+from evaluation.mixture_uncertainty import auroc
+from evaluation.rank_analysis import rank_stability, rank_table
+from pp_models.text_networks import TextNetwork, load_network, tiny_network, tokenise
+from pp_models.text_tasks import TextSet, load_text, template_sentences
+
+
+class Size(NamedTuple):
+    """Texts to train on, to hold out for choices, to test on and of another corpus; the budget."""
+
+    train: int
+    validation: int
+    test: int
+    odd: int
+    budget: AdapterBudget
+
+
+_ALL = 10**9
+#: by architecture and scale
+SIZES: dict[str, dict[str, Size]] = {
+    "minilm": {
+        "smoke": Size(48, 16, 32, 16, AdapterBudget(steps=4, batch_size=8, draws=2, travel=5.2)),
+        "small": Size(1_200, 200, 400, 200, AdapterBudget(steps=300)),
+        "paper": Size(_ALL, 400, _ALL, 800, AdapterBudget(steps=4_000, batch_size=32, max_len=64)),
+    },
+    "deberta": {
+        "smoke": Size(48, 16, 32, 16, AdapterBudget(steps=4, batch_size=8, draws=2, travel=5.2)),
+        "small": Size(1_200, 200, 400, 200, AdapterBudget(steps=300)),
+        "paper": Size(_ALL, 400, _ALL, 800, AdapterBudget(steps=9_999, batch_size=32, max_len=128, max_grad_norm=0.1)),
+    },
+    "llama": {
+        "smoke": Size(48, 16, 32, 16, AdapterBudget(steps=4, batch_size=8, draws=2, travel=5.2)),
+        "small": Size(600, 200, 400, 200, AdapterBudget(batch_size=4, learning_rate=1e-4, max_len=300)),
+        "paper": Size(_ALL, 100, _ALL, 800, AdapterBudget(steps=5_000, batch_size=4, learning_rate=1e-4, max_len=300)),
+    },
+}
+#: by architecture what an experiment is called, and its tasks
+EXPERIMENTS = {
+    "minilm": ("LRVD and its rivals on MiniLM-L6", ("cola", "mrpc", "sst2")),
+    "deberta": (
+        "LRVD and its rivals on DeBERTa-v3-base",
+        ("cola", "mrpc", "sst2", "rte", "qnli", "qqp", "mnli"),
+    ),
+    "llama": (
+        "LRVD and its rivals on a LLaMA",
+        ("winogrande-s", "winogrande-m", "arc-challenge", "arc-easy", "obqa", "boolq"),
+    ),
+}
+#: what is called out of distribution; for pairs of sentences the corpus is read as pairs
+OTHER_CORPUS = {"sst2": "cola", "obqa": "arc-challenge", "boolq": "arc-challenge"}
+#: what the tables call the trained methods
+TITLES = {
+    "lora": "LoRA",
+    "lora-dropout": "LoRA dropout (MC)",
+    "adalora": "AdaLoRA",
+    "sora": "SoRA",
+    "blob": "BLoB",
+    "fixed-noise": "noise alone, α = 1",
+    "lrvd": "LRVD",
+    "lrvd-shared-sigma": "LRVD, shared σ",
+}
+#: AUROC of mutual information, and its means, which point estimates do not have
+DOUBT = ("odd_by_mi", "mi", "mi_odd")
+
+
+def other_corpus(task: str) -> str:
+    """The set that odd texts come from."""
+    if task.startswith("arc"):
+        return "winogrande-s"
+    return OTHER_CORPUS.get(task, "arc-challenge" if task.startswith("winogrande") else "sst2")
+
+
+def text_sets(task: str, size: Size) -> dict[str, TextSet]:
+    """Train, validation, test and odd texts; the same for every seed.
+
+    Validation texts come from the training set and are not trained on.
+    """
+    train, test = load_text(task, "train").shuffled(), load_text(task, "test").shuffled()
+    held = train.take(range(min(size.validation, len(train) // 4)))
+    rest = train.take(range(len(held), min(len(train), len(held) + size.train)))
+    odd = load_text(other_corpus(task), "test").shuffled(1).first(size.odd)
+    if test.pairs is not None:
+        odd = replace(odd, pairs=(*odd.texts[1:], odd.texts[0]))
+    return {"train": rest, "validation": held, "test": test.first(size.test), "odd": odd}
+
+
+def made_up_sets(size: Size, questions: bool) -> dict[str, TextSet]:
+    """The same from template sentences; the odd ones have their words in reverse order."""
+    make = partial(template_sentences, questions=questions)
+    odd = make(size.odd, 3)
+    odd = replace(odd, texts=tuple(" ".join(reversed(text.split())) for text in odd.texts))
+    return {
+        "train": make(size.train, 0),
+        "validation": make(size.validation, 1),
+        "test": make(size.test, 2),
+        "odd": odd,
+    }
+
+
+def prepare(architecture: str, task: str, scale_name: str, workshop: Workshop) -> tuple[TextRuns, dict[str, TextSet]]:
+    """Texts and transformer of an experiment; hub architectures are tiny, random and offline at smoke scale."""
+    size = SIZES[architecture][scale_name]
+    tiny = scale_name == "smoke" and architecture != "minilm"
+    sets = made_up_sets(size, architecture == "llama") if tiny else text_sets(task, size)
+    words = [text for each in sets.values() for text in each.texts]
+    base = tiny_network(architecture, words) if tiny else load_network(architecture)
+
+    def load() -> TextNetwork:
+        return replace(base, network=deepcopy(base.network))
+
+    tokens = {name: tokenise(base, each, size.budget.max_len) for name, each in sets.items()}
+    folder = workshop.folder / "fits" / f"{architecture}-{task}-{scale_name}"
+    classes = sets["train"].num_classes
+    return TextRuns(folder, load, tokens, classes, size.budget, workshop.console.print), sets
+
+
+def run(architecture: str, task: str, scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
+    """Trains every method with every seed (or reads it back) and compares predictions on the same test texts."""
+    runs, sets = prepare(architecture, task, scale_name, workshop)
+    labels = sets["test"].labels
+    rows: list[dict[str, Any]] = []
+
+    def add(model: str, seed: int, test: Tensor, odd: Tensor, **facts: Any) -> None:
+        rows.append({"model": model, "seed": seed} | scores(test, odd, labels) | facts)
+
+    lrvd: dict[int, Run] = {}
+    for seed in seeds:
+        for name in ADAPTER_METHODS:
+            found = runs.trained(name, seed)
+            tensors, title = found.tensors, TITLES[name]
+            facts = {"rank": sum(found.facts["ranks"].values()), "step_ms": found.facts["step_ms"]}
+            stochastic = "draws.test" in tensors
+            add(f"{title}, mean" if stochastic else title, seed, tensors["mean.test"], tensors["mean.odd"], **facts)
+            if stochastic:
+                add(title, seed, tensors["draws.test"], tensors["draws.odd"], **facts)
+            if name == "lora":
+                _add_lora_variants(add, runs, found, seed, sets["validation"].labels, facts)
+        lrvd[seed] = runs.trained("lrvd", seed)
+        _add_pruned(add, runs, lrvd[seed], seed)
+    everything = pd.DataFrame(rows)
+    doubt = everything[everything.mi.notna()][["model", "seed", *DOUBT]]
+    table = everything.drop(columns=[*DOUBT[1:]])
+    outcome = Outcome(f"lrvd/{architecture}-{task}", "", table)
+    gauge = pd.DataFrame([row for seed, found in lrvd.items() for row in gauge_rows(found, seed)])
+    outcome.checks = claims(everything, lrvd, gauge, judged=scale_name != "smoke")
+    outcome.tables["Alignment with the SVD"] = gauge.groupby("seed", as_index=False).mean(numeric_only=True)
+    outcome.tables["Mutual information"] = doubt.groupby("model", as_index=False, sort=False)[list(DOUBT)].mean()
+    _draw(outcome, lrvd)
+    outcome.notes = _notes(runs, sets)
+    return outcome
+
+
+def scores(test: Tensor, odd: Tensor, labels: Tensor) -> dict[str, float]:
+    """Scores of ``[S, n, C]`` predictions, and how well doubt tells another corpus (AUROC)."""
+    found = score_classes(test, labels).as_dict()
+    found["odd_by_entropy"] = auroc(entropy(average_draws(test)), entropy(average_draws(odd)))
+    if len(test) > 1:
+        inside, outside = mutual_information(test), mutual_information(odd)
+        found |= {"odd_by_mi": auroc(inside, outside), "mi": float(inside.mean()), "mi_odd": float(outside.mean())}
+    return found
+
+
+def _add_lora_variants(
+    add: Callable[..., None], runs: TextRuns, lora: Run, seed: int, labels: Tensor, facts: dict[str, Any]
+) -> None:
+    """Early stopping, temperature scaling, Laplace and the ensemble: all from LoRA runs."""
+    tensors = lora.tensors
+    if "early-mean.test" in tensors:
+        add("LoRA, stopped early", seed, tensors["early-mean.test"], tensors["early-mean.odd"], **facts)
+    temperature = fit_temperature(_log(tensors["mean.validation"])[0], labels)
+    cooled = {kind: (_log(tensors[f"mean.{kind}"]) / temperature).softmax(-1) for kind in ("test", "odd")}
+    add("LoRA, temperature scaling", seed, cooled["test"], cooled["odd"], **facts)
+    add("LoRA, Laplace", seed, tensors["laplace.test"], tensors["laplace.odd"], **facts)
+    together = runs.ensemble(seed)
+    # three networks to keep and three trainings to pay for
+    cost = {"rank": 3 * facts["rank"], "step_ms": 3 * facts["step_ms"]}
+    add("ensemble of 3 LoRA", seed, together["test"], together["odd"], **cost)
+
+
+def _add_pruned(add: Callable[..., None], runs: TextRuns, lrvd: Run, seed: int) -> None:
+    """LRVD after pruning, and LoRA with as many ranks as the stricter threshold kept."""
+    for threshold in PRUNED_AT:
+        name, kept = f"pruned{threshold:g}-", lrvd.facts[f"kept_at_{threshold:g}"]
+        title = f"LRVD pruned at {threshold:g}"
+        add(f"{title}, mean", seed, lrvd.tensors[f"{name}mean.test"], lrvd.tensors[f"{name}mean.odd"], rank=kept)
+        if f"{name}draws.test" in lrvd.tensors:
+            add(title, seed, lrvd.tensors[f"{name}draws.test"], lrvd.tensors[f"{name}draws.odd"], rank=kept)
+    kept = lrvd.facts[f"kept_at_{PRUNED_AT[-1]:g}"]
+    for by in ("magnitude", "svd"):
+        found = runs.truncated(by, kept, seed)
+        add(f"LoRA truncated by {by}", seed, found.tensors["mean.test"], found.tensors["mean.odd"], rank=kept)
+
+
+def _log(probs: Tensor) -> Tensor:
+    return probs.double().clamp_min(torch.finfo(torch.float64).tiny).log()
+
+
+def _draw(outcome: Outcome, lrvd: dict[int, Run]) -> None:
+    tables = {t: [rank_table(found.scales(), t) for found in lrvd.values()] for t in PRUNED_AT}
+    curves = [pd.DataFrame(found.facts["sweep"], columns=["threshold", "rank", "score"]) for found in lrvd.values()]
+    outcome.figures["ranks"] = (
+        plots.rank_heatmaps(tables[1.0]),
+        "Ranks with log α below 1 while training, by layer and by kind of module, averaged over seeds; nothing is "
+        "removed while training.",
+    )
+    outcome.figures["stability"] = (
+        plots.stability_plot({f"log α < {t:g}": rank_stability(found) for t, found in tables.items()}),
+        "Total rank over training, mean and standard deviation over seeds.",
+    )
+    outcome.figures["thresholds"] = (
+        plots.threshold_plot(curves, "accuracy of the posterior mean"),
+        "Test accuracy against the total rank that a threshold of log α leaves, one line a seed.",
+    )
+    outcome.figures["scales"] = (
+        plots.scale_plot({f"seed {seed}": torch.cat(list(r.scales()[-1][1].values())) for seed, r in lrvd.items()}),
+        "log α of every rank of all modules after training, sorted.",
+    )
+
+
+def _notes(runs: TextRuns, sets: dict[str, TextSet]) -> list[str]:
+    size, base = runs.budget, runs.load()
+    counts: Sequence[str] = [f"{len(runs.sets[k])} {k}" for k in ("train", "validation", "test", "odd")]
+    return [
+        f"{base.source}; {sets['train'].source}, of which {', '.join(counts)} texts (odd: {sets['odd'].source}), the "
+        f"same for every seed and method. LoRA of rank {size.rank} (lora_alpha {size.lora_alpha}) on every matched "
+        f"linear layer and a linear head; AdamW {size.learning_rate:g} falling linearly to 0, no weight decay, "
+        f"gradients clipped to {size.max_grad_norm:g}, {size.steps} steps of {size.batch_size} texts of at most "
+        f"{size.max_len} tokens, the transformer's own dropout off. Predictions average the probabilities of "
+        f"{size.draws} draws; rows named mean are the posterior mean alone.",
+        f"LRVD: z ~ N(1, α) a rank and sequence, KL counted once a rank, T = {size.temperature:g}, 20 % warm-up, log α "
+        f"from -4 with a learning rate whose sum over the run is {size.travel:g}. Shared σ: log σ² from -8. BLoB: "
+        "flipout on A, prior sd 0.2, KL weighted 0.02. SoRA: gates from 1, a shrinkage of 1.5 over the run. AdaLoRA: "
+        "to a quarter of the ranks. LoRA dropout: 0.1, on in prediction. Laplace: linearised, diagonal, its prior "
+        "precision chosen on validation texts, 100 draws of logits; temperature and early stopping are chosen on "
+        "the same texts. LoRA truncated: as many ranks as LRVD keeps at threshold 1.",
+        "rank: ranks in use over all modules. odd_by_entropy and odd_by_mi: AUROC of predictive entropy and mutual "
+        "information for texts of another corpus; mi and mi_odd: mean mutual information in nats. step_ms: median "
+        "processor time of a training step on this machine, which other work may disturb.",
+    ]
