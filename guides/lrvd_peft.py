@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -232,6 +233,9 @@ class LrvdVariant(LoraVariant):
         noise = module.lrvd_sampling
         if noise is None:
             noise = module.lrvd_noise[active_adapter] if module.training else "none"
+        if noise == "none" and module.training and torch.is_grad_enabled():
+            # DistributedDataParallel wants what the KL depends on to take part in the forward pass as well
+            result = result + 0.0 * torch.stack([p.sum() for p in state.parameters.values()]).sum()
         held = None if module.lrvd_held is None else module.lrvd_held.get(active_adapter)
         return (
             result + noisy_output(state.family, x, state.lora_A, state.lora_B, state.parameters, noise, held) * scaling

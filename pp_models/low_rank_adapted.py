@@ -231,7 +231,7 @@ class LowRankAdapted(ParameterModule):
         return outputs.reshape(shape if count == 1 else (count, *shape))
 
     def outputs(self, x: Tensor) -> Tensor:
-        """The backbone's outputs ``[rows, K]`` at ``[rows, Dx]`` with every multiplier at 1, the posterior mean."""
+        """The backbone's outputs ``[rows, K]`` at inputs ``[rows, Dx]`` with every multiplier 1: the posterior mean."""
         self._attach({})
         return self._call(x)
 

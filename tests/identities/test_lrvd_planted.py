@@ -56,7 +56,7 @@ def test_a_kl_counted_once_a_rank_is_too_weak_for_a_regression(runs):
 
 
 def test_shared_variances_find_it_less_surely():
-    found = planted_family_runs("shared_sigma")
+    found = planted_family_runs("shared_sigma", steps=2000)
     assert all(4 <= k <= 6 for k in found.kept(1.0))
     assert float(found.errors(1.0).median()) < 0.13
 

@@ -1,10 +1,15 @@
 """The weight of the KL, the learning rate of log α, and Hugging Face's Trainer around them."""
 
 import math
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from peft import get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
@@ -28,6 +33,9 @@ from tests.tiny_transformers import tiny_bert, tiny_gpt2, token_ids
 pytestmark = [
     pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning"),
 ]
+
+
+ROOT = Path(__file__).parents[2]
 
 
 class LrvdTrainer(LrvdTrainerMixin, Trainer):
@@ -216,3 +224,60 @@ def test_a_loss_that_is_not_finite_ends_training_in_one_line(tmp_path):
     with pytest.raises(TrainingDiverged, match=r"^step 0: loss not finite; try a smaller learning_rate") as caught:
         trainer.train()
     assert "\n" not in str(caught.value)
+
+
+def test_two_processes_count_the_kl_once(tmp_path):
+    script = f"""
+import os, sys, warnings
+rank = int(sys.argv[1])
+os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[2], ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+warnings.simplefilter("ignore")
+import torch
+from safetensors.torch import save_file
+from guides.lrvd_layers import rank_log_alpha
+from inference.lrvd_training import LrvdCallback, LrvdObjective
+from tests.inference.test_lrvd_training import LrvdTrainer, adapted, arguments, rows
+
+noisy = adapted()
+objective = LrvdObjective(num_data=8, warmup_steps=0)
+options = dict(optim="sgd", max_grad_norm=0.0, lr_scheduler_type="constant", ddp_backend="gloo")
+trainer = LrvdTrainer(
+    model=noisy, args=arguments({str(tmp_path)!r}, max_steps=2, **options), train_dataset=rows(), lrvd=objective
+)
+trainer.train()
+model = adapted(noise="none")
+callback = LrvdCallback(prune_every=1, threshold=5.0)
+trainer = LrvdTrainer(
+    model=model,
+    args=arguments({str(tmp_path)!r}, **options),
+    train_dataset=rows(),
+    lrvd=objective,
+    travel=1.0,
+    callbacks=[callback],
+)
+trainer.train()
+assert trainer.args.world_size == 2 and len(callback.history) == 1
+save_file(rank_log_alpha(model), {str(tmp_path)!r} + f"/found-{{rank}}.safetensors")
+save_file(rank_log_alpha(noisy), {str(tmp_path)!r} + f"/noisy-{{rank}}.safetensors")
+"""
+    for _ in range(3):  # gloo's first connection between the processes is sometimes closed before anything of ours ran
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        call = [sys.executable, "-c", script]
+        processes = [
+            subprocess.Popen([*call, str(rank), port], cwd=ROOT, stderr=subprocess.PIPE, text=True) for rank in range(2)
+        ]
+        errors = [process.communicate(timeout=300)[1] for process in processes]
+        if not any("Connection closed by peer" in e and "_verify_params_across_processes" in e for e in errors):
+            break
+    assert [process.returncode for process in processes] == [0, 0], errors
+    start = torch.full((3,), -4.0, requires_grad=True)
+    (slope,) = torch.autograd.grad(log_uniform_kl(start).sum(), start)
+    for rank in range(2):
+        for value in load_file(tmp_path / f"found-{rank}.safetensors").values():
+            torch.testing.assert_close(value - start.detach(), -slope / 8, rtol=1e-3, atol=1e-6)
+    first, second = (load_file(tmp_path / f"noisy-{rank}.safetensors") for rank in range(2))
+    assert all(torch.equal(first[path], second[path]) for path in first)
+    assert not all(torch.equal(first[path], start) for path in first)
