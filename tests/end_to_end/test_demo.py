@@ -11,7 +11,15 @@ from evaluation import report
 from evaluation.demo import GP_METHODS, IMAGE_METHODS, run_demo
 
 PICTURES = {"functions", "comparison", "calibration", "rates", "completions", "learning"}
-PICTURES |= {"bnnp_prior", "bnnp_posterior", "nmdp_predictions", "nmdp_weights", "nmdp_ess", "lrvd_scales", "lrvd_energy"}
+PICTURES |= {
+    "bnnp_prior",
+    "bnnp_posterior",
+    "nmdp_predictions",
+    "nmdp_weights",
+    "nmdp_ess",
+    "lrvd_scales",
+    "lrvd_energy",
+}
 ORACLE = "exact GP, sd >= 0.1"
 
 
