@@ -137,7 +137,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     outcome.notes = [
         f"{base.source}, {source}, {len(train)} training and {len(test)} test blocks of {size.block} tokens; LoRA of "
         f"rank {budget.rank} on the attention's and the MLP's linear layers, {budget.steps} steps of "
-        f"{budget.batch_size} blocks. Probabilities are averaged over {budget.draws} draws; ece is the next token's. "
-        "LRVD's KL is counted once a rank and divided by the number of tokens.",
+        f"{budget.batch_size} blocks. Probabilities are averaged over {budget.draws} draws; ece is that of the next "
+        "token. LRVD's KL is counted once a rank and divided by the number of tokens.",
     ]
     return outcome
