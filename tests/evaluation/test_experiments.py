@@ -165,8 +165,11 @@ def test_inpainting_at_smoke_scale(out, data_folder, monkeypatch, name, source, 
 
 def test_the_experiments_are_those_of_the_papers():
     inpainting = {f"nvdp/inpainting-{x}" for x in ("digits", "mnist", "omniglot-mnist", "celeba")}
-    ladder = {f"nmdp/{x}" for x in ("branches", "sweep", "ablations", "gp-mix")}
-    assert set(FIGURES) | inpainting | set(BNNP_FIGURES) | set(NMDP_FIGURES) | ladder == set(EXPERIMENTS)
+    adapters = {"lrvd/planted", "lrvd/gpt2", *(f"lrvd/minilm-{x}" for x in ("cola", "mrpc", "sst2"))}
+    adapters |= {f"lrvd/deberta-{x}" for x in ("cola", "mrpc", "sst2", "rte", "qnli", "qqp", "mnli")}
+    answers = ("winogrande-s", "winogrande-m", "arc-challenge", "arc-easy", "obqa", "boolq")
+    adapters |= {f"lrvd/llama-{x}" for x in answers}
+    assert set(FIGURES) | inpainting | set(BNNP_FIGURES) | set(NMDP_FIGURES) | adapters == set(EXPERIMENTS)
     assert SCALES == ("smoke", "small", "paper")
     for module in (nvdp_gp, nvdp_ablations, nvdp_trigonometric):
         assert tuple(module.SCALES) == SCALES and all(name == s.name for name, s in module.SCALES.items())

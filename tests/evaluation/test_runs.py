@@ -5,6 +5,7 @@ import torch
 
 from evaluation.inspection import inspect_run
 from evaluation.runs import RunConfiguration, open_run, read_configuration, start
+from evaluation.trust import LEVELS
 from inference import CheckpointError, TrainingDiverged, predict
 from pp_models.task_names import TASK_NAMES, TEST_SEED, task_stream
 
@@ -112,8 +113,9 @@ def test_a_run_file_of_an_earlier_version_takes_the_defaults(tmp_path):
 
 def test_inspection_scores_as_often_as_it_is_asked_and_the_same(tmp_path):
     start(RunConfiguration("np+vp", "digits", **TINY), tmp_path, **QUIET)
-    scores, summary = inspect_run(tmp_path, 3)
-    again, _ = inspect_run(tmp_path, 3)
+    scores, summary, found = inspect_run(tmp_path, 3)
+    again, _, same = inspect_run(tmp_path, 3)
+    assert found == same and found.level in LEVELS
     assert scores.equals(again) and list(scores.model) == ["np+vp"] and len(summary) == 10
     assert {"ll", "rll", "pll", "joint_ll", "joint_pll", "crps", "within_1sd", "within_2sd"} < set(scores)
     with pytest.raises(ValueError, match="draws: got 1; at least 2 are needed"):

@@ -32,10 +32,10 @@ def test_energy_distance_is_the_one_for_a_single_pair():
 def test_mmd_against_its_expectation():
     """Gaussian kernel, N(0, 1) and N(m, 1): 2 c (1 - exp(-m² / (2 (s² + 2)))), c = s / √(s² + 2)."""
     shift, bandwidth = 1.0, 1.5
-    a, b = draws(count=3000, shape=(4, 1)), draws(shift, count=3000, seed=1, shape=(4, 1))
+    a, b = draws(count=1000, shape=(4, 1)), draws(shift, count=1000, seed=1, shape=(4, 1))
     factor = bandwidth / (bandwidth**2 + 2) ** 0.5
     expected = 2 * factor * (1 - torch.exp(torch.tensor(-(shift**2) / (2 * (bandwidth**2 + 2)))))
-    torch.testing.assert_close(mmd(a, b, bandwidth), expected.double().expand(4), atol=0.02, rtol=0)
+    torch.testing.assert_close(mmd(a, b, bandwidth), expected.double().expand(4), atol=0.04, rtol=0)
 
 
 @pytest.mark.parametrize("distance", [energy_distance, mmd, c2st])
