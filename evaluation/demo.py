@@ -159,22 +159,18 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
         Heading("BNNP: a learned prior over functions"),
         Prose(
             "A network with latent weights, its prior correlated by unit and learned from smooth functions (draws of a "
-            "GP "
-            "of length scale 1) by PP-AVI. With the learned prior fixed, NUTS samples the posteriors that BNNP's guide "
-            "gives at once. At this budget the guide is too sure of itself between few points; docs/results/bnnp.md "
-            "has "
-            "the numbers."
+            "GP of length scale 1) by PP-AVI. With the learned prior fixed, NUTS samples the posteriors that BNNP's "
+            "guide gives at once. At this budget the prior's functions come no nearer to the true ones, and the guide "
+            "is too sure of itself between few points; docs/results/bnnp.md has the numbers."
         ),
         *drawn["bnnp_prior"],
         *drawn["bnnp_posterior"],
         Heading("NMDP: which expert speaks"),
         Prose(
             "A mixture of 16 experts, shared by all tasks, that see x alone; a task has only its weights, from a "
-            "Dirichlet "
-            "given its context, and an expert is drawn for every point anew. The tasks mix four curves in proportions "
-            "of "
-            "their own, so a predictive with one mode must fail. Trained by importance-weighted EM with the conjugate "
-            "proposal."
+            "Dirichlet given its context, and an expert is drawn for every point anew. The tasks mix four curves in "
+            "proportions of their own, so a predictive with one mode must fail. Trained by importance-weighted EM with "
+            "the conjugate proposal."
         ),
         *drawn["nmdp_predictions"],
         *drawn["nmdp_weights"],
