@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from pp_models.attention import attend
 from pp_models.bayesian_network import ACTIVATIONS, BayesianNetwork, Layer
 from pp_models.likelihoods import Likelihood, make_likelihood
+from pp_models.observation_model import network_outputs
 from pp_models.priors import WeightPrior
 
 #: weight matrices of a block: queries, keys, values, output, and the two of the feed-forward part
@@ -63,7 +64,7 @@ class BayesianAttentionNetwork(BayesianNetwork):
         if width % num_heads:
             raise ValueError(f"width: got {width}; attention needs a multiple of num_heads, {num_heads}")
         likelihood = make_likelihood(likelihood, noise_scale)
-        outputs = dim_y if likelihood.dim_y(2 * dim_y) != dim_y else 2 * dim_y  # a head has two outputs a dimension
+        outputs = network_outputs(likelihood, dim_y)
         # every inner matrix is square, so that the shapes are those of a perceptron with as many layers
         inner = [width] * (MATRICES_OF_A_BLOCK * num_blocks + 1)
         super().__init__([dim_x, *inner, outputs], prior, likelihood, noise_scale, activation)

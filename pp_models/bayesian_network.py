@@ -10,10 +10,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pp_models.data import DataError, Dataset
+from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.linear import linear
-from pp_models.parameter_module import ParameterModule
+from pp_models.observation_model import ObservationModel
 from pp_models.priors import FixedGaussianPrior, WeightPrior
 from pp_models.task_plates import task_plates
 
@@ -44,7 +44,7 @@ def flat_representation(width: int, like: Tensor) -> dist.TorchDistribution:
     return dist.Normal(like.new_zeros(width), like.new_ones(width)).to_event(1).mask(False)
 
 
-class BayesianNetwork(ParameterModule):
+class BayesianNetwork(ObservationModel):
     """A multi-layer perceptron with one latent weight matrix a layer and task.
 
     Sites: ``layer_{i}.weight`` ``[*B, k_out, k_in + 1]`` (bias in the last column), ``y``, and ``representation``
@@ -89,6 +89,7 @@ class BayesianNetwork(ParameterModule):
         self.representation_dim = representation_dim
         self.likelihood = make_likelihood(likelihood, noise_scale)
         self.dim_x = sizes[0]
+        self.outputs = sizes[-1]
         self.dim_y = self.likelihood.dim_y(sizes[-1])
         self.activation = activation
         self.prior = FixedGaussianPrior() if prior is None else prior
@@ -113,17 +114,6 @@ class BayesianNetwork(ParameterModule):
     def site(index: int) -> str:
         """Name of a layer's latent site."""
         return f"layer_{index}.weight"
-
-    def check(self, data: Dataset) -> None:
-        """Refuses data that this model cannot take.
-
-        Raises:
-            DataError: input width, or dtype or width of y, does not fit.
-        """
-        if data.x.shape[-1] != self.dim_x:
-            raise DataError(f"x: got input width {data.x.shape[-1]}; this model was built for {self.dim_x}")
-        if data.y is not None:
-            self.likelihood.check(data.y, self.layer_sizes[-1])
 
     def propagate(self, x: Tensor, layer: Layer, mask: Tensor | None = None) -> Tensor:
         """The network as a function of its layers: whatever multiplies by the weights, this is what is between.

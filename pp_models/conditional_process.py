@@ -9,15 +9,10 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from pp_models.bayesian_network import observe
-from pp_models.data import DataError, Dataset
+from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
-from pp_models.parameter_module import ParameterModule
-from pp_models.task_plates import task_plates
-
-
-def network_outputs(likelihood: Likelihood, dim_y: int) -> int:
-    """Outputs that a network needs for a y of this width: twice as many where each point has its own scale."""
-    return dim_y if likelihood.dim_y(2 * dim_y) != dim_y else 2 * dim_y
+from pp_models.observation_model import ObservationModel, network_outputs
+from pp_models.task_plates import task_plates, without_repeats
 
 
 def context_memory(data: Dataset, dim_y: int) -> Tensor:
@@ -47,15 +42,7 @@ def flat_memory(data: Dataset, width: int) -> dist.TorchDistribution:
     return dist.Normal(like, torch.full_like(like, 1e-3)).to_event(2).mask(False)
 
 
-def once(value: Tensor, event_dim: int) -> Tensor:
-    """Undoes an expansion over batch dimensions, so that what all particles share is computed once."""
-    for dim in range(value.dim() - event_dim):
-        if value.shape[dim] > 1 and value.stride(dim) == 0:
-            value = value.narrow(dim, 0, 1)
-    return value
-
-
-class ConditionalProcess(ParameterModule):
+class ConditionalProcess(ObservationModel):
     """p(y | x, D_c) with nothing latent: a network that reads the context's points beside the inputs asked.
 
     Sites: ``memory`` ``[*B, N_context, Dx + Dy + 1]``, the context points as :func:`context_memory` lays them out, with
@@ -76,17 +63,6 @@ class ConditionalProcess(ParameterModule):
         self.likelihood = make_likelihood(likelihood)
         self.outputs = network_outputs(self.likelihood, dim_y)
 
-    def check(self, data: Dataset) -> None:
-        """Refuses data that this model cannot take.
-
-        Raises:
-            DataError: input width, or dtype or width of y, does not fit.
-        """
-        if data.x.shape[-1] != self.dim_x:
-            raise DataError(f"x: got input width {data.x.shape[-1]}; this model was built for {self.dim_x}")
-        if data.y is not None:
-            self.likelihood.check(data.y, self.outputs)
-
     def decode(self, asked: Dataset, context: Dataset) -> Tensor:
         """The network's outputs ``[P, N, outputs]`` at the inputs asked ``[P, N]`` given contexts ``[P, M]``.
 
@@ -98,7 +74,7 @@ class ConditionalProcess(ParameterModule):
         """Returns the network's outputs ``[*B, N, outputs]``."""
         self.check(data)
         with task_plates(data.batch_shape, data.x.device):
-            memory = once(pyro.sample("memory", flat_memory(data, self.dim_x + self.dim_y + 1)), 2)
+            memory = without_repeats(pyro.sample("memory", flat_memory(data, self.dim_x + self.dim_y + 1)), 2)
             shape = torch.broadcast_shapes(data.batch_shape, memory.shape[:-2])
             memory = memory.expand(*shape, -1, -1).reshape(shape.numel(), *memory.shape[-2:])
             x, y, exists = memory.split([self.dim_x, self.dim_y, 1], -1)

@@ -11,17 +11,18 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
 from pp_models.bayesian_network import join, observe
-from pp_models.conditional_process import flat_memory, network_outputs, once
-from pp_models.data import DataError, Dataset
+from pp_models.conditional_process import flat_memory
+from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
-from pp_models.parameter_module import ParameterModule, mlp
-from pp_models.task_plates import task_plates
+from pp_models.observation_model import ObservationModel, network_outputs
+from pp_models.parameter_module import mlp
+from pp_models.task_plates import task_plates, without_repeats
 
 #: slope of the activation on the negative side; above 0, so that no distance collapses
 SLOPE = 0.5
 
 
-class DistanceInformedProcess(ParameterModule):
+class DistanceInformedProcess(ObservationModel):
     """p(y | x, z, local): a global latent, and local latents at the context's points read by distance (after DNP,
     Venkataramanan and Denzler 2025).
 
@@ -95,17 +96,6 @@ class DistanceInformedProcess(ParameterModule):
         self.null_logit = nn.Parameter(torch.full((num_heads,), -4.0))
         self.null_value = nn.Parameter(torch.zeros(local_dim))
 
-    def check(self, data: Dataset) -> None:
-        """Refuses data that this model cannot take.
-
-        Raises:
-            DataError: input width, or dtype or width of y, does not fit.
-        """
-        if data.x.shape[-1] != self.dim_x:
-            raise DataError(f"x: got input width {data.x.shape[-1]}; this model was built for {self.dim_x}")
-        if data.y is not None:
-            self.likelihood.check(data.y, self.outputs)
-
     def embed(self, x: Tensor) -> Tensor:
         """The embedding ``[*B, N, width]`` of inputs ``[*B, N, Dx]``."""
         hidden = x
@@ -136,7 +126,7 @@ class DistanceInformedProcess(ParameterModule):
         with task_plates(data.batch_shape, data.x.device):
             like = data.x.new_zeros(self.latent_dim)
             z = pyro.sample("z", dist.Normal(like, torch.ones_like(like)).to_event(1))
-            memory = once(pyro.sample("memory", flat_memory(data, self.dim_x + 1)), 2)
+            memory = without_repeats(pyro.sample("memory", flat_memory(data, self.dim_x + 1)), 2)
             like = data.x.new_zeros(*data.x.shape[:-1], self.local_dim)
             local = pyro.sample("local", of_points(dist.Normal(like, torch.ones_like(like)), data))
             if local.shape[-2] != memory.shape[-2]:

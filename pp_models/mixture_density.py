@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from pp_models.attention import ContextAttention
 from pp_models.bayesian_network import observe
 from pp_models.conjugate_sweeps import dirichlet_sweeps, stick_breaking_sweeps
-from pp_models.data import DataError, Dataset
+from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
-from pp_models.parameter_module import ParameterModule
+from pp_models.observation_model import ObservationModel, network_outputs
 from pp_models.simplex_distributions import ExpertMixture, LogSpaceDirichlet, StickBreaking, log_weights
 from pp_models.task_plates import task_plates, without_repeats
 
 EXPERTS = ("context", "strict")
 
 
-class MixtureDensityNetwork(ParameterModule):
+class MixtureDensityNetwork(ObservationModel):
     """z ~ Dir(α₀) for each task, y_i | x_i, z ~ Σ_l z_l p_l(y_i | x_i) for each point (NMDP, eq. 1 to 3).
 
     The experts p_l are shared by all tasks and have parameters of their own; a task has only its weights z. Which
@@ -90,30 +90,12 @@ class MixtureDensityNetwork(ParameterModule):
         self.representation_dim = representation_dim if experts == "context" else 0
         self.likelihood = make_likelihood(likelihood, min_scale=min_scale)
         self.concentration = concentration
-        self.outputs = dim_y
-        while self.likelihood.dim_y(2 * self.outputs) == dim_y:  # a head has two outputs a dimension
-            self.outputs *= 2
+        self.outputs = network_outputs(self.likelihood, dim_y)
         if experts == "context":
             self.attend = ContextAttention(dim_x, width, representation_dim, num_heads)
         self.bank = ExpertBank(
             num_experts, [dim_x + self.representation_dim, *[width] * (depth - 1), self.outputs], dim_y, spread
         )
-
-    @property
-    def latent_site(self) -> str:
-        """Name of the latent site."""
-        return "mixture_weights"
-
-    def check(self, data: Dataset) -> None:
-        """Refuses data that this model cannot take.
-
-        Raises:
-            DataError: input width, or dtype or width of y, does not fit.
-        """
-        if data.x.shape[-1] != self.dim_x:
-            raise DataError(f"x: got input width {data.x.shape[-1]}; this model was built for {self.dim_x}")
-        if data.y is not None:
-            self.likelihood.check(data.y, self.outputs)
 
     def expert_distribution(self, x: Tensor, memory: Tensor | None = None) -> dist.TorchDistribution:
         """p_l(y | x, r) at inputs ``[*B, N, Dx]``: batch ``[*B, N, L]``, event that of one point's y.

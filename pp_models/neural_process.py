@@ -9,13 +9,14 @@ from torch import Tensor
 
 from pp_models.attention import ContextAttention
 from pp_models.bayesian_network import flat_representation, join, observe
-from pp_models.data import DataError, Dataset
+from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
-from pp_models.parameter_module import ParameterModule, mlp
+from pp_models.observation_model import ObservationModel, network_outputs
+from pp_models.parameter_module import mlp
 from pp_models.task_plates import task_plates, without_repeats
 
 
-class NeuralProcess(ParameterModule):
+class NeuralProcess(ObservationModel):
     """p(y | x, z, r): a decoder on the input, a latent z ~ N(0, I) of each task and a deterministic representation.
 
     CNP: ``latent_dim=0``. NP: ``representation_dim=0``. NP+CNP: both. ANP: ``attention=True``, where the decoder
@@ -60,24 +61,10 @@ class NeuralProcess(ParameterModule):
         self.dim_x, self.dim_y = dim_x, dim_y
         self.latent_dim, self.representation_dim, self.attention = latent_dim, representation_dim, attention
         self.likelihood = make_likelihood(likelihood)
-        outputs = dim_y
-        while self.likelihood.dim_y(2 * outputs) == dim_y:  # a head has two outputs a dimension
-            outputs *= 2
-        self.outputs = outputs
-        self.decoder = mlp([dim_x + latent_dim + representation_dim, *[width] * (depth - 1), outputs])
+        self.outputs = network_outputs(self.likelihood, dim_y)
+        self.decoder = mlp([dim_x + latent_dim + representation_dim, *[width] * (depth - 1), self.outputs])
         if attention:
             self.attend = ContextAttention(dim_x, width, representation_dim, num_heads)
-
-    def check(self, data: Dataset) -> None:
-        """Refuses data that this model cannot take.
-
-        Raises:
-            DataError: input width, or dtype or width of y, does not fit.
-        """
-        if data.x.shape[-1] != self.dim_x:
-            raise DataError(f"x: got input width {data.x.shape[-1]}; this model was built for {self.dim_x}")
-        if data.y is not None:
-            self.likelihood.check(data.y, self.outputs)
 
     def forward(self, data: Dataset) -> Tensor:
         """Returns the decoder's outputs ``[*B, N, outputs]``."""

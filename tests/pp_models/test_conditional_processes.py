@@ -16,8 +16,9 @@ from pp_models import (
     TransformerNeuralProcess,
     tasks,
 )
-from pp_models.conditional_process import ConditionalProcess, once
+from pp_models.conditional_process import ConditionalProcess
 from pp_models.image_tasks import pixel_grid
+from pp_models.task_plates import without_repeats
 
 
 def transformer(dim_x=1, dim_y=1, **options):
@@ -196,11 +197,11 @@ def test_particles_share_one_pass_and_gradients_flow(name):
     assert without == [] and bool(torch.isfinite(model.head[0].weight.grad).all())
 
 
-def test_once_undoes_an_expansion():
+def test_without_repeats_undoes_an_expansion():
     value = torch.randn(3, 2, 4)
-    assert once(value.expand(5, 3, 2, 4), 2).shape == (1, 3, 2, 4)
-    assert once(value, 2).shape == (3, 2, 4)
-    assert once(torch.randn(1, 2, 4).expand(3, 2, 4), 2).shape == (1, 2, 4)
+    assert without_repeats(value.expand(5, 3, 2, 4), 2).shape == (1, 3, 2, 4)
+    assert without_repeats(value, 2).shape == (3, 2, 4)
+    assert without_repeats(torch.randn(1, 2, 4).expand(3, 2, 4), 2).shape == (1, 2, 4)
 
 
 def test_classes():
