@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from guides.neural_process_guide import require_representation_alone
 from guides.set_encoder import SetEncoder
 from pp_models.bayesian_network import join
 from pp_models.data import Dataset
@@ -46,13 +47,7 @@ class BootstrapGuide(ParameterModule):
 
     def __init__(self, model: NeuralProcess, width: int = 128, residual: bool = True) -> None:
         super().__init__()
-        if not isinstance(model, NeuralProcess):
-            raise TypeError(f"model: got {type(model).__name__}; BootstrapGuide is a guide for a NeuralProcess")
-        if model.latent_dim or model.attention:
-            raise ValueError(
-                f"model: got latent_dim = {model.latent_dim} and attention = {model.attention}; BootstrapGuide gives "
-                "a representation alone, and they must be 0 and False"
-            )
+        require_representation_alone(model, "BootstrapGuide")
         self._shared = (model,)  # in a tuple: its parameters are the model's, not the guide's
         self.residual = residual and not model.likelihood.discrete
         size = model.representation_dim

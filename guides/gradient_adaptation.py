@@ -11,6 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from guides.neural_process_guide import require_representation_alone
 from guides.weight_guide import WeightGuide, initial_weight
 from pp_models.bayesian_network import BayesianNetwork, join
 from pp_models.data import Dataset
@@ -201,13 +202,7 @@ class CAVIAGuide(ParameterModule):
         max_grad_norm: float | None = 10.0,
     ) -> None:
         super().__init__()
-        if not isinstance(model, NeuralProcess):
-            raise TypeError(f"model: got {type(model).__name__}; CAVIAGuide is a guide for a NeuralProcess")
-        if model.latent_dim or model.attention:
-            raise ValueError(
-                f"model: got latent_dim = {model.latent_dim} and attention = {model.attention}; CAVIAGuide adapts a "
-                "representation alone, and they must be 0 and False"
-            )
+        require_representation_alone(model, "CAVIAGuide")
         self._shared = (model,)  # in a tuple: its parameters are the model's, not the guide's
         self.representation_dim = model.representation_dim
         self.descent = InnerGradientDescent(1, steps, learning_rate, learn_rate, first_order, max_grad_norm)

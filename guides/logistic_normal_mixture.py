@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 from guides.mixture_guide import MixtureGuide
 from pp_models.data import Dataset
 from pp_models.mixture_density import MixtureDensityNetwork
-from pp_models.simplex_distributions import SMALLEST, log_weights
+from pp_models.simplex_distributions import above_zero, log_weights
 
 
 class AdditiveLogisticNormal(TorchDistribution):
@@ -46,7 +46,7 @@ class AdditiveLogisticNormal(TorchDistribution):
         logits = self.loc + self.scale * noise
         logits = torch.cat([logits, torch.zeros_like(logits[..., :1])], -1)
         wide = logits if logits.device.type == "mps" else logits.double()
-        return torch.softmax(wide, -1).clamp_min(SMALLEST if wide.dtype == torch.float64 else 1e-38)
+        return above_zero(torch.softmax(wide, -1))
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self._weights(torch.randn_like(self.loc.expand(torch.Size(sample_shape) + self.loc.shape)))

@@ -61,3 +61,23 @@ class NeuralProcessGuide(ParameterModule):
                     "representation", dist.Delta(self.path_encoder(data), event_dim=1)
                 )
         return values
+
+
+def require_representation_alone(model: object, guide: str) -> None:
+    """Refuses a model for a guide that sets the mean representation of a neural process and nothing else.
+
+    Args:
+        model: the model.
+        guide: name of the guide's class.
+
+    Raises:
+        TypeError: another kind of model.
+        ValueError: a model with a latent or with attention.
+    """
+    if not isinstance(model, NeuralProcess):
+        raise TypeError(f"model: got {type(model).__name__}; {guide} is a guide for a NeuralProcess")
+    if model.latent_dim or model.attention:
+        raise ValueError(
+            f"model: got latent_dim = {model.latent_dim} and attention = {model.attention}; {guide} sets a "
+            "representation alone, and they must be 0 and False"
+        )

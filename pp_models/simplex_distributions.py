@@ -30,9 +30,14 @@ def log_gamma_draw(concentration: Tensor) -> Tensor:
     return torch._standard_gamma(concentration + 1.0).log() - exponential / concentration
 
 
+def above_zero(value: Tensor) -> Tensor:
+    """Weights of which none is zero: the smallest that still has a logarithm stands for it."""
+    return value.clamp_min(SMALLEST if value.dtype == torch.float64 else torch.finfo(value.dtype).tiny)
+
+
 def log_weights(value: Tensor) -> Tensor:
     """log z ``[..., L]`` in the width that z has; zero counts as the smallest weight."""
-    return value.clamp_min(SMALLEST if value.dtype == torch.float64 else torch.finfo(value.dtype).tiny).log()
+    return above_zero(value).log()
 
 
 def sample_log_dirichlet(concentration: Tensor, sample_shape: torch.Size | tuple[int, ...] = ()) -> Tensor:
@@ -62,7 +67,7 @@ class LogSpaceDirichlet(dist.Dirichlet):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         shape = self._extended_shape(sample_shape)
         log_z = torch.log_softmax(log_gamma_draw(_wide(self.concentration).expand(shape)), -1)
-        return log_z.exp().clamp_min(SMALLEST if log_z.dtype == torch.float64 else torch.finfo(log_z.dtype).tiny)
+        return above_zero(log_z.exp())
 
     def log_prob(self, value: Tensor) -> Tensor:
         found = log_dirichlet_density(log_weights(_wide(value)), _wide(self.concentration))
@@ -126,7 +131,7 @@ class StickBreaking(TorchDistribution):
         left = torch.cat([zero, (kept - both).cumsum(-1)], -1)  # log of the stick before each break
         log_z = torch.cat([taken - both, zero], -1) + left
         log_z = torch.log_softmax(log_z, -1)
-        return log_z.exp().clamp_min(SMALLEST if log_z.dtype == torch.float64 else torch.finfo(log_z.dtype).tiny)
+        return above_zero(log_z.exp())
 
     def log_prob(self, value: Tensor) -> Tensor:
         a, b = _wide(self.a), _wide(self.b)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from evaluation.diagnostics import khat_threshold, psis
 from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
-from evaluation.experiments.nmdp_ladder import RUNGS, late_ess, rung, rung_objective, train_rung
-from evaluation.experiments.nmdp_parts import Pair, Size, description, process, scores
+from evaluation.experiments.nmdp_ladder import RUNGS, late_ess, rung, rung_objective
+from evaluation.experiments.nmdp_parts import Pair, Size, description, process, scores, train_with
 from evaluation.plots.style import WIDTH, colours, look
 from guides import StickBreakingGuide, prune_experts
 from inference.objectives import make
@@ -76,7 +76,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
                 build, objective = process("CNP", 1, 1, size, FLOOR), make("conditional-prior", normalize=True)
             else:
                 build, objective = rung(name, size, "strict", FLOOR), rung_objective(name, size)
-            pair, history = train_rung(
+            pair, history = train_with(
                 workshop, f"nmdp-branches-{scale_name}", name, build, objective, stream, seed, size
             )
             rows.append({"model": name, "seed": seed, **branch_scores(pair, test, size.draws), **late_ess(history)})
@@ -186,14 +186,13 @@ def audit(pair: Pair, batch: TaskBatch, num_particles: int = 1_000) -> dict[str,
     found: dict[str, float] = {}
     for name in ("prior", "conjugate"):
         objective = make("iw-em", num_particles=num_particles, proposal=name, score="target")
-        log_weights = objective.terms(*pair, batch).log_weights
-        assert isinstance(log_weights, Tensor)
-        khat = psis(log_weights.double().unsqueeze(0))
-        ess = 1 / torch.softmax(log_weights, 0).square().sum(0)
+        terms = objective.terms(*pair, batch)
+        assert isinstance(terms.log_weights, Tensor) and terms.ess is not None
+        khat = psis(terms.log_weights.double().unsqueeze(0))
         found |= {
             f"khat_{name}": float(khat.median()),
             f"good_{name}": float((khat < khat_threshold(num_particles)).double().mean()),
-            f"share_{name}": float(ess.mean()) / num_particles,
+            f"share_{name}": float(terms.ess.mean()) / num_particles,
         }
     return found
 
@@ -207,7 +206,7 @@ def run_sweep(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
 
     def train(label: str, build: Any, objective: Any, seed: int) -> tuple[Pair, list[dict[str, float]]]:
         stream = tasks.branches(size.batch_size, seed)
-        return train_rung(workshop, f"nmdp-sweep-{scale_name}", label, build, objective, stream, seed, size)
+        return train_with(workshop, f"nmdp-sweep-{scale_name}", label, build, objective, stream, seed, size)
 
     for seed in seeds:
         for number in experts:

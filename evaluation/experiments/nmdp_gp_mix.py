@@ -10,8 +10,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
-from evaluation.experiments.nmdp_ladder import RUNGS, late_ess, rung, rung_objective, train_rung
-from evaluation.experiments.nmdp_parts import Pair, Size, description, scores
+from evaluation.experiments.nmdp_ladder import RUNGS, late_ess, rung, rung_objective
+from evaluation.experiments.nmdp_parts import Pair, Size, description, scores, train_with
 from evaluation.methods import Task, build
 from evaluation.plots.style import WIDTH, colours, look
 from evaluation.scoring import score_oracle
@@ -101,7 +101,7 @@ def _train_nmdp(
     size = SCALES[scale_name]
     number = size.num_experts * (2 if experts == "strict" else 1)
     stream = tasks.gp("mix", size.batch_size, seed, **tasks.TNP_COUNTS)
-    return train_rung(
+    return train_with(
         workshop,
         f"nmdp-gp-{scale_name}",
         f"{name}-{experts}",
@@ -121,7 +121,7 @@ def run_baselines(scale_name: str, seeds: list[int], workshop: Workshop) -> Outc
     for seed in seeds:
         stream = tasks.gp("mix", size.batch_size, seed, **tasks.TNP_COUNTS)
         for name in BASELINES:
-            pair, _ = train_rung(
+            pair, _ = train_with(
                 workshop,
                 f"nmdp-gp-{scale_name}",
                 name,

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.experiments.experiment import Workshop
 from evaluation.experiments.nmdp_parts import Pair, Size
 from guides import (
     DeterministicGateGuide,
@@ -53,32 +52,6 @@ def rung_objective(name: str, size: Size, **options: Any) -> Any:
     if objective == "iw-em":
         own = {"num_particles": size.particles, **own}
     return make(objective, **{**own, "normalize": True, **options})
-
-
-def train_rung(
-    workshop: Workshop,
-    key: str,
-    label: str,
-    build: Callable[[], Pair],
-    objective: Any,
-    stream: Any,
-    seed: int,
-    size: Size,
-) -> tuple[Pair, list[dict[str, float]]]:
-    """A pair trained (or read back), ready to predict, and its history."""
-    model, guide, history = workshop.fit(
-        key,
-        label,
-        build,
-        stream,
-        seed,
-        objective=objective,
-        steps=size.steps,
-        learning_rate=size.learning_rate,
-        final_learning_rate=size.learning_rate / 100,
-        max_grad_norm=10.0,
-    )
-    return (model.eval(), guide.eval()), history
 
 
 def late_ess(history: list[dict[str, float]]) -> dict[str, float]:

@@ -106,24 +106,38 @@ def objective(name: str, size: Size) -> Any:
     return make("npvi" if latent else "conditional-prior", kl_reduction="sum", normalize=True)
 
 
-def train(
-    workshop: Workshop, key: str, name: str, build: Callable[[], Pair], stream: Any, seed: int, size: Size
-) -> Pair:
-    """A pair trained with a seed (or read back from its checkpoint), ready to predict."""
-    short = name.lower().replace(", ", "-").replace(" ", "-")
-    model, guide, _ = workshop.fit(
+def train_with(
+    workshop: Workshop,
+    key: str,
+    label: str,
+    build: Callable[[], Pair],
+    objective: Any,
+    stream: Any,
+    seed: int,
+    size: Size,
+) -> tuple[Pair, list[dict[str, float]]]:
+    """A pair trained with a seed (or read back from its checkpoint), ready to predict, and its history."""
+    model, guide, history = workshop.fit(
         key,
-        short,
+        label,
         build,
         stream,
         seed,
-        objective=objective(name, size),
+        objective=objective,
         steps=size.steps,
         learning_rate=size.learning_rate,
         final_learning_rate=size.learning_rate / 100,
         max_grad_norm=10.0,
     )
-    return model.eval(), guide.eval()
+    return (model.eval(), guide.eval()), history
+
+
+def train(
+    workshop: Workshop, key: str, name: str, build: Callable[[], Pair], stream: Any, seed: int, size: Size
+) -> Pair:
+    """A pair trained with the objective that belongs to its name."""
+    short = name.lower().replace(", ", "-").replace(" ", "-")
+    return train_with(workshop, key, short, build, objective(name, size), stream, seed, size)[0]
 
 
 def scores(pair: Pair, batches: Iterable[TaskBatch], draws: int, seed: int = 0) -> pd.DataFrame:
