@@ -77,8 +77,8 @@ def test_the_kl_is_exact_where_the_prior_is_as_fine(correlation, granularity):
     assert abs(float(exact.detach()) - float(ratio.detach().mean())) < 4 * error
 
 
-def evidence_gap(guide, model, d, exact, steps=1200):
-    fit(model, guide, d, make("elbo", num_particles=8), steps, learning_rate=5e-2, final_learning_rate=1e-3, **SILENT)
+def evidence_gap(guide, model, d, exact, steps=600):
+    fit(model, guide, d, make("elbo", num_particles=8), steps, learning_rate=1e-1, final_learning_rate=1e-3, **SILENT)
     with torch.no_grad():
         torch.manual_seed(0)
         return float(exact - make("elbo", num_particles=20_000).terms(model, guide, d).bound)
