@@ -114,7 +114,7 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
     figures = _figures(fitted, image_fits, batches, held_out, table, limits)
     figures |= _nmdp_figures(trained["nmdp, branches"][0])
     figures |= _bnnp_figures(trained["bnnp, smooth functions"][0], smooth, seed, min(NUTS_DRAWS, steps))
-    print("adapting a linear map of known rank, and MiniLM where it is installed")
+    print("adapting a linear map of known rank, and MiniLM")
     figures |= planted_figures(steps, seed)
     adapted = text_table(steps, seed)
     pngs = {stem: as_png(figure) for stem, (figure, _, _) in figures.items()}
