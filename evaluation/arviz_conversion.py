@@ -101,10 +101,16 @@ def to_arviz(
     return pack(groups, container, coords or {}, {**names, **{k: str(v) for k, v in (attrs or {}).items()}})
 
 
-def fit_attributes(result: Any, seed: int | None = None) -> dict[str, str]:
-    """What a :class:`inference.FitResult` says of a posterior: objective and steps, and the seed where it is given."""
-    name = getattr(result.objective, "name", "") or type(result.objective).__name__
-    found = {"objective": name, "steps": str(result.steps)}
+def fit_attributes(objective: Any, steps: int, seed: int | None = None) -> dict[str, str]:
+    """What is to be told of the fit behind a posterior, for ``attrs`` of :func:`to_arviz`.
+
+    Args:
+        objective: the objective itself, such as ``FitResult.objective``.
+        steps: how many it was fitted for, such as ``FitResult.steps``.
+        seed: of the fit.
+    """
+    name = getattr(objective, "name", "") or type(objective).__name__
+    found = {"objective": name, "steps": str(steps)}
     return found if seed is None else {**found, "seed": str(seed)}
 
 

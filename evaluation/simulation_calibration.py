@@ -12,6 +12,7 @@ from torch import Tensor
 
 from inference.objectives.independent_plates import is_point_mass, sample_sites
 from inference.predict import seeded
+from inference.progress import Stages
 from pp_models.data import Dataset
 from pp_models.task_plates import PARTICLE_PLATE
 
@@ -19,6 +20,10 @@ from pp_models.task_plates import PARTICLE_PLATE
 MOST_ENTRIES = 8
 LIKELIHOOD = "log likelihood"
 DISTANCE = "distance"
+
+
+class NothingDrawn(ValueError):
+    """A guide that draws no site of the model, whose calibration therefore cannot be asked."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,14 @@ class CalibrationRanks:
 
 @torch.no_grad()
 def simulation_ranks(
-    model: Any, guide: Any, inputs: Dataset, num_draws: int = 99, *, seed: int = 0, chunk_size: int = 50
+    model: Any,
+    guide: Any,
+    inputs: Dataset,
+    num_draws: int = 99,
+    *,
+    seed: int = 0,
+    chunk_size: int = 50,
+    progress: bool = False,
 ) -> CalibrationRanks:
     """Draws latents and data from the model, and ranks the latents among the guide's draws given those data.
 
@@ -64,13 +76,15 @@ def simulation_ranks(
         num_draws: S, draws of each task.
         seed: of everything drawn.
         chunk_size: tasks whose draws are made at once.
+        progress: show a bar over the tasks, where stderr is a terminal.
 
     Returns:
         Ranks of up to eight entries of every drawn site, of the distance to a random point for a site of several
         entries, and of the log-likelihood.
 
     Raises:
-        ValueError: fewer than two draws, inputs without a task dimension, or a guide without drawn sites.
+        ValueError: fewer than two draws, inputs without a task dimension, or (NothingDrawn) a guide without drawn
+            sites.
         NotImplementedError: a prior that cannot be sampled.
     """
     if num_draws < 2:
@@ -78,13 +92,15 @@ def simulation_ranks(
     if len(inputs.batch_shape) != 1:
         raise ValueError(f"inputs: got task dimensions {list(inputs.batch_shape)}; it must have one")
     found: dict[str, list[Tensor]] = {}
-    with seeded(seed, inputs.x.device):
+    with seeded(seed, inputs.x.device), Stages(progress) as shown:
+        shown.begin("simulated tasks", len(inputs))
         for start in range(0, len(inputs), chunk_size):
             part = inputs[start : start + chunk_size]
             for name, ranks in _chunk_ranks(model, guide, part, num_draws, seed).items():
                 found.setdefault(name, []).append(ranks)
+            shown.advance(len(part))
     if set(found) <= {LIKELIHOOD}:
-        raise ValueError("guide: it draws no site of the model; there is nothing to calibrate")
+        raise NothingDrawn("guide: it draws no site of the model; there is nothing to calibrate")
     return CalibrationRanks({name: torch.cat(parts) for name, parts in found.items()}, num_draws)
 
 

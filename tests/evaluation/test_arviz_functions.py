@@ -43,9 +43,8 @@ def posterior(name, container, seed=0):
     if name == "lrvd":
         data, coords = Dataset(torch.randn(40, 1), torch.randn(40, 1)), {}
     result = fit(model, guide, data, "elbo", steps=20, learning_rate=1e-2, progress=False)
-    return evaluation.to_arviz(
-        model, guide, data, 100, seed=0, container=container, coords=coords, attrs=fit_attributes(result, seed)
-    )
+    attrs = fit_attributes(result.objective, result.steps, seed)
+    return evaluation.to_arviz(model, guide, data, 100, seed=0, container=container, coords=coords, attrs=attrs)
 
 
 @pytest.fixture(scope="module")

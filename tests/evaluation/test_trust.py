@@ -11,6 +11,7 @@ from evaluation.simulation_calibration import LIKELIHOOD, ecdf_distance, ecdf_en
 from evaluation.trust import LEVELS, REJECT, REWEIGH, TRUST
 from guides import AmortisedMeanFieldGuide, DirichletMixtureGuide, NeuralProcessGuide
 from inference import fit, sample_posterior
+from inference.progress import Stages
 from pp_models import BayesianNetwork, DataError, Dataset, MixtureDensityNetwork, NeuralProcess, tasks
 
 
@@ -62,6 +63,36 @@ def test_a_verdict_is_repeatable_and_leaves_the_generator_alone():
     first = evaluation.verdict(*pair, num_samples=200)
     assert torch.equal(state, torch.get_rng_state())
     assert first == evaluation.verdict(*pair, num_samples=200)
+
+
+def test_progress_names_its_stages_and_changes_nothing(monkeypatch, capsys):
+    begun = []
+    monkeypatch.setattr(Stages, "begin", lambda self, name, total, done=0: begun.append((name, total)))
+    quiet = verdict_of("exact", num_samples=100, num_simulations=120)
+    assert verdict_of("exact", num_samples=100, num_simulations=120, progress=True) == quiet
+    stages = [
+        ("simulated tasks", 120),
+        ("importance weights of held-out tasks", 1),
+        ("predictions of held-out tasks", 1),
+    ]
+    assert begun == 2 * stages and capsys.readouterr() == ("", "")
+
+
+def test_a_model_without_latents_is_judged_by_its_predictions():
+    """The model predicts what it should: no latent, nothing to calibrate, no weights that could mend it."""
+
+    def model(data):
+        with pyro.plate("tasks", len(data), dim=-1):
+            pyro.sample("y", dist.Normal(data.x, 0.5).to_event(2), obs=data.y)
+
+    torch.manual_seed(0)
+    x = torch.randn(64, 20, 1)
+    batch = Dataset(x, x + 0.5 * torch.randn(64, 20, 1)).split(10)
+    found = evaluation.verdict(model, lambda data: None, batch, num_samples=60)
+    first = found.findings[0]
+    assert first.name == "calibration" and first.passed is None and first.measured == "the guide draws no latent"
+    assert {f.name for f in found.findings} == {"calibration", "context", "predictions"}
+    assert found.ranks is None
 
 
 def test_a_prior_as_posterior_passes_for_latents_and_not_for_the_likelihood():
