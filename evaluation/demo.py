@@ -40,10 +40,11 @@ def _verdicts(fits: dict[str, tuple[Method, Any]]) -> pd.DataFrame:
     """Whether to trust each fit, on tasks of its training stream that no training reached: one line each."""
     rows = []
     for name, (method, stream) in fits.items():
-        batches, found = [], 0
+        batches: list[TaskBatch] = []
+        found = 0
         while found < HELD_OUT_TASKS:
             batches.append(stream.batch(HELD_OUT_BATCH + len(batches)))
-            found += len(batches[-1].context)
+            found += batches[-1].context.batch_shape.numel()
         objective = getattr(method.objective, "name", "")
         answer = verdict(method.model, method.guide, batches, objective=objective, num_simulations=100, num_samples=100)
         rows.append({"fit": name, "verdict": answer.level, "why": answer.reason[0].upper() + answer.reason[1:]})

@@ -73,7 +73,9 @@ def write_swap_report(folder: Path, table: pd.DataFrame, noise: pd.DataFrame, se
     if len(noise):
         write_atomically(folder / "gradient_noise.csv", noise.to_csv(index=False).encode())
     sections: list[Section] = []
-    if (table["verdict"].fillna("") != "").any():
+    scores = summarise(table)
+    judged = (table["verdict"].fillna("") != "").any()
+    if judged:
         good = int((table["verdict"] == TRUST).sum())
         sections += [
             Heading(f"Verdict: {good} of {len(table)} runs can be trusted"),
@@ -90,7 +92,7 @@ def write_swap_report(folder: Path, table: pd.DataFrame, noise: pd.DataFrame, se
             f"{settings['test_tasks']} test tasks with {settings['draws']} draws; pll is of the target points, nats "
             "per point."
         ),
-        Table(summarise(table)),
+        Table(scores[scores["runs"] > 0].dropna(axis="columns", how="all") if scores["runs"].any() else scores),
     ]
     if (table["status"] == "ok").any():
         figure = plots.swap_matrix_plot(table, noise)
@@ -98,7 +100,7 @@ def write_swap_report(folder: Path, table: pd.DataFrame, noise: pd.DataFrame, se
         write_atomically(folder / "compare.png", png)
         sections.append(Picture(figure, "Likelihood against training time, gradient noise, and weights.", png=png))
     failed = table[table["status"] != "ok"]
-    if len(failed):
+    if len(failed) and not judged:
         sections += [Heading("Failed"), Table(failed[["model", "guide", "objective", "seed", "reason"]])]
     sections += [Heading("Every run"), Table(table.drop(columns=["reason", "verdict", "why"]))]
     names = {n: list(dict.fromkeys(table[n])) for n in ("model", "guide", "objective", "seed")}
