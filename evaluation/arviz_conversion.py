@@ -48,6 +48,8 @@ def to_arviz(
             (the last input is "bias"); a site outside every task plate has no task dim.
         posterior_predictive, prior_predictive, observed_data: ``y [.., task, point, output]``, no output dim for
             classes. The prior groups are absent where a prior is improper.
+        predictions, predictions_constant_data: in place of posterior_predictive, and of constant_data's x and mask, for
+            a TaskBatch whose target's y is not known: there is nothing to check these draws against.
         log_likelihood: of each point given each draw, ``[chain, draw, task, point]``, summed over outputs.
         constant_data: x and mask (and context_x, context_y, context_mask of a TaskBatch).
         sample_stats: ``bound``, the log of the mean weight, and ``khat``, the Pareto k-hat of the weights, both
@@ -97,6 +99,10 @@ def to_arviz(
             groups |= _joined(_prior_chunk(model, scored.without_y(), n) for n in sizes)
     _add_weight_summaries(groups["sample_stats"])
     groups |= _data_groups(seen if split else None, scored)
+    if scored.y is None:
+        groups["predictions"] = groups.pop("posterior_predictive")
+        own = groups["constant_data"]
+        groups["predictions_constant_data"] = {name: own.pop(name) for name in ("x", "mask")}
     names = {"model": _name(model), "guide": _name(guide)}
     return pack(groups, container, coords or {}, {**names, **{k: str(v) for k, v in (attrs or {}).items()}})
 

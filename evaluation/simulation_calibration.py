@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +12,9 @@ from pyro import poutine
 from torch import Tensor
 
 from inference.objectives.independent_plates import is_point_mass, sample_sites
-from inference.predict import seeded
+from inference.predict import predict, seeded
 from inference.progress import Stages
-from pp_models.data import Dataset
+from pp_models.data import DataError, Dataset, TaskBatch
 from pp_models.task_plates import PARTICLE_PLATE
 
 #: of every site at most this many entries are ranked
@@ -141,6 +142,51 @@ def _by_task(site: Any, draws: int, tasks: int) -> Tensor:
     """Log-likelihood ``[S, T]`` of an observation site."""
     value = site["fn"].log_prob(site["value"])
     return value.reshape(draws, tasks, -1).sum(-1) if value.dim() > 1 or draws == 1 else value.expand(draws, tasks)
+
+
+def pit_by_context_size(
+    model: Any,
+    guide: Any,
+    batches: Iterable[TaskBatch],
+    num_samples: int = 200,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[int, Tensor]:
+    """Probability integral transforms of held-out targets, by number of context points; uniform where calibrated.
+
+    Args:
+        model: the model.
+        guide: its guide; it sees the contexts.
+        batches: held-out tasks with real-valued targets.
+        num_samples: predictive draws; a transform is the share of them below the target.
+        seed: of the draws; the n-th batch has seed + n.
+        progress: show a bar over the batches, where stderr is a terminal.
+
+    Returns:
+        By size, in ascending order, the values of all existing points and outputs in one dimension.
+
+    Raises:
+        DataError: targets without y, or classes.
+        ValueError: no batches.
+    """
+    found: dict[int, list[Tensor]] = {}
+    batches = list(batches)
+    if not batches:
+        raise ValueError("batches: got none; held-out tasks are needed")
+    with Stages(progress) as shown:
+        shown.begin("predictions of held-out tasks", len(batches))
+        for number, batch in enumerate(batches):
+            y = batch.target.y
+            if y is None or not y.dtype.is_floating_point:
+                raise DataError("target: its y must be known and real for a probability integral transform")
+            samples = predict(model, guide, batch.context, batch.target.without_y(), num_samples, seed=seed + number)
+            below = (samples.samples < y).double().mean(0)
+            counts, mask = batch.context.counts, batch.target.full_mask()
+            for size in counts.unique().tolist():
+                found.setdefault(int(size), []).append(below[mask & (counts == size).unsqueeze(-1)].flatten())
+            shown.advance()
+    return {size: torch.cat(found[size]) for size in sorted(found)}
 
 
 def ecdf_envelope(count: int, num_draws: int, level: float = 0.95, repeats: int = 2_000, seed: int = 0) -> Tensor:

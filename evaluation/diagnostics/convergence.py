@@ -73,8 +73,8 @@ def _quantile(x: Tensor, prob: float) -> Tensor:
 def _median(x: Tensor) -> Tensor:
     flat = x.reshape(len(x), -1)
     n = flat.shape[-1]
-    middle = [flat.kthvalue(k, -1).values for k in ((n - 1) // 2 + 1, n // 2 + 1)]
-    return (sum(middle) / 2)[:, None, None]
+    low, high = (flat.kthvalue(k, -1).values for k in ((n - 1) // 2 + 1, n // 2 + 1))
+    return ((low + high) / 2)[:, None, None]
 
 
 def _autocovariance(x: Tensor) -> Tensor:
