@@ -11,7 +11,7 @@ import pandas as pd
 from evaluation import plots
 from evaluation.arviz_container import write_netcdf
 from evaluation.arviz_conversion import fit_attributes, to_arviz
-from evaluation.arviz_summary import widest_entries
+from evaluation.arviz_summary import widest_entries, widest_forest
 from evaluation.methods import Method
 from evaluation.metrics import rate_spread
 from evaluation.report import Code, Heading, Picture, Prose, Section, Settings, Table, write_report
@@ -59,7 +59,7 @@ def inspect_run(
         shown.begin("posterior for ArviZ", 1)
         idata = to_arviz(method.model, method.guide, few, num_samples=draws, seed=configuration.seed, attrs=attrs)
         write_netcdf(idata, path / "posterior.nc")
-        summary = widest_entries(idata)
+        summary, forest = widest_entries(idata), widest_forest(idata)
     rows = [{"model": configuration.model, **_means(table)}]
     if configuration.tasks.startswith("gp-"):
         rows.append({"model": "exact GP, sd >= 0.1", **_means(score_oracle(batches, 0.1))})
@@ -98,6 +98,11 @@ def inspect_run(
         Heading("Posterior"),
         Prose("The entries with the largest posterior standard deviation; posterior.nc holds all of it."),
         Table(summary),
+        *(
+            []
+            if forest is None
+            else [Picture(forest, "ArviZ's forest plot of them: medians, central 50 % and 90 % HDI.")]
+        ),
         Heading("Configuration"),
         Settings(asdict(configuration)),
         Code(f"guidebook inspect {path.name} --draws {draws}"),
