@@ -48,6 +48,8 @@ def to_arviz(
             (the last input is "bias"); a site outside every task plate has no task dim.
         posterior_predictive, prior_predictive, observed_data: ``y [.., task, point, output]``, no output dim for
             classes. The prior groups are absent where a prior is improper.
+        predictions, predictions_constant_data: in place of posterior_predictive, and of constant_data's x and mask, for
+            a TaskBatch whose target's y is not known: there is nothing to check these draws against.
         log_likelihood: of each point given each draw, ``[chain, draw, task, point]``, summed over outputs.
         constant_data: x and mask (and context_x, context_y, context_mask of a TaskBatch).
         sample_stats: ``bound``, the log of the mean weight, and ``khat``, the Pareto k-hat of the weights, both
@@ -97,14 +99,24 @@ def to_arviz(
             groups |= _joined(_prior_chunk(model, scored.without_y(), n) for n in sizes)
     _add_weight_summaries(groups["sample_stats"])
     groups |= _data_groups(seen if split else None, scored)
+    if scored.y is None:
+        groups["predictions"] = groups.pop("posterior_predictive")
+        own = groups["constant_data"]
+        groups["predictions_constant_data"] = {name: own.pop(name) for name in ("x", "mask")}
     names = {"model": _name(model), "guide": _name(guide)}
     return pack(groups, container, coords or {}, {**names, **{k: str(v) for k, v in (attrs or {}).items()}})
 
 
-def fit_attributes(result: Any, seed: int | None = None) -> dict[str, str]:
-    """What a :class:`inference.FitResult` says of a posterior: objective and steps, and the seed where it is given."""
-    name = getattr(result.objective, "name", "") or type(result.objective).__name__
-    found = {"objective": name, "steps": str(result.steps)}
+def fit_attributes(objective: Any, steps: int, seed: int | None = None) -> dict[str, str]:
+    """What is to be told of the fit behind a posterior, for ``attrs`` of :func:`to_arviz`.
+
+    Args:
+        objective: the objective itself, such as ``FitResult.objective``.
+        steps: how many it was fitted for, such as ``FitResult.steps``.
+        seed: of the fit.
+    """
+    name = getattr(objective, "name", "") or type(objective).__name__
+    found = {"objective": name, "steps": str(steps)}
     return found if seed is None else {**found, "seed": str(seed)}
 
 

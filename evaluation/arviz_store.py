@@ -14,7 +14,10 @@ from inference.checkpoint import make_folder
 from pp_models.data import Dataset, TaskBatch
 
 #: groups whose arrays grow with the draws
-DRAWN = ("posterior", "posterior_predictive", "log_likelihood", "sample_stats", "prior", "prior_predictive")
+DRAWN = (
+    *("posterior", "posterior_predictive", "predictions", "log_likelihood", "sample_stats"),
+    *("prior", "prior_predictive"),
+)
 
 
 def write_zarr(

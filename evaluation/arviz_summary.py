@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray
+from matplotlib.figure import Figure
 
 
 def summarise(container: Any, **options: Any) -> pd.DataFrame:
@@ -32,6 +33,33 @@ def widest_entries(container: Any, most: int = 10) -> pd.DataFrame:
         container: what ``to_arviz`` returned.
         most: rows.
     """
+    table = summarise(_widest(container, most), kind="stats")
+    return table.rename_axis("entry").reset_index()
+
+
+def widest_forest(container: Any, most: int = 10) -> Figure | None:
+    """ArviZ's forest plot of the same entries; None for a DataTree, which ArviZ below 1 cannot plot.
+
+    Args:
+        container: what ``to_arviz`` returned.
+        most: entries.
+    """
+    if isinstance(container, xarray.DataTree):
+        return None
+    import arviz
+    from matplotlib import pyplot
+
+    size = (7.6, 0.8 + 0.3 * most)
+    axes = arviz.plot_forest(_widest(container, most), combined=True, hdi_prob=0.9, figsize=size, textsize=10)
+    axes[0].set_title("")
+    figure: Figure = axes[0].figure
+    pyplot.close(figure)  # pyplot forgets it; it is ours now
+    figure.tight_layout()
+    return figure
+
+
+def _widest(container: Any, most: int) -> Any:
+    """A container of those entries alone, each under its label."""
     posterior = container["posterior"]
     posterior = posterior.to_dataset() if isinstance(posterior, xarray.DataTree) else posterior
     found: list[tuple[float, str, np.ndarray]] = []
@@ -46,11 +74,6 @@ def widest_entries(container: Any, most: int = 10) -> pd.DataFrame:
     found.sort(key=lambda entry: -entry[0])
     entries = {label: (("chain", "draw"), draws) for _, label, draws in found[:most]}
     dataset = xarray.Dataset(entries, coords={"chain": posterior["chain"], "draw": posterior["draw"]})
-    table = summarise(_like(container, dataset), kind="stats")
-    return table.rename_axis("entry").reset_index()
-
-
-def _like(container: Any, dataset: xarray.Dataset) -> Any:
     if isinstance(container, xarray.DataTree):
         return xarray.DataTree.from_dict({"posterior": dataset})
     import arviz

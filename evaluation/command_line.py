@@ -181,7 +181,7 @@ def inspect(
 
     _prepare()
 
-    scores, summary, verdict = inspect_run(run, draws)
+    scores, summary, verdict = inspect_run(run, draws, progress=True)
     say(str(verdict))
     show("Scores on test tasks", scores)
     show("Posterior: the ten widest entries", summary)
@@ -226,6 +226,7 @@ def compare_command(
     width: Annotated[int, typer.Option(help="hidden width of every network")] = 64,
     batch_size: Annotated[int, typer.Option(help="tasks a step")] = 8,
     learning_rate: Annotated[float, typer.Option(help="of Adam")] = 1e-3,
+    simulations: Annotated[int, typer.Option(help="tasks simulated for each run's verdict; 0 for no verdicts")] = 100,
     out: Annotated[Path, typer.Option(help="folder for the runs, tables, figure and report")] = Path("runs/compare"),
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="run failed combinations anew")] = False,
 ) -> None:
@@ -236,7 +237,7 @@ def compare_command(
     Example: `guidebook compare --guides mean-field,mc-dropout --objectives elbo,iwae,pp-avi --seeds 0,1,2 --steps 500`
     """
     from evaluation.swap_matrix import compare
-    from evaluation.swap_report import failures, summarise
+    from evaluation.swap_report import failures, summarise, verdicts
 
     _prepare()
 
@@ -251,6 +252,7 @@ def compare_command(
         width=width,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        num_simulations=simulations,
         out=out,
         retry_failed=retry_failed,
     )
@@ -262,6 +264,8 @@ def compare_command(
     found.insert(0, "run", found[words].agg(" · ".join, axis=1))
     brief = found[["run", "runs", "pll", "pll_sd", "rmse", "ess", "snr_guide", "seconds"]]
     brief = brief.rename(columns={"snr_guide": "snr", "seconds": "s"})
+    if simulations:
+        show("Verdicts", verdicts(table))
     show("Means over seeds; pll is the held-out likelihood, nats per point", brief)
     for line in failures(table):
         say(f"failed: {line}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -14,6 +15,7 @@ from torch import Tensor
 from evaluation.diagnostics import psis, wasserstein
 from evaluation.plots.style import WIDTH, colours, look
 from inference.predict import posterior_log_weights, sample_posterior
+from inference.progress import Stages
 from pp_models.data import Dataset
 
 
@@ -51,7 +53,16 @@ class Grade:
         return figure
 
 
-def grade(model: Any, guide: Any, data: Dataset, reference: Any, *, num_samples: int = 1_000, seed: int = 0) -> Grade:
+def grade(
+    model: Any,
+    guide: Any,
+    data: Dataset,
+    reference: Any,
+    *,
+    num_samples: int = 1_000,
+    seed: int = 0,
+    progress: bool = False,
+) -> Grade:
     """Grades a guide's posterior by a reference's, such as :func:`inference.nuts` gives.
 
     Args:
@@ -61,6 +72,7 @@ def grade(model: Any, guide: Any, data: Dataset, reference: Any, *, num_samples:
         reference: draws by site ``[S, *B, *event]``, or an object that has them as ``draws``.
         num_samples: draws of the guide.
         seed: of those draws.
+        progress: show a bar over the sites, where stderr is a terminal.
 
     Raises:
         ValueError: a site of the reference that the guide has not, or draws of other shapes.
@@ -71,29 +83,32 @@ def grade(model: Any, guide: Any, data: Dataset, reference: Any, *, num_samples:
     if missing:
         raise ValueError(f"reference: it has a site {missing[0]!r} that the guide does not draw")
     rows, entries = [], []
-    for name, true in draws.items():
-        ours, true = found[name].double(), true.double()
-        if ours.shape[1:] != true.shape[1:]:
-            raise ValueError(
-                f"reference: site {name!r} has draws of shape {list(true.shape[1:])}; the guide's have "
-                f"{list(ours.shape[1:])}"
+    with Stages(progress) as shown:
+        shown.begin("sites", len(draws))
+        for name, true in draws.items():
+            ours, true = found[name].double(), true.double()
+            if ours.shape[1:] != true.shape[1:]:
+                raise ValueError(
+                    f"reference: site {name!r} has draws of shape {list(true.shape[1:])}; the guide's have "
+                    f"{list(ours.shape[1:])}"
+                )
+            frame = _entries(name, ours.flatten(1), true.flatten(1), ours.shape[1:])
+            entries.append(frame)
+            ratio = torch.as_tensor((frame.guide_sd / frame.reference_sd.clip(lower=1e-12)).to_numpy())
+            rows.append(
+                {
+                    "site": name,
+                    "entries": len(frame),
+                    "mean_error": float(frame.mean_error.mean()),
+                    "worst_mean_error": float(frame.mean_error.max()),
+                    "sd_ratio": float(ratio.clamp_min(1e-12).log().mean().exp()),
+                    "least_sd_ratio": float(ratio.min()),
+                    "largest_sd_ratio": float(ratio.max()),
+                    "wasserstein": float(frame.wasserstein.mean()),
+                    "coverage": float(frame.coverage.mean()),
+                }
             )
-        frame = _entries(name, ours.flatten(1), true.flatten(1), ours.shape[1:])
-        entries.append(frame)
-        ratio = torch.as_tensor((frame.guide_sd / frame.reference_sd.clip(lower=1e-12)).to_numpy())
-        rows.append(
-            {
-                "site": name,
-                "entries": len(frame),
-                "mean_error": float(frame.mean_error.mean()),
-                "worst_mean_error": float(frame.mean_error.max()),
-                "sd_ratio": float(ratio.clamp_min(1e-12).log().mean().exp()),
-                "least_sd_ratio": float(ratio.min()),
-                "largest_sd_ratio": float(ratio.max()),
-                "wasserstein": float(frame.wasserstein.mean()),
-                "coverage": float(frame.coverage.mean()),
-            }
-        )
+            shown.advance()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         log_weights = posterior_log_weights(model, guide, data, num_samples=num_samples).double()
@@ -118,13 +133,7 @@ def _entries(name: str, ours: Tensor, true: Tensor, shape: torch.Size) -> pd.Dat
     for who, values in quantiles.items():
         columns |= {f"{who}_{round(100 * float(level))}": value for level, value in zip(levels, values, strict=True)}
     frame = pd.DataFrame({key: value.numpy() for key, value in columns.items()})
-    index = (
-        [",".join(map(str, torch.unravel_index(torch.tensor(i), shape))) for i in range(len(frame))] if shape else [""]
-    )
-    labels = [f"{name}[{_plain(place)}]" if place else name for place in index]
+    places = zip(*np.unravel_index(np.arange(len(frame)), tuple(shape)), strict=True) if shape else [()]
+    labels = [f"{name}[{','.join(map(str, place))}]" if place else name for place in places]
     frame.insert(0, "entry", labels)
     return frame
-
-
-def _plain(place: str) -> str:
-    return place.replace("tensor(", "").replace(")", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,28 +10,32 @@ import pandas as pd
 
 from evaluation import plots
 from evaluation.arviz_container import write_netcdf
-from evaluation.arviz_conversion import to_arviz
-from evaluation.arviz_summary import widest_entries
+from evaluation.arviz_conversion import fit_attributes, to_arviz
+from evaluation.arviz_summary import widest_entries, widest_forest
 from evaluation.methods import Method
 from evaluation.metrics import rate_spread
 from evaluation.report import Code, Heading, Picture, Prose, Section, Settings, Table, write_report
 from evaluation.runs import RunConfiguration, open_run
 from evaluation.scoring import SCORES, score_oracle, score_tasks
-from evaluation.trust import Verdict, verdict
+from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, Verdict, verdict
 from inference import predict
 from inference.checkpoint import make_folder
+from inference.progress import Stages
+from pp_models.data import TaskBatch
 from pp_models.task_names import task_stream
 
-#: where in a training stream the tasks of the verdict lie, and how many there are
-HELD_OUT_BATCH, HELD_OUT_TASKS, SIMULATIONS = 20_000_000, 32, 200
+SIMULATIONS = 200
 
 
-def inspect_run(folder: str | Path, draws: int = 200) -> tuple[pd.DataFrame, pd.DataFrame, Verdict]:
+def inspect_run(
+    folder: str | Path, draws: int = 200, *, progress: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame, Verdict]:
     """Scores a run, says whether to trust it, and writes ``posterior.nc`` and ``report.html`` into its folder.
 
     Args:
         folder: a run made by ``guidebook fit``.
         draws: posterior draws.
+        progress: show what is being done, where stderr is a terminal.
 
     Returns:
         The table of scores, the summary of the posterior's widest entries, and the verdict.
@@ -45,18 +50,22 @@ def inspect_run(folder: str | Path, draws: int = 200) -> tuple[pd.DataFrame, pd.
     path = make_folder(folder, "run")
     stream = task_stream(configuration.tasks, 4, configuration.seed, test=True)
     batches = [stream.batch(i) for i in range(25)]
-    rows = [{"model": configuration.model, **_means(score_tasks(method.model, method.guide, batches))}]
+    few = batches[0]
+    attrs = fit_attributes(method.objective, steps, configuration.seed)
+    attrs |= {"tasks": configuration.tasks, "method": configuration.model}
+    with Stages(progress) as shown:
+        shown.begin("scores on test tasks", len(batches))
+        table = score_tasks(method.model, method.guide, _counted(batches, shown))
+        shown.begin("posterior for ArviZ", 1)
+        idata = to_arviz(method.model, method.guide, few, num_samples=draws, seed=configuration.seed, attrs=attrs)
+        write_netcdf(idata, path / "posterior.nc")
+        summary, forest = widest_entries(idata), widest_forest(idata)
+    rows = [{"model": configuration.model, **_means(table)}]
     if configuration.tasks.startswith("gp-"):
         rows.append({"model": "exact GP, sd >= 0.1", **_means(score_oracle(batches, 0.1))})
     scores = pd.DataFrame(rows)
 
-    few = batches[0]
-    attrs = {"objective": configuration.objective or getattr(method.objective, "name", ""), "steps": steps}
-    attrs |= {"seed": configuration.seed, "tasks": configuration.tasks, "method": configuration.model}
-    idata = to_arviz(method.model, method.guide, few, num_samples=draws, seed=configuration.seed, attrs=attrs)
-    write_netcdf(idata, path / "posterior.nc")
-    summary = widest_entries(idata)
-    found = _verdict(configuration, method, draws)
+    found = _verdict(configuration, method, draws, progress)
     sections: list[Section] = [
         Heading(f"Verdict: {found.level}"),
         Prose(found.reason[0].upper() + found.reason[1:]),
@@ -89,6 +98,11 @@ def inspect_run(folder: str | Path, draws: int = 200) -> tuple[pd.DataFrame, pd.
         Heading("Posterior"),
         Prose("The entries with the largest posterior standard deviation; posterior.nc holds all of it."),
         Table(summary),
+        *(
+            []
+            if forest is None
+            else [Picture(forest, "ArviZ's forest plot of them: medians, central 50 % and 90 % HDI.")]
+        ),
         Heading("Configuration"),
         Settings(asdict(configuration)),
         Code(f"guidebook inspect {path.name} --draws {draws}"),
@@ -97,7 +111,13 @@ def inspect_run(folder: str | Path, draws: int = 200) -> tuple[pd.DataFrame, pd.
     return scores, summary, found
 
 
-def _verdict(configuration: RunConfiguration, method: Method, draws: int) -> Verdict:
+def _counted(batches: list[TaskBatch], shown: Stages) -> Iterator[TaskBatch]:
+    for batch in batches:
+        yield batch
+        shown.advance()
+
+
+def _verdict(configuration: RunConfiguration, method: Method, draws: int, progress: bool) -> Verdict:
     """The verdict on tasks of the training distribution that no training reaches."""
     stream = task_stream(configuration.tasks, HELD_OUT_TASKS, configuration.seed)
     name = configuration.objective or getattr(method.objective, "name", "")
@@ -109,6 +129,7 @@ def _verdict(configuration: RunConfiguration, method: Method, draws: int) -> Ver
         num_simulations=SIMULATIONS,
         num_samples=max(draws, 50),
         seed=configuration.seed % 2**31,
+        progress=progress,
     )
 
 

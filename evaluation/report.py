@@ -23,6 +23,8 @@ PICTURE_DPI = 200
 #: CSS pixels per inch of figure
 SHOWN_DPI = 100
 PICTURE_WIDTH = 760
+#: characters of a cell that stays on one line on a desktop, and of one that makes a phone stack the table's cells
+SHORT_CELL, LONG_CELL = 18, 40
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,17 @@ def _table(section: Table) -> dict[str, Any]:
         for name, kind in zip(frame.columns, frame.dtypes, strict=True)
     ]
     rows = [[_words(cell, section.digits) for cell in row] for row in frame.itertuples(index=False, name=None)]
-    return {"kind": "table", "columns": columns, "rows": rows, "caption": section.caption}
+    longest = [max((len(row[i]) for row in rows), default=0) for i in range(len(columns))]
+    classes = [
+        "number" if number else "short" if longest[i] <= SHORT_CELL else "" for i, (_, number) in enumerate(columns)
+    ]
+    return {
+        "kind": "table",
+        "columns": list(zip((name for name, _ in columns), classes, strict=True)),
+        "rows": rows,
+        "caption": section.caption,
+        "stacked": max(longest, default=0) > LONG_CELL,
+    }
 
 
 def as_png(figure: Figure) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +12,19 @@ from pyro import poutine
 from torch import Tensor
 
 from inference.objectives.independent_plates import is_point_mass, sample_sites
-from inference.predict import seeded
-from pp_models.data import Dataset
+from inference.predict import predict, seeded
+from inference.progress import Stages
+from pp_models.data import DataError, Dataset, TaskBatch
 from pp_models.task_plates import PARTICLE_PLATE
 
 #: of every site at most this many entries are ranked
 MOST_ENTRIES = 8
 LIKELIHOOD = "log likelihood"
 DISTANCE = "distance"
+
+
+class NothingDrawn(ValueError):
+    """A guide that draws no site of the model, whose calibration therefore cannot be asked."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,14 @@ class CalibrationRanks:
 
 @torch.no_grad()
 def simulation_ranks(
-    model: Any, guide: Any, inputs: Dataset, num_draws: int = 99, *, seed: int = 0, chunk_size: int = 50
+    model: Any,
+    guide: Any,
+    inputs: Dataset,
+    num_draws: int = 99,
+    *,
+    seed: int = 0,
+    chunk_size: int = 50,
+    progress: bool = False,
 ) -> CalibrationRanks:
     """Draws latents and data from the model, and ranks the latents among the guide's draws given those data.
 
@@ -64,13 +77,15 @@ def simulation_ranks(
         num_draws: S, draws of each task.
         seed: of everything drawn.
         chunk_size: tasks whose draws are made at once.
+        progress: show a bar over the tasks, where stderr is a terminal.
 
     Returns:
         Ranks of up to eight entries of every drawn site, of the distance to a random point for a site of several
         entries, and of the log-likelihood.
 
     Raises:
-        ValueError: fewer than two draws, inputs without a task dimension, or a guide without drawn sites.
+        ValueError: fewer than two draws, inputs without a task dimension, or (NothingDrawn) a guide without drawn
+            sites.
         NotImplementedError: a prior that cannot be sampled.
     """
     if num_draws < 2:
@@ -78,13 +93,15 @@ def simulation_ranks(
     if len(inputs.batch_shape) != 1:
         raise ValueError(f"inputs: got task dimensions {list(inputs.batch_shape)}; it must have one")
     found: dict[str, list[Tensor]] = {}
-    with seeded(seed, inputs.x.device):
+    with seeded(seed, inputs.x.device), Stages(progress) as shown:
+        shown.begin("simulated tasks", len(inputs))
         for start in range(0, len(inputs), chunk_size):
             part = inputs[start : start + chunk_size]
             for name, ranks in _chunk_ranks(model, guide, part, num_draws, seed).items():
                 found.setdefault(name, []).append(ranks)
+            shown.advance(len(part))
     if set(found) <= {LIKELIHOOD}:
-        raise ValueError("guide: it draws no site of the model; there is nothing to calibrate")
+        raise NothingDrawn("guide: it draws no site of the model; there is nothing to calibrate")
     return CalibrationRanks({name: torch.cat(parts) for name, parts in found.items()}, num_draws)
 
 
@@ -125,6 +142,51 @@ def _by_task(site: Any, draws: int, tasks: int) -> Tensor:
     """Log-likelihood ``[S, T]`` of an observation site."""
     value = site["fn"].log_prob(site["value"])
     return value.reshape(draws, tasks, -1).sum(-1) if value.dim() > 1 or draws == 1 else value.expand(draws, tasks)
+
+
+def pit_by_context_size(
+    model: Any,
+    guide: Any,
+    batches: Iterable[TaskBatch],
+    num_samples: int = 200,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[int, Tensor]:
+    """Probability integral transforms of held-out targets, by number of context points; uniform where calibrated.
+
+    Args:
+        model: the model.
+        guide: its guide; it sees the contexts.
+        batches: held-out tasks with real-valued targets.
+        num_samples: predictive draws; a transform is the share of them below the target.
+        seed: of the draws; the n-th batch has seed + n.
+        progress: show a bar over the batches, where stderr is a terminal.
+
+    Returns:
+        By size, in ascending order, the values of all existing points and outputs in one dimension.
+
+    Raises:
+        DataError: targets without y, or classes.
+        ValueError: no batches.
+    """
+    found: dict[int, list[Tensor]] = {}
+    batches = list(batches)
+    if not batches:
+        raise ValueError("batches: got none; held-out tasks are needed")
+    with Stages(progress) as shown:
+        shown.begin("predictions of held-out tasks", len(batches))
+        for number, batch in enumerate(batches):
+            y = batch.target.y
+            if y is None or not y.dtype.is_floating_point:
+                raise DataError("target: its y must be known and real for a probability integral transform")
+            samples = predict(model, guide, batch.context, batch.target.without_y(), num_samples, seed=seed + number)
+            below = (samples.samples < y).double().mean(0)
+            counts, mask = batch.context.counts, batch.target.full_mask()
+            for size in counts.unique().tolist():
+                found.setdefault(int(size), []).append(below[mask & (counts == size).unsqueeze(-1)].flatten())
+            shown.advance()
+    return {size: torch.cat(found[size]) for size in sorted(found)}
 
 
 def ecdf_envelope(count: int, num_draws: int, level: float = 0.95, repeats: int = 2_000, seed: int = 0) -> Tensor:

@@ -16,24 +16,25 @@ from typing import Any
 import pandas as pd
 import pyro
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 
 from evaluation.families import GUIDES, MODELS
 from evaluation.methods import Task
 from evaluation.scoring import score_tasks
 from evaluation.swap_report import write_swap_report
+from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, verdict
 from inference import checkpoint, fit
 from inference.compare_objectives import compare_objectives
 from inference.objectives import REGISTRY, make
+from inference.progress import Stages
 from pp_models.task_names import task_stream
 from pp_models.task_stream import TaskStream
 
 #: where in a stream without a test protocol the test batches begin
 TEST_BATCH = 10_000_000
 COLUMNS = [
-    "model", "guide", "objective", "seed", "status", "reason", "pll", "joint_pll", "ll", "rmse", "loss", "ess",
-    "share_below_2", "snr_guide", "snr_model", "seconds", "steps", "skipped",
+    "model", "guide", "objective", "seed", "status", "reason", "verdict", "why", "pll", "joint_pll", "ll",
+    "rmse", "loss", "ess", "share_below_2", "snr_guide", "snr_model", "seconds", "steps", "skipped",
 ]  # fmt: skip
 #: what stops a cell and not the grid
 CELL_ERRORS = (ValueError, TypeError, NotImplementedError, AttributeError, RuntimeError, ArithmeticError)
@@ -54,6 +55,7 @@ class GridSettings:
     draws: int
     snr_particles: tuple[int, ...]
     snr_repeats: int
+    num_simulations: int
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def compare(
     draws: int = 32,
     snr_particles: Sequence[int] = (1, 4, 16),
     snr_repeats: int = 10,
+    num_simulations: int = 100,
     out: str | Path | None = None,
     retry_failed: bool = False,
     progress: bool = True,
@@ -119,12 +122,15 @@ def compare(
         draws: posterior draws of a prediction.
         snr_particles: numbers of particles at which the fitted pair's gradient noise is measured; empty for none.
         snr_repeats: gradients of each of them.
+        num_simulations: tasks simulated, and draws weighed, for each fit's :func:`evaluation.verdict`, on 32 tasks that
+            no training reaches; 0 for no verdicts.
         out: folder; None to write nothing.
         retry_failed: run failed cells anew.
         progress: show a bar over the cells.
 
     Returns:
-        One row a run: ``model``, ``guide``, ``objective``, ``seed``, ``status``, ``reason``; ``pll`` and ``joint_pll``
+        One row a run: ``model``, ``guide``, ``objective``, ``seed``, ``status``, ``reason`` (of a failure);
+        ``verdict`` and ``why``, its one sentence; ``pll`` and ``joint_pll``
         (held-out log-likelihood of the target points, nats per point; of points one by one, and jointly), ``ll`` (all
         points), ``rmse`` (units of y); ``loss`` at the last step; ``ess``, ``share_below_2``, ``snr_guide`` and
         ``snr_model`` (see :func:`inference.compare_objectives`) at the objective's own number of particles;
@@ -138,6 +144,8 @@ def compare(
     for name, value in (("steps", steps), ("width", width), ("batch_size", batch_size), ("draws", draws)):
         if value < 1:
             raise ValueError(f"{name}: got {value}; it must be at least 1")
+    if num_simulations and num_simulations < 50:
+        raise ValueError(f"num_simulations: got {num_simulations}; it must be 0, for no verdicts, or at least 50")
     makers = _Makers(
         _chosen("models", models, MODELS),
         _chosen("guides", guides, GUIDES),
@@ -148,7 +156,7 @@ def compare(
         raise ValueError("seeds: got none; at least one is needed")
     settings = GridSettings(
         tasks if isinstance(tasks, str) else type(tasks).__name__, steps, num_particles, width, batch_size,
-        learning_rate, max_grad_norm, test_tasks, draws, tuple(snr_particles), snr_repeats,
+        learning_rate, max_grad_norm, test_tasks, draws, tuple(snr_particles), snr_repeats, num_simulations,
     )  # fmt: skip
     cells = [_Cell(m, g, o, s) for m, g, s, o in product(makers.models, makers.guides, numbers, makers.objectives)]
     folder = None if out is None else checkpoint.make_folder(out, "out")
@@ -157,15 +165,14 @@ def compare(
     if retry_failed:
         done = {cell: found for cell, found in done.items() if found["row"]["status"] == "ok"}
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    with Progress(*columns, disable=not progress) as bar:
-        shown = bar.add_task("comparing", total=len(cells), completed=len(done))
+    with Stages(progress) as shown:
+        shown.begin("comparing", len(cells), len(done))
         for cell in cells:
             if cell in done:
                 continue
-            bar.update(shown, description=f"{cell.guide} · {cell.objective} · seed {cell.seed}")
+            shown.rename(f"{cell.model} · {cell.guide} · {cell.objective} · seed {cell.seed}")
             done[cell] = _run(cell, makers, streams, settings, folder)
-            bar.advance(shown)
+            shown.advance()
     table = pd.DataFrame([done[cell]["row"] for cell in cells], columns=COLUMNS)
     noise = pd.DataFrame([row for cell in cells for row in done[cell]["gradient_noise"]])
     if folder is not None:
@@ -235,6 +242,13 @@ class _Streams:
         return batches
 
     @cached_property
+    def held_out(self) -> Any:
+        """Tasks of the training distribution that no training reaches, for verdicts."""
+        if isinstance(self.tasks, str):
+            return task_stream(self.tasks, HELD_OUT_TASKS, 0).batch(HELD_OUT_BATCH)
+        return self.tasks.batch(HELD_OUT_BATCH)
+
+    @cached_property
     def task(self) -> Task:
         """Widths of the tasks."""
         return Task.of(self.training(0), self.settings.width)
@@ -242,7 +256,8 @@ class _Streams:
 
 def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings, folder: Path | None) -> dict:
     """Trains and scores one cell; its row and gradient noise, which are also on disk when it returns."""
-    row: dict[str, Any] = dict.fromkeys(COLUMNS, math.nan) | asdict(cell) | {"status": "ok", "reason": ""}
+    row: dict[str, Any] = dict.fromkeys(COLUMNS, math.nan) | asdict(cell)
+    row |= {"status": "ok", "reason": "", "verdict": "", "why": ""}
     noise: list[dict[str, Any]] = []
     own = None if folder is None else checkpoint.make_folder(folder / "cells" / cell.folder, "out")
     try:
@@ -275,6 +290,8 @@ def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings
             raise ValueError(f"held-out log-likelihood: it is {row['pll']}, not finite")
         if settings.snr_particles:
             noise = _gradient_noise(cell, makers, model, guide, streams, settings, row)
+        if settings.num_simulations:
+            row |= _verdict(model, guide, objective, streams, settings)
     except checkpoint.CheckpointError:
         raise
     except CELL_ERRORS as error:
@@ -283,6 +300,19 @@ def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings
     if own is not None:
         checkpoint.write_atomically(own / "result.json", json.dumps(found).encode())
     return found
+
+
+def _verdict(
+    model: nn.Module, guide: nn.Module, objective: Any, streams: _Streams, settings: GridSettings
+) -> dict[str, str]:
+    """Level and reason; a fit that cannot be tested has its scores all the same."""
+    count = settings.num_simulations
+    name = getattr(objective, "name", "")
+    try:
+        found = verdict(model, guide, streams.held_out, objective=name, num_simulations=count, num_samples=count)
+    except CELL_ERRORS as error:
+        return {"verdict": "not tested", "why": str(error).splitlines()[0] if str(error) else type(error).__name__}
+    return {"verdict": found.level, "why": found.reason[0].upper() + found.reason[1:]}
 
 
 def _gradient_noise(
@@ -322,9 +352,9 @@ def _finished(folder: Path, cells: list[_Cell], settings: GridSettings) -> dict[
             continue
         stored = json.loads((own / "settings.json").read_text())
         for name, value in wanted.items():
-            if stored.get(name) != value:
+            if stored.get(name, value) != value:
                 raise ValueError(
-                    f"{name}: got {value!r}, but {own} was run with {stored.get(name)!r}; use that or another folder"
+                    f"{name}: got {value!r}, but {own} was run with {stored[name]!r}; use that or another folder"
                 )
         if (own / "result.json").exists():
             found[cell] = json.loads((own / "result.json").read_text())

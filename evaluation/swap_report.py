@@ -10,6 +10,7 @@ import pandas as pd
 
 from evaluation import plots
 from evaluation.report import Code, Heading, Picture, Prose, Section, Settings, Table, as_png, write_report
+from evaluation.trust import TRUST
 from inference.checkpoint import write_atomically
 
 
@@ -45,6 +46,20 @@ def failures(table: pd.DataFrame) -> list[str]:
     return lines
 
 
+def verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """One line a run: what its verdict is and why; of a failed run, why it failed.
+
+    Args:
+        table: what :func:`compare` returns.
+    """
+    failed = table["status"] != "ok"
+    found = table[["model", "guide", "objective", "seed"]].copy()
+    found["verdict"] = table["verdict"].where(~failed, "failed")
+    found["why"] = table["why"].where(~failed, table["reason"])
+    alike = [name for name in ("model", "guide", "objective", "seed") if len(found) > 1 and found[name].nunique() == 1]
+    return found.drop(columns=alike)
+
+
 def write_swap_report(folder: Path, table: pd.DataFrame, noise: pd.DataFrame, settings: Mapping[str, Any]) -> None:
     """Writes ``compare.csv``, ``gradient_noise.csv``, ``compare.png`` and ``report.html`` into a folder.
 
@@ -57,14 +72,27 @@ def write_swap_report(folder: Path, table: pd.DataFrame, noise: pd.DataFrame, se
     write_atomically(folder / "compare.csv", table.to_csv(index=False).encode())
     if len(noise):
         write_atomically(folder / "gradient_noise.csv", noise.to_csv(index=False).encode())
-    sections: list[Section] = [
+    sections: list[Section] = []
+    scores = summarise(table)
+    judged = (table["verdict"].fillna("") != "").any()
+    if judged:
+        good = int((table["verdict"] == TRUST).sum())
+        sections += [
+            Heading(f"Verdict: {good} of {len(table)} runs can be trusted"),
+            Prose(
+                f"Of each fit, from {settings['num_simulations']} simulated tasks and as many draws; guidebook inspect "
+                "tells more of a single run. A fit that is not to be trusted as a posterior may still predict well."
+            ),
+            Table(verdicts(table)),
+        ]
+    sections += [
         Heading("Held-out likelihood"),
         Prose(
             f"Means over seeds after {settings['steps']} steps on {settings['tasks']}, scored on "
             f"{settings['test_tasks']} test tasks with {settings['draws']} draws; pll is of the target points, nats "
             "per point."
         ),
-        Table(summarise(table)),
+        Table(scores[scores["runs"] > 0].dropna(axis="columns", how="all") if scores["runs"].any() else scores),
     ]
     if (table["status"] == "ok").any():
         figure = plots.swap_matrix_plot(table, noise)
@@ -72,11 +100,14 @@ def write_swap_report(folder: Path, table: pd.DataFrame, noise: pd.DataFrame, se
         write_atomically(folder / "compare.png", png)
         sections.append(Picture(figure, "Likelihood against training time, gradient noise, and weights.", png=png))
     failed = table[table["status"] != "ok"]
-    if len(failed):
+    if len(failed) and not judged:
         sections += [Heading("Failed"), Table(failed[["model", "guide", "objective", "seed", "reason"]])]
-    sections += [Heading("Every run"), Table(table.drop(columns="reason"))]
+    sections += [Heading("Every run"), Table(table.drop(columns=["reason", "verdict", "why"]))]
     names = {n: list(dict.fromkeys(table[n])) for n in ("model", "guide", "objective", "seed")}
     words = " ".join(f"--{n}s {','.join(map(str, values))}" for n, values in names.items())
-    command = f"guidebook compare {words} --tasks {settings['tasks']} --steps {settings['steps']} --out {folder.name}"
+    own = ("tasks", "steps", "num_particles", "width", "batch_size", "learning_rate")
+    options = {name.replace("_", "-"): settings[name] for name in own if settings[name] is not None}
+    options |= {"simulations": settings["num_simulations"], "out": folder.name}
+    command = " ".join([f"guidebook compare {words}", *(f"--{name} {value}" for name, value in options.items())])
     sections += [Heading("Settings"), Settings(settings), Code(command)]
     write_report(folder / "report.html", "Swap matrix", sections)

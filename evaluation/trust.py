@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from evaluation.diagnostics import khat_threshold, psis
-from evaluation.simulation_calibration import LIKELIHOOD, CalibrationRanks, simulation_ranks
+from evaluation.simulation_calibration import LIKELIHOOD, CalibrationRanks, NothingDrawn, simulation_ranks
+from inference.objectives.task_objective import effective_sample_size
 from inference.predict import posterior_log_weights, predict
+from inference.progress import Stages
 from pp_models.data import Dataset, TaskBatch
 
 TRUST = "trust"
@@ -23,6 +25,8 @@ LEVELS = (TRUST, REWEIGH, REJECT)
 KINDS = ("posterior", "prediction")
 #: objectives whose guide is a conditional prior or a predictor, not the posterior under the model's own prior
 PREDICTIVE_OBJECTIVES = ("iw-em", "conditional-prior", "npvi", "npml")
+#: where in a training stream tasks lie that no training reaches, and how many of them a run's verdict rests on
+HELD_OUT_BATCH, HELD_OUT_TASKS = 20_000_000, 32
 #: what is too far off, in posterior standard deviations, and by which factor
 MOST_BIAS, MOST_SPREAD = 0.2, 1.25
 #: how many standard errors a deviation must be before it counts
@@ -93,13 +97,14 @@ class Verdict:
 def verdict(
     model: Any,
     guide: Any,
-    tasks: TaskBatch | Sequence[TaskBatch] | Dataset | None = None,
+    tasks: TaskBatch | Sequence[TaskBatch] | Dataset,
     *,
     objective: str | None = None,
     kind: str | None = None,
     num_simulations: int = 400,
     num_samples: int = 1_000,
     seed: int = 0,
+    progress: bool = False,
 ) -> Verdict:
     """Puts a fitted guide to the test.
 
@@ -117,22 +122,23 @@ def verdict(
     Args:
         model: the model.
         guide: its guide, amortised over tasks.
-        tasks: held-out tasks: a TaskBatch or several, or a Dataset of tasks. Tasks of a stream must not have been
-            trained on. None tests the calibration alone, which then needs ``tasks``' inputs: not possible.
+        tasks: held-out tasks: a TaskBatch or several, or a Dataset of tasks (whose predictions are not tested, for
+            nothing is held out of it). They must not have been trained on. Calibration simulates data at their inputs.
         objective: what the guide was trained with; it decides the kind where that is not given.
         kind: ``"posterior"`` or ``"prediction"``.
         num_simulations: tasks simulated for calibration.
         num_samples: draws for the weights and predictions.
         seed: of everything drawn; the global random state stays as it was.
+        progress: show what is being done, where stderr is a terminal.
 
     Returns:
         A :class:`Verdict`. *Trust*: use the guide's draws. *Use with importance weights*: the draws are off, but the
         weights mend it (``sample_posterior(..., correct="psis")``). *Do not trust*: they do not.
 
     Raises:
-        ValueError: no tasks, or an argument out of range.
+        ValueError: no tasks (None among them), or an argument out of range.
     """
-    if tasks is None:
+    if tasks is None:  # as a stream that is exhausted, or a split that was not made, may give
         raise ValueError("tasks: got None; held-out tasks are needed to test a guide on")
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind: got {kind!r}; it must be one of {', '.join(KINDS)}")
@@ -146,11 +152,13 @@ def verdict(
         kind = "prediction" if objective in PREDICTIVE_OBJECTIVES else "posterior"
     tested = _Evidence(kind)
     if kind == "posterior":
-        _test_calibration(tested, model, guide, batches, num_simulations, seed)
-        _test_weights(tested, model, guide, batches, num_samples, seed)
-    split = [batch for batch in batches if isinstance(batch, TaskBatch)]
-    if split:
-        _test_predictions(tested, model, guide, split, min(num_samples, 200), seed)
+        _test_calibration(tested, model, guide, batches, num_simulations, seed, progress)
+    with Stages(progress) as shown:
+        if tested.kind == "posterior":
+            _test_weights(tested, model, guide, batches, num_samples, seed, shown)
+        split = [batch for batch in batches if isinstance(batch, TaskBatch)]
+        if split:
+            _test_predictions(tested, model, guide, split, min(num_samples, 200), seed, shown)
     return tested.verdict()
 
 
@@ -199,14 +207,23 @@ def _inputs(batches: Sequence[Any], count: int) -> Dataset:
     return Dataset(first.x[index], None, None if first.mask is None else first.mask[index])
 
 
-def _test_calibration(tested: _Evidence, model: Any, guide: Any, batches: Sequence[Any], count: int, seed: int) -> None:
+def _test_calibration(
+    tested: _Evidence, model: Any, guide: Any, batches: Sequence[Any], count: int, seed: int, progress: bool
+) -> None:
     try:
-        ranks = simulation_ranks(model, guide, _inputs(batches, count), 99, seed=seed)
+        ranks = simulation_ranks(model, guide, _inputs(batches, count), 99, seed=seed, progress=progress)
     except NotImplementedError:
         tested.add(
             "calibration", "the prior cannot be sampled", "ranks of simulated truths are uniform", None,
             "Nothing can be simulated from an improper prior.",
         )  # fmt: skip
+        return
+    except NothingDrawn:
+        tested.add(
+            "calibration", "the guide draws no latent", "ranks of simulated truths are uniform", None,
+            "A model without latents has no posterior, only predictions.",
+        )  # fmt: skip
+        tested.kind = "prediction"
         return
     tested.ranks = ranks
     name, bias, spread, passed = _worst(ranks)
@@ -260,17 +277,18 @@ def _worst(ranks: CalibrationRanks) -> tuple[str, float, float, bool]:
 
 
 def _test_weights(
-    tested: _Evidence, model: Any, guide: Any, batches: Sequence[Any], num_samples: int, seed: int
+    tested: _Evidence, model: Any, guide: Any, batches: Sequence[Any], num_samples: int, seed: int, shown: Stages
 ) -> None:
     khats, efficiencies = [], []
+    shown.begin("importance weights of held-out tasks", len(batches))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for batch in batches:
             data = batch.full if isinstance(batch, TaskBatch) else batch
             log_weights = posterior_log_weights(model, guide, data, num_samples=num_samples).double()
             khats.append(psis(log_weights.unsqueeze(0)).reshape(-1))
-            normal = torch.softmax(log_weights, 0)
-            efficiencies.append((1 / normal.square().sum(0) / num_samples).reshape(-1))
+            efficiencies.append((effective_sample_size(log_weights) / num_samples).reshape(-1))
+            shown.advance()
     khat, efficiency = torch.cat(khats), torch.cat(efficiencies)
     threshold = khat_threshold(num_samples)
     # weights that hardly differ have no tail to fit
@@ -301,8 +319,9 @@ def _test_weights(
 
 
 def _test_predictions(
-    tested: _Evidence, model: Any, guide: Any, batches: Sequence[TaskBatch], draws: int, seed: int
+    tested: _Evidence, model: Any, guide: Any, batches: Sequence[TaskBatch], draws: int, seed: int, shown: Stages
 ) -> None:
+    shown.begin("predictions of held-out tasks", len(batches))
     scores: list[Tensor] = []
     sizes: list[int] = []
     own_scores, other_scores = [], []
@@ -325,6 +344,7 @@ def _test_predictions(
             normal = torch.special.ndtri(below)
             sizes.append(int(batch.context.counts.double().mean().round()))
             scores.append(torch.stack([_task_mean(normal, mask), _task_mean(normal.square(), mask)]))
+        shown.advance()
     if other_scores:
         gain = (torch.cat(own_scores)[: sum(map(len, other_scores))] - torch.cat(other_scores)).double()
         error = float(gain.std() / math.sqrt(len(gain))) if len(gain) > 1 else math.inf

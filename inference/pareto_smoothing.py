@@ -7,8 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-#: numbers that one chunk of fits may hold
-CHUNK = 2**25
+#: numbers that one chunk of work may hold: what stays in a processor's cache, and what fills a GPU
+CPU_CHUNK, GPU_CHUNK = 2**19, 2**25
+
+
+def rows_at_once(numbers: int, device: torch.device) -> int:
+    """How many rows of so many numbers make one chunk of work on a device; at least 1."""
+    return max(1, (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK) // max(numbers, 1))
 
 
 def khat_threshold(num_draws: int) -> float:
@@ -66,7 +71,7 @@ def psis_weights(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: s
         rows = (rate == value).nonzero().squeeze(-1).to(flat.device)
         share = min(count / 5, 3 * math.sqrt(count / value))
         tail = math.ceil(share) if rounding == "up" else max(math.floor(share), 1)
-        step = max(1, CHUNK // max((30 + math.isqrt(tail)) * tail, count))
+        step = rows_at_once(max((30 + math.isqrt(tail)) * tail, count), flat.device)
         for part in rows.split(step):
             smoothed[part], khat[part] = _smooth(flat[part], tail)
     return smoothed.transpose(0, 1).reshape(log_weights.shape), khat.reshape(batch)
@@ -75,10 +80,10 @@ def psis_weights(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: s
 def _smooth(log_weights: Tensor, tail: int) -> tuple[Tensor, Tensor]:
     """Smooths rows ``[R, S]`` whose tails hold at most ``tail`` weights."""
     x = log_weights - log_weights.amax(-1, keepdim=True)
-    ordered, order = x.sort(-1)
+    largest, order = (part.flip(-1) for part in x.topk(min(tail + 1, x.shape[-1])))  # ascending
     tiny = math.log(torch.finfo(x.dtype).tiny)
-    cutoff = ordered[:, -tail - 1 : -tail].clamp_min(tiny) if tail < x.shape[-1] else torch.full_like(x[:, :1], tiny)
-    candidates = ordered[:, -tail:]
+    cutoff = largest[:, :1].clamp_min(tiny) if tail < x.shape[-1] else torch.full_like(x[:, :1], tiny)
+    candidates, order = largest[:, -tail:], order[:, -tail:]
     inside = candidates > cutoff  # ties with the cutoff are not in the tail
     length = inside.sum(-1, keepdim=True)
     excess = (candidates.exp() - cutoff.exp()).clamp_min(0)
@@ -95,8 +100,7 @@ def _smooth(log_weights: Tensor, tail: int) -> tuple[Tensor, Tensor]:
     quantile = torch.where(sigma > 0, quantile, torch.full_like(quantile, torch.nan))
     replaced = (quantile + cutoff.exp()).log()
     replace = inside & enough & torch.isfinite(k)
-    ordered = torch.cat([ordered[:, :-tail], torch.where(replace, replaced, candidates)], -1)
-    x = torch.empty_like(x).scatter(-1, order, ordered)
+    x = x.scatter(-1, order, torch.where(replace, replaced, candidates))
     x = torch.where((x > 0) & enough & torch.isfinite(k), torch.zeros_like(x), x)
     return x - torch.logsumexp(x, -1, keepdim=True), k.squeeze(-1)
 
@@ -105,7 +109,7 @@ def _fit(excess: Tensor, inside: Tensor, length: Tensor) -> tuple[Tensor, Tensor
     """Shape and scale of a generalised Pareto distribution by Zhang and Stephens (2009), with a weak prior on k.
 
     Args:
-        excess: ascending ``[R, C]``; the last ``length`` of a row count.
+        excess: ascending ``[R, C]``; the last ``length`` of a row count, and those before are zero.
         inside: which count.
         length: ``[R, 1]``.
 
@@ -122,8 +126,7 @@ def _fit(excess: Tensor, inside: Tensor, length: Tensor) -> tuple[Tensor, Tensor
     most = 30 + math.isqrt(width)
     index = torch.arange(1, most + 1, dtype=dtype, device=device)
     b = (1 - (grid / (index - 0.5)).sqrt()) / (3 * scale) + 1 / largest
-    each = torch.log1p(-b.unsqueeze(-1) * excess.unsqueeze(-2))  # [R, most, C]
-    k = torch.where(inside.unsqueeze(-2), each, torch.zeros_like(each)).sum(-1) / n
+    k = torch.log1p(-b.unsqueeze(-1) * excess.unsqueeze(-2)).sum(-1) / n  # of [R, most, C]; log1p(0) adds nothing
     profile = n * ((-(b / k)).log() - k - 1)
     used = index <= grid
     profile = torch.where(used, profile, torch.full_like(profile, -torch.inf))

@@ -1,8 +1,17 @@
-"""The progress bar of a fit."""
+"""Progress bars: of a fit, and of other long computations in named stages."""
 
 from __future__ import annotations
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class FitProgress:
@@ -39,3 +48,50 @@ class FitProgress:
         """Moves the bar and shows the numbers of a logged row."""
         shown = [f"{label} {row[key]:.3f}" for key, label in (("loss", "loss"), ("log_likelihood", "LL")) if key in row]
         self._progress.update(self._task, completed=step, numbers="  ".join(shown))
+
+
+class Stages:
+    """A bar on stderr with the name of what is being done; a context manager.
+
+    It leaves nothing behind, and where stderr is no terminal (a log, a pipe) it shows nothing at all.
+
+    Args:
+        enabled: False shows nothing anywhere.
+        console: where; stderr by default.
+    """
+
+    def __init__(self, enabled: bool = True, console: Console | None = None) -> None:
+        console = Console(stderr=True) if console is None else console
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not (enabled and console.is_terminal),
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Stages:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._progress.stop()
+
+    def begin(self, name: str, total: int, done: int = 0) -> None:
+        """The next stage, of ``total`` pieces of which ``done`` are done; the one before is taken off."""
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._task = self._progress.add_task(name, total=total, completed=done)
+
+    def advance(self, pieces: int = 1) -> None:
+        """So many pieces more are done."""
+        if self._task is not None:
+            self._progress.advance(self._task, pieces)
+
+    def rename(self, name: str) -> None:
+        """What the stage is doing now."""
+        if self._task is not None:
+            self._progress.update(self._task, description=name)

@@ -8,10 +8,14 @@ these.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from inference.pareto_smoothing import rows_at_once
 
 ESS_METHODS = ("bulk", "tail", "mean", "sd", "quantile")
 MCSE_METHODS = ("mean", "sd", "quantile")
@@ -30,6 +34,12 @@ def _checked(draws: Tensor) -> Tensor:
     return draws.reshape(*draws.shape[:2], -1).permute(2, 0, 1)
 
 
+def _by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A function of ``[B, C, D]`` that gives ``[B]``, some rows at a time."""
+    rows = rows_at_once(x[0].numel() if len(x) else 1, x.device)
+    return torch.cat([function(part.contiguous()) for part in x.split(rows)])
+
+
 def _split(x: Tensor) -> Tensor:
     """Each chain as two: its first and its last half, ``[B, 2C, D // 2]``."""
     half = x.shape[-1] // 2
@@ -38,11 +48,15 @@ def _split(x: Tensor) -> Tensor:
 
 def _normal_scores(x: Tensor) -> Tensor:
     """Ranks over chains and draws (ties averaged) as standard normal quantiles."""
-    flat = x.reshape(len(x), -1).contiguous()
-    ordered = flat.sort(-1).values
-    first = torch.searchsorted(ordered, flat, side="left")
-    last = torch.searchsorted(ordered, flat, side="right")
-    rank = (first + last + 1).to(x.dtype) / 2
+    flat = x.reshape(len(x), -1)
+    ordered, order = flat.sort(-1)
+    place = torch.arange(1, flat.shape[-1] + 1, device=x.device).expand_as(flat)
+    same = ordered[:, 1:] == ordered[:, :-1]
+    edge = torch.zeros_like(same[:, :1])
+    # of a run of equal draws, the first place and the last
+    first = torch.where(torch.cat([edge, same], -1), 0, place).cummax(-1).values
+    last = torch.where(torch.cat([same, edge], -1), place[:, -1:], place).flip(-1).cummin(-1).values.flip(-1)
+    rank = torch.empty_like(flat).scatter(-1, order, (first + last).to(x.dtype) / 2)
     return torch.special.ndtri((rank - 0.375) / (flat.shape[-1] + 0.25)).reshape(x.shape)
 
 
@@ -57,9 +71,10 @@ def _quantile(x: Tensor, prob: float) -> Tensor:
 
 
 def _median(x: Tensor) -> Tensor:
-    ordered = x.reshape(len(x), -1).sort(-1).values
-    n = ordered.shape[-1]
-    return ((ordered[:, (n - 1) // 2] + ordered[:, n // 2]) / 2)[:, None, None]
+    flat = x.reshape(len(x), -1)
+    n = flat.shape[-1]
+    low, high = (flat.kthvalue(k, -1).values for k in ((n - 1) // 2 + 1, n // 2 + 1))
+    return ((low + high) / 2)[:, None, None]
 
 
 def _autocovariance(x: Tensor) -> Tensor:
@@ -121,6 +136,10 @@ def ess(draws: Tensor, method: str = "bulk", prob: float | None = None) -> Tenso
     x, shape = _checked(draws), draws.shape[2:]
     if x.shape[-1] < 4:
         return x.new_full(shape, torch.nan)
+    return _by_rows(partial(_ess, method=method, prob=prob), x).reshape(shape)
+
+
+def _ess(x: Tensor, method: str, prob: float | None) -> Tensor:
     bad = torch.isnan(x).flatten(1).any(-1)
     safe = torch.where(torch.isnan(x), torch.zeros_like(x), x)
     if method == "bulk":
@@ -133,7 +152,7 @@ def ess(draws: Tensor, method: str = "bulk", prob: float | None = None) -> Tenso
         probs = (0.05, 0.95) if method == "tail" else (float(prob or 0),)
         each = [_effective(_split((safe <= _quantile(safe, p)).to(safe.dtype))) for p in probs]
         found = torch.stack(each).amin(0)
-    return torch.where(bad, torch.nan, found).reshape(shape)
+    return torch.where(bad, torch.nan, found)
 
 
 def _potential_scale(x: Tensor) -> Tensor:
@@ -158,12 +177,16 @@ def rhat(draws: Tensor) -> Tensor:
     x, shape = _checked(draws), draws.shape[2:]
     if x.shape[-1] < 4 or x.shape[-2] < 2:
         return x.new_full(shape, torch.nan)
+    return _by_rows(_rhat, x).reshape(shape)
+
+
+def _rhat(x: Tensor) -> Tensor:
     bad = torch.isnan(x).flatten(1).any(-1)
     split = _split(torch.where(torch.isnan(x), torch.zeros_like(x), x))
     bulk = _potential_scale(_normal_scores(split))
     tail = _potential_scale(_normal_scores((split - _median(split)).abs()))
     found = torch.where(torch.isnan(tail), bulk, torch.maximum(bulk, tail))
-    return torch.where(bad, torch.nan, found).reshape(shape)
+    return torch.where(bad, torch.nan, found)
 
 
 def mcse(draws: Tensor, method: str = "mean", prob: float | None = None) -> Tensor:

@@ -211,15 +211,24 @@ def write_outcome(outcome: Outcome, folder: Path) -> None:
     pngs = {stem: as_png(figure) for stem, (figure, _) in outcome.figures.items()}
     for stem, png in pngs.items():
         write_atomically(folder / f"{stem}.png", png)
-    sections: list[Section] = [Heading("Results"), Table(summary(outcome.table)), *(Prose(n) for n in outcome.notes)]
+    sections: list[Section] = []
     if checks:
-        sections += [Heading("Claims and measurements"), Table(check_table(outcome.checks))]
+        sections += [Heading(_verdict(outcome.checks)), Table(check_table(outcome.checks))]
+    sections += [Heading("Results"), Table(summary(outcome.table)), *(Prose(n) for n in outcome.notes)]
     for title, table in outcome.tables.items():
         sections += [Heading(title), Table(table)]
     for stem, (figure, caption) in outcome.figures.items():
         sections += [Heading(stem.replace("_", " ").capitalize()), Picture(figure, caption, png=pngs[stem])]
     sections += [Heading("To reproduce"), Code(outcome.command)]
     write_report(folder / "report.html", outcome.name, sections)
+
+
+def _verdict(checks: Iterable[Check]) -> str:
+    """How many of the claims held, in words."""
+    claims = [check.holds for check in checks if check.holds is not None]
+    if not claims:
+        return "Verdict: nothing is claimed; measurements"
+    return f"Verdict: {sum(claims)} of {len(claims)} claim{'s' if len(claims) > 1 else ''} held"
 
 
 def check_table(checks: Iterable[Check]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from evaluation.plots.functions import fan_plot
 from evaluation.plots.images import image_completions, picture_rows
 from evaluation.plots.mixtures import effective_sizes, weight_maps
 from evaluation.plots.ranks import energy_plot, rank_heatmaps, scale_plot, stability_plot, threshold_plot
-from evaluation.plots.ranks_of_truth import rank_ecdf_plot
+from evaluation.plots.ranks_of_truth import pit_plot, rank_ecdf_plot, rank_histogram_plot
 from evaluation.plots.rates import rate_maps
 from evaluation.plots.swap_matrix import swap_matrix_plot
 
@@ -28,9 +28,11 @@ __all__ = [
     "image_completions",
     "learning_curves",
     "picture_rows",
+    "pit_plot",
     "query_curves",
     "rank_ecdf_plot",
     "rank_heatmaps",
+    "rank_histogram_plot",
     "rate_maps",
     "scale_plot",
     "stability_plot",

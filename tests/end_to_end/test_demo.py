@@ -58,6 +58,9 @@ def test_the_report_needs_no_other_file(demo):
     for name in (*GP_METHODS, ORACLE.replace(">", "&gt;")):
         assert name in page
     assert "guidebook demo --images digits --seed 0 --steps 10 --out demo" in page
+    assert re.search(r"<h2>Verdict: \d of 5 fits can be trusted</h2>", page).start() < page.index(
+        "Gaussian-process regression"
+    )
 
 
 def test_the_posterior_opens_in_arviz(demo):

@@ -167,12 +167,18 @@ def test_groups_of_a_task_batch_split_context_and_target(container):
     assert prior.std().item() == pytest.approx(1.25**0.5, rel=0.06)
 
 
-def test_a_target_without_y_is_predicted_and_not_scored():
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_target_without_y_is_predicted_and_not_scored(container):
     batch = location_data().split(2)
-    idata = to_arviz(location_model, exact_guide, TaskBatch(batch.context, batch.target.without_y()), S)
-    assert idata.posterior_predictive["y"].shape == (1, S, 3, 3, 1)
-    assert "log_likelihood" not in group_names(idata)
-    assert "observed_data" not in group_names(idata)
+    asked = TaskBatch(batch.context, batch.target.without_y())
+    idata = to_arviz(location_model, exact_guide, asked, S, container=container)
+    assert idata.predictions["y"].shape == (1, S, 3, 3, 1)
+    assert set(idata.predictions_constant_data.data_vars) == {"x", "mask"}
+    assert set(idata.constant_data.data_vars) == {"context_x", "context_y", "context_mask"}
+    assert group_names(idata) == {
+        *("posterior", "predictions", "predictions_constant_data", "prior", "prior_predictive"),
+        *("constant_data", "sample_stats"),
+    }
 
 
 def test_an_empty_context_gives_the_prior():

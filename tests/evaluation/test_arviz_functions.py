@@ -43,9 +43,8 @@ def posterior(name, container, seed=0):
     if name == "lrvd":
         data, coords = Dataset(torch.randn(40, 1), torch.randn(40, 1)), {}
     result = fit(model, guide, data, "elbo", steps=20, learning_rate=1e-2, progress=False)
-    return evaluation.to_arviz(
-        model, guide, data, 100, seed=0, container=container, coords=coords, attrs=fit_attributes(result, seed)
-    )
+    attrs = fit_attributes(result.objective, result.steps, seed)
+    return evaluation.to_arviz(model, guide, data, 100, seed=0, container=container, coords=coords, attrs=attrs)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +73,40 @@ def test_tables(found, name):
     assert any("torch" in key for key in data.attrs)
     assert data.sample_stats["khat"].dims == data.sample_stats["bound"].dims
     assert data.sample_stats["khat"].dims == (("chain",) if name == "lrvd" else ("chain", "task"))
+
+
+#: named dimensions of each method's posterior, and some of their coordinates
+NAMED = {
+    "nvdp": {"task": ["a", "b", "c"], "layer_0_unit": [0, 1, 2, 3], "layer_0_input": ["x0", "bias"]},
+    "bnnp": {"task": ["a", "b", "c"], "layer_0_unit": [0, 1], "layer_0_input": ["x0", "bias"]},
+    "nmdp": {"task": ["a", "b", "c"], "expert": [0, 1, 2]},
+    "lrvd": {"0.rank": [0, 1], "2.rank": [0, 1]},
+}
+
+
+@pytest.mark.parametrize("container", ["inferencedata", "datatree"])
+@pytest.mark.parametrize("name", PAIRS)
+def test_groups_attributes_and_coordinates_follow_the_schema(found, name, container):
+    data = found[name] if container == "inferencedata" else posterior(name, container)
+    drawn = {"posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "sample_stats"}
+    names = data.groups() if container == "inferencedata" else list(data.children)
+    assert set(names) == drawn | {"observed_data", "constant_data"}
+    assert {"log_p", "log_q", "log_weight", "bound", "khat"} == set(data["sample_stats"].data_vars)
+    told = {"model", "guide", "objective", "steps", "seed", "inference_library", "inference_library_version"}
+    told |= {"torch_version", "creation_library", "creation_library_version"}
+    for group in names:
+        values = data[group]
+        assert told <= set(values.attrs), group
+        assert set(values.dims) == set(values.coords) & set(values.dims), "a dimension without coordinates"
+        for variable in values.data_vars.values():
+            if group == "sample_stats" and variable.name in ("bound", "khat"):
+                assert variable.dims[0] == "chain" and "draw" not in variable.dims
+            elif group in drawn:
+                assert variable.dims[:2] == ("chain", "draw") and variable.shape[:2] == (1, 100)
+            else:
+                assert "chain" not in variable.dims and "draw" not in variable.dims
+    for dim, labels in NAMED[name].items():
+        assert list(data["posterior"][dim].values)[: len(labels)] == labels, dim
 
 
 def test_comparison(found):

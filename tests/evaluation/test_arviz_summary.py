@@ -1,11 +1,12 @@
 import arviz
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import xarray
 
 from evaluation import to_arviz
 from evaluation.arviz_container import write_netcdf
-from evaluation.arviz_summary import summarise, widest_entries
+from evaluation.arviz_summary import summarise, widest_entries, widest_forest
 from evaluation.methods import Task, build
 from pp_models import tasks
 
@@ -83,3 +84,11 @@ def test_write_netcdf_replaces_the_file_whole_or_not_at_all(container, tmp_path)
     with pytest.raises(OSError, match="disk full"):
         write_netcdf(Failing(), path)
     assert path.read_bytes() == first and [p.name for p in tmp_path.iterdir()] == ["posterior.nc"]
+
+
+def test_the_forest_is_arvizs_and_pyplot_does_not_keep_it():
+    before = plt.get_fignums()
+    figure = widest_forest(hand_made("inferencedata"), 3)
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["a[right, 1]", "a[right, 2]", "b"] and plt.get_fignums() == before
+    assert widest_forest(hand_made("datatree")) is None

@@ -146,3 +146,13 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
     with pytest.raises(CheckpointError, match=r"path: .* is not a folder that can be written to") as caught:
         write_report(tmp_path / "file" / "report.html", "A run", [])
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_of_long_words_stacks_its_cells_on_a_phone():
+    long = pd.DataFrame(
+        {"fit": ["a"], "why": ["a sentence that says why a fit is not to be trusted <yet>"], "pll": [0.5]}
+    )
+    page = render_report("t", [Table(long), Table(long[["fit", "pll"]])])
+    assert page.count('<table class="stacked">') == 1 and page.count("<table>") == 1
+    assert '<td data-label="why">a sentence' in page and '<td class="number" data-label="pll">0.500</td>' in page
+    assert '<td class="short">a</td><td class="number">0.500</td>' in page and "&lt;yet&gt;" in page

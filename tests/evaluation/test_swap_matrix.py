@@ -12,14 +12,15 @@ from evaluation import plots, swap_matrix
 from evaluation.command_line import main
 from evaluation.families import GUIDES, MODELS
 from evaluation.swap_matrix import COLUMNS
-from evaluation.swap_report import failures, summarise
+from evaluation.swap_report import failures, summarise, verdicts
+from evaluation.trust import LEVELS
 from guides import AmortisedMeanFieldGuide
 from inference.objectives import make
 from pp_models import BayesianNetwork, tasks
 
 TINY = {
     "steps": 4, "width": 8, "batch_size": 2, "test_tasks": 8, "draws": 3, "snr_particles": (1, 2), "snr_repeats": 3,
-    "num_particles": 2, "progress": False,
+    "num_particles": 2, "num_simulations": 0, "progress": False,
 }  # fmt: skip
 
 
@@ -61,6 +62,38 @@ def test_a_cell_that_cannot_train_is_recorded_and_the_grid_goes_on():
     assert failures(table) == [f"np with mean-field under 2 objectives (2 runs): {reason}"]
     brief = summarise(table)
     assert brief["failed"].sum() == 2 and brief["pll"].notna().sum() == 2
+
+
+def test_every_run_gets_a_verdict_and_the_report_begins_with_it(tmp_path):
+    table = grid(models=["np", "cnp", "network"], guides=["mean-field", "neural-process"], objectives=["elbo"],
+                 num_simulations=50, snr_particles=(), out=tmp_path)  # fmt: skip
+    lines = verdicts(table)
+    assert list(lines.columns) == ["model", "guide", "verdict", "why"]  # one objective and one seed
+    assert set(lines["verdict"][table["status"] == "failed"]) == {"failed"}
+    fitted = lines[table["status"] == "ok"]
+    assert len(fitted) >= 3 and set(fitted["verdict"]) <= set(LEVELS) and fitted["why"].str.endswith(".").all()
+    assert lines["why"][0] == "model: got NeuralProcess; AmortisedMeanFieldGuide is a guide for a BayesianNetwork"
+    report = (tmp_path / "report.html").read_text()
+    assert report.index("runs can be trusted") < report.index("Held-out likelihood")
+    assert "--simulations 50" in report and "--width 8" in report
+    assert "runs can be trusted" not in page_without_verdicts(tmp_path / "without")
+    with pytest.raises(ValueError, match=r"^num_simulations: got 5; it must be 0, for no verdicts, or at least 50$"):
+        grid(num_simulations=5)
+
+
+def page_without_verdicts(folder):
+    grid(out=folder, objectives=["elbo"], snr_particles=())
+    return (folder / "report.html").read_text()
+
+
+def test_a_fit_that_cannot_be_tested_keeps_its_scores(monkeypatch):
+    def broken(*args, **options):
+        raise ValueError("guide: it has no draws\nmore")
+
+    monkeypatch.setattr(swap_matrix, "verdict", broken)
+    table = grid(objectives=["elbo"], num_simulations=50, snr_particles=())
+    assert table["status"].tolist() == ["ok"] and math.isfinite(table["pll"][0])
+    assert (table["verdict"][0], table["why"][0]) == ("not tested", "guide: it has no draws")
 
 
 def test_a_run_that_diverges_is_recorded():

@@ -7,11 +7,19 @@ import torch
 
 import evaluation
 from benchmarks.verdict_confusion import BREAKS, FAMILIES, Location, Regression, one_verdict
-from evaluation.simulation_calibration import LIKELIHOOD, ecdf_distance, ecdf_envelope, simulation_ranks
+from evaluation import plots
+from evaluation.simulation_calibration import (
+    LIKELIHOOD,
+    ecdf_distance,
+    ecdf_envelope,
+    pit_by_context_size,
+    simulation_ranks,
+)
 from evaluation.trust import LEVELS, REJECT, REWEIGH, TRUST
 from guides import AmortisedMeanFieldGuide, DirichletMixtureGuide, NeuralProcessGuide
 from inference import fit, sample_posterior
-from pp_models import BayesianNetwork, DataError, Dataset, MixtureDensityNetwork, NeuralProcess, tasks
+from inference.progress import Stages
+from pp_models import BayesianNetwork, DataError, Dataset, MixtureDensityNetwork, NeuralProcess, TaskBatch, tasks
 
 
 @pytest.mark.parametrize("broken", BREAKS)
@@ -64,6 +72,36 @@ def test_a_verdict_is_repeatable_and_leaves_the_generator_alone():
     assert first == evaluation.verdict(*pair, num_samples=200)
 
 
+def test_progress_names_its_stages_and_changes_nothing(monkeypatch, capsys):
+    begun = []
+    monkeypatch.setattr(Stages, "begin", lambda self, name, total, done=0: begun.append((name, total)))
+    quiet = verdict_of("exact", num_samples=100, num_simulations=120)
+    assert verdict_of("exact", num_samples=100, num_simulations=120, progress=True) == quiet
+    stages = [
+        ("simulated tasks", 120),
+        ("importance weights of held-out tasks", 1),
+        ("predictions of held-out tasks", 1),
+    ]
+    assert begun == 2 * stages and capsys.readouterr() == ("", "")
+
+
+def test_a_model_without_latents_is_judged_by_its_predictions():
+    """The model predicts what it should: no latent, nothing to calibrate, no weights that could mend it."""
+
+    def model(data):
+        with pyro.plate("tasks", len(data), dim=-1):
+            pyro.sample("y", dist.Normal(data.x, 0.5).to_event(2), obs=data.y)
+
+    torch.manual_seed(0)
+    x = torch.randn(64, 20, 1)
+    batch = Dataset(x, x + 0.5 * torch.randn(64, 20, 1)).split(10)
+    found = evaluation.verdict(model, lambda data: None, batch, num_samples=60)
+    first = found.findings[0]
+    assert first.name == "calibration" and first.passed is None and first.measured == "the guide draws no latent"
+    assert {f.name for f in found.findings} == {"calibration", "context", "predictions"}
+    assert found.ranks is None
+
+
 def test_a_prior_as_posterior_passes_for_latents_and_not_for_the_likelihood():
     family = Location()
     ranks = simulation_ranks(
@@ -108,6 +146,38 @@ def test_the_envelope_holds_uniform_ranks_as_often_as_it_says():
     inside = (ecdf_distance(ranks, 50) <= width).double().mean().item()
     assert inside == pytest.approx(0.9, abs=0.04)
     assert ecdf_distance(torch.full((100,), 50), 50) > 3 * width
+
+
+def test_rank_histograms_and_pits_show_a_guide_that_is_too_narrow():
+    family = Regression()
+    torch.manual_seed(0)
+    inputs = Dataset(torch.rand(400, 20, 1) * 4 - 2)
+    for broken, shape in (("exact", "flat"), ("half the sd", "u"), ("twice the sd", "n")):
+        ranks = simulation_ranks(family.model, lambda d: family.guide(d, broken), inputs, 99)  # noqa: B023
+        figure = plots.rank_histogram_plot(ranks, bins=10, most=4)
+        drawn = {a.get_title(): [bar.get_height() for bar in a.patches if bar.get_width() < 0.5] for a in figure.axes}
+        heights = drawn["weight[0]"]
+        assert len(heights) == 10 and sum(heights) == pytest.approx(10)
+        edge = (heights[0] + heights[-1]) / 2
+        assert {"flat": 0.6 < edge < 1.5, "u": edge > 2, "n": edge < 0.4}[shape]
+    torch.manual_seed(1)
+    batches = [family.tasks(64).full.split(n) for n in (2, 10, 2)]
+    for broken, low, high in (("exact", 0.06, 0.14), ("collapsed", 0.2, 0.5)):
+        pits = pit_by_context_size(family.model, lambda d: family.guide(d, broken), batches)  # noqa: B023
+        assert {size: len(value) for size, value in pits.items()} == {2: 2 * 64 * 18, 10: 64 * 10}
+        outside = ((pits[2] < 0.05) | (pits[2] > 0.95)).double().mean().item()
+        assert low < outside < high
+    figure = plots.pit_plot(pits)
+    assert [a.get_title() for a in figure.axes] == ["2 context points", "10 context points"]
+    with pytest.raises(ValueError, match=r"^values: got none; at least one size of context is needed$"):
+        plots.pit_plot({})
+    with pytest.raises(ValueError, match=r"^bins: got 1; at least 2 are needed$"):
+        plots.pit_plot(pits, bins=1)
+    with pytest.raises(ValueError, match=r"^batches: got none; held-out tasks are needed$"):
+        pit_by_context_size(family.model, family.guide, [])
+    empty = TaskBatch(batches[0].context, batches[0].target.without_y())
+    with pytest.raises(DataError, match=r"^target: its y must be known and real for a probability integral transform$"):
+        pit_by_context_size(family.model, family.guide, [empty])
 
 
 def test_corrected_draws_are_the_posteriors():
