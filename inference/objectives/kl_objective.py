@@ -280,9 +280,11 @@ class KLObjective(TaskObjective):
             if draws.path_only is not None:
                 kl = kl - draws.path_only
             if self.normalize:
-                # the released code: mean log-density over points and outputs, KL over the number of points
                 per_value = points.clamp_min(1.0)
-                each = each / per_value - self.beta * kl / (per_value / draws.width)
+                # NVDP's released code, whose KL is a mean, divides it by the number of points and not by their outputs
+                each = (
+                    each / per_value - self.beta * kl * (draws.width if self.kl_reduction == "mean" else 1) / per_value
+                )
             else:
                 each = each - self.beta * kl
             values.append(each.mean(0))

@@ -364,15 +364,16 @@ def test_normalize_counts_outputs_and_existing_points():
     guide = AmortisedMeanFieldGuide(model, width=8).double()
     mask = torch.tensor([[True] * 5, [True, True, False, False, False]])
     data = Dataset(torch.randn(2, 5, 1).double(), torch.randn(2, 5, 3).double(), mask)
-    torch.manual_seed(0)
-    plain = TaskELBO(beta=0.7).terms(model, guide, data)
-    torch.manual_seed(0)
-    normalized = TaskELBO(beta=0.7, normalize=True).terms(model, guide, data)
-    assert plain.points.tolist() == [15.0, 6.0]
-    points = torch.tensor([5.0, 2.0]).double()
-    expected = plain.log_likelihood / (3 * points) - 0.7 * plain.kl / points
-    torch.testing.assert_close(normalized.bound, expected)
-    assert number(TaskELBO(normalize=True).reduce(normalized)) == pytest.approx(number(-expected.mean()))
+    # an evidence bound divided by the values it scores; NVDP's mean KL is divided by the points alone, as released
+    for reduction, width in (("sum", 1), ("mean", 3)):
+        torch.manual_seed(0)
+        plain = TaskELBO(beta=0.7, kl_reduction=reduction, normalize=False).terms(model, guide, data)
+        torch.manual_seed(0)
+        normalized = TaskELBO(beta=0.7, kl_reduction=reduction, normalize=True).terms(model, guide, data)
+        assert plain.points.tolist() == [15.0, 6.0]
+        expected = (plain.log_likelihood - 0.7 * width * plain.kl) / plain.points
+        torch.testing.assert_close(normalized.bound, expected)
+        assert number(TaskELBO(normalize=True).reduce(normalized)) == pytest.approx(number(-expected.mean()))
 
 
 def test_class_indices_count_one_value_a_point():
