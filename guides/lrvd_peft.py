@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from pp_models.low_rank_layer import RankParameter, linear_sizes, low_rank_outpu
 
 try:
     from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+    from peft.tuners.lora import LoraModel
     from peft.tuners.lora.layer import Linear, LoraVariant
 except ImportError as error:
     raise ImportError(f"guides.lrvd_peft: {error.name or 'peft'} is missing; pip install guidebook[adapters]") from None
@@ -132,6 +134,32 @@ class LrvdConfig(LoraConfig):
 
         layers: Any = {Unsupported: _refuse, nn.Linear: LrvdLinear, Conv1D: LrvdLinear}
         self._register_custom_module(layers)
+        _guard_weighted_adapters()
+
+
+def _guard_weighted_adapters() -> None:
+    """Makes peft's ``add_weighted_adapter`` refuse LRVD adapters; it would mix A and B and start noise levels anew.
+
+    peft asks neither the configuration nor the layers there, so its method is wrapped, once, when LRVD is first used;
+    calls that name other adapters alone are as before.
+    """
+    original: Any = LoraModel.add_weighted_adapter
+    if getattr(original, "refuses_lrvd", False):
+        return
+
+    @functools.wraps(original)
+    def add_weighted_adapter(self: Any, adapters: list[str], *args: Any, **kwargs: Any) -> None:
+        for name in adapters:
+            if isinstance(self.peft_config.get(name), LrvdConfig):
+                raise ValueError(
+                    f"adapters: {name!r} is an LRVD adapter, and a weighted sum of posteriors has no noise levels of "
+                    "its own; merge posterior means into the base model (merge_and_unload), or save the adapters, "
+                    "open them as plain LoRA (peft.PeftModel.from_pretrained) and combine those"
+                )
+        original(self, adapters, *args, **kwargs)
+
+    add_weighted_adapter.refuses_lrvd = True  # type: ignore[attr-defined]
+    LoraModel.add_weighted_adapter = add_weighted_adapter
 
 
 class LrvdLinear(Linear, LrvdModule):

@@ -405,6 +405,26 @@ def test_adapters_are_independent(tmp_path):
     assert not [n for n, _ in both.named_parameters() if n.endswith(".other")]
 
 
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments:UserWarning")
+def test_weighted_sums_of_adapters_are_refused_and_those_of_their_means_are_plain_lora(tmp_path):
+    first, second = scatter(adapted()), scatter(adapted(), scale=0.5)
+    first.save_pretrained(tmp_path / "first")
+    second.save_pretrained(tmp_path / "second")
+    model = lrvd_load(tiny_bert(), tmp_path / "first")
+    model.add_adapter("plain", LoraConfig(r=4, target_modules=BERT_TARGETS))
+    for names in (["default", "plain"], ["plain", "default"], ["default"]):
+        with pytest.raises(ValueError, match=r"^adapters: 'default' is an LRVD adapter, .* combine those$") as caught:
+            model.add_weighted_adapter(names, [0.5] * len(names), "sum", combination_type="cat")
+        assert "\n" not in str(caught.value) and set(model.peft_config) == {"default", "plain"}
+    model.add_weighted_adapter(["plain"], [1.0], "copy")
+    assert "copy" in model.peft_config
+    plain = PeftModel.from_pretrained(tiny_bert(), tmp_path / "first")
+    plain.load_adapter(tmp_path / "second", "second")
+    plain.add_weighted_adapter(["default", "second"], [1.0, 0.0], "sum", combination_type="cat")
+    plain.set_adapter("sum")
+    torch.testing.assert_close(logits(plain.eval()), logits(first))
+
+
 def test_a_deep_copy_is_independent():
     model = scatter(adapted())
     twin = copy.deepcopy(model)
