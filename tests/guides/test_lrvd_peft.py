@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 
-from guides.lrvd_families import FAMILIES, family_kl
+from guides.lrvd_families import FAMILIES, factor_scales, family_kl, noisy_output
 from guides.lrvd_layers import kl_divergence, lrvd_modules, rank_log_alpha, sampling
 from guides.lrvd_peft import LrvdConfig, LrvdLinear, lrvd_load
 from tests.tiny_transformers import BERT_TARGETS, tiny_bert, tiny_gpt2, token_ids
@@ -550,3 +550,20 @@ else:
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "rank"])
+@pytest.mark.parametrize("noise", ["call", "sequence"])
+def test_a_random_factor_is_one_product_with_the_drawn_weights(family, noise):
+    _, state, _ = one_layer(family)
+    x = torch.randn(6, 2, 5)
+    torch.manual_seed(4)
+    found = noisy_output(state.family, x, state.lora_A, state.lora_B, state.parameters, noise)
+    torch.manual_seed(4)
+    each = (6,) if noise == "sequence" else ()
+    scales = factor_scales(*state)
+    expected = x
+    for weight, scale in zip((state.lora_A, state.lora_B), scales, strict=True):
+        drawn = weight if scale is None else weight + scale * torch.randn(*each, *weight.shape)
+        expected = torch.einsum("ntk,nok->nto", expected, drawn.expand(6, *weight.shape))
+    torch.testing.assert_close(found, expected)
