@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from pp_models.log_uniform_kl import log_uniform_kl
+from pp_models.low_rank_priors import check_rank_prior, rank_prior_kl
 
 #: by family the names of its parameters
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -34,6 +34,20 @@ def check_family(family: str) -> None:
     """
     if family not in FAMILIES:
         raise ValueError(f"family: got {family!r}; it must be one of {', '.join(FAMILIES)}")
+
+
+def check_family_prior(family: str, prior: str, name: str = "prior") -> None:
+    """Refuses an unknown prior, and one that a family cannot have.
+
+    Raises:
+        ValueError: it is.
+    """
+    check_rank_prior(prior, name)
+    if prior == "half-cauchy" and family != "rank":
+        raise ValueError(
+            f"{name}: got 'half-cauchy', which is of one scale and goes with multipliers around 1 (family 'rank'); the "
+            f"weights of family {family!r} may have any size: take 'log-uniform' or 'ard'"
+        )
 
 
 def initial_parameters(family: str, lora_A: Tensor, lora_B: Tensor, value: float | None = None) -> Parameters:
@@ -76,8 +90,8 @@ def factor_scales(
     return scale.unsqueeze(-1), None if family == "asym" else scale.unsqueeze(0)
 
 
-def _log_alpha_of_weights(
-    family: str, lora_A: Tensor, lora_B: Tensor, parameters: Parameters, clamp: bool
+def log_alpha_of_weights(
+    family: str, lora_A: Tensor, lora_B: Tensor, parameters: Parameters, clamp: bool = True
 ) -> list[Tensor]:
     """log α of every random weight, each ``[r, weights of the rank]``."""
 
@@ -101,7 +115,7 @@ def rank_statistic(family: str, lora_A: Tensor, lora_B: Tensor, parameters: Para
     """
     if "log_alpha" in parameters:
         return parameters["log_alpha"]
-    medians = [m.median(-1).values for m in _log_alpha_of_weights(family, lora_A, lora_B, parameters, clamp=False)]
+    medians = [m.median(-1).values for m in log_alpha_of_weights(family, lora_A, lora_B, parameters, clamp=False)]
     return sum(medians[1:], medians[0]) / len(medians)
 
 
@@ -117,8 +131,9 @@ def family_kl(
     parameters: Parameters,
     count: str = "rank",
     approximate: bool | None = None,
+    prior: str = "log-uniform",
 ) -> Tensor:
-    """KL to the log-uniform prior of one layer, a scalar in nats.
+    """KL to the prior of one layer, a scalar in nats.
 
     Args:
         family: its name.
@@ -128,14 +143,19 @@ def family_kl(
         count: ``"weights"`` sums over weights (as the released code does), ``"rank"`` counts each rank once (the mean
             over its weights).
         approximate: see ``log_uniform_kl``; by default for the families with a ratio for every weight.
+        prior: see ``rank_prior_kl``.
+
+    Raises:
+        ValueError: an unknown prior, or one that the family cannot have.
     """
+    check_family_prior(family, prior)
     per_rank = weights_per_rank(family, lora_A, lora_B)
     if "log_alpha" in parameters:
-        total = log_uniform_kl(parameters["log_alpha"].clamp(*LOG_ALPHA_RANGE), bool(approximate)).sum()
+        total = rank_prior_kl(parameters["log_alpha"].clamp(*LOG_ALPHA_RANGE), prior, bool(approximate)).sum()
         return total * per_rank if count == "weights" else total
     approximate = True if approximate is None else approximate
-    found = _log_alpha_of_weights(family, lora_A, lora_B, parameters, clamp=True)
-    total = sum((log_uniform_kl(m, approximate).sum() for m in found), lora_A.new_zeros(()))
+    found = log_alpha_of_weights(family, lora_A, lora_B, parameters)
+    total = sum((rank_prior_kl(m, prior, approximate).sum() for m in found), lora_A.new_zeros(()))
     return total if count == "weights" else total / per_rank
 
 

@@ -18,9 +18,10 @@ from guides import (
     PointAdapterGuide,
     RankwiseGuide,
 )
+from guides.lrvd_families import family_kl
 from guides.lrvd_layers import kl_divergence, rank_log_alpha
 from guides.lrvd_peft import LrvdConfig, lrvd_load
-from inference import fit, predict, sample_posterior
+from inference import fit, predict, prune_ranks, sample_posterior
 from inference.objectives import TaskELBO
 from pp_models import BayesianNetwork, Dataset, LowRankAdapted, log_uniform_kl
 from tests.tiny_transformers import BERT_TARGETS, tiny_bert, tiny_gpt2, token_ids
@@ -200,6 +201,64 @@ def test_the_loss_is_that_of_the_formula(count, temperature, kappa):
     assert abs(float(terms.kl.detach()) - float(kappa * kl)) < 1e-3
 
 
+@pytest.mark.parametrize("family", ["rank", "shared_sigma"])
+@pytest.mark.parametrize("prior", ["half-cauchy", "ard"])
+def test_a_bound_under_a_proper_prior_is_a_bound(family, prior):
+    """Closed form and Monte Carlo agree without a constant, and the closed form is what the formula says."""
+    if family == "shared_sigma" and prior == "half-cauchy":
+        with pytest.raises(ValueError, match=r"^family: got 'shared_sigma', whose multipliers are not random, so that"):
+            RankwiseGuide(adapted(rank_prior=prior), family)
+        return
+    ours = {"rank_prior": prior} if family == "rank" else {"factor_prior": prior}
+    model = adapted(**ours, kl_count="weights").double()
+    guide = RankwiseGuide(model, family).double()
+    with torch.no_grad():
+        for level in guide.levels:
+            nn.init.normal_(next(iter(level.values())), -1.5, 0.3)
+    d = Dataset(torch.randn(12, 5).double(), torch.randint(0, 3, (12,)))
+    found = []
+    for elbo in (TraceMeanField_ELBO, Trace_ELBO):
+        torch.manual_seed(0)
+        found.append(elbo(num_particles=4_000, vectorize_particles=True, max_plate_nesting=0).loss(model, guide, d))
+    # of point multipliers the one leaves their prior out, a constant, and the other does not
+    left_out = 0.0 if family == "rank" else (13 + 11) * 4 * math.log(2 * math.log(1e6))
+    assert abs(found[1] - found[0] - left_out) < (6.0 if family == "shared_sigma" else 3.0)
+    expected = sum(
+        family_kl(family, *m.factors(), dict(levels.items()), "weights", prior=prior)
+        for m, levels in zip(model.rank_modules().values(), guide.levels, strict=True)
+    )
+    terms = TaskELBO().terms(model, guide, d)
+    constant = 0.0 if family == "rank" else float(terms.kl.detach() - expected.detach())
+    assert abs(float(terms.kl.detach()) - float(expected.detach()) - constant) < 1e-9
+    (slope,) = torch.autograd.grad(terms.kl, [next(iter(guide.levels[0].values()))])
+    (by_formula,) = torch.autograd.grad(expected, [next(iter(guide.levels[0].values()))])
+    torch.testing.assert_close(slope, by_formula, rtol=1e-5, atol=1e-6)
+
+
+def test_ard_scales_follow_the_guide_in_training_are_saved_and_pruned():
+    model = adapted(rank_prior="ard", factor_prior="ard")
+    guide = RankwiseGuide(model, init_log_alpha=0.0)
+    d = data()
+    guide(d)
+    torch.testing.assert_close(model.ard_scale("0.rank_scale"), torch.full((4,), 2**0.5))
+    with torch.no_grad():
+        guide.levels[0]["log_alpha"].copy_(torch.tensor([-3.0, 5.0, -2.0, 6.0]))
+    guide.eval()(d)
+    torch.testing.assert_close(model.ard_scale("0.rank_scale"), torch.full((4,), 2**0.5))
+    guide.train()(d)
+    other = adapted(rank_prior="ard", factor_prior="ard")
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.ard_scale("0.rank_scale"), model.ard_scale("0.rank_scale"))
+    assert prune_ranks(model, guide=guide).kept == {"0": 2, "2": 4}
+    assert {n: tuple(p.shape) for n, p in model.ard_scales.items() if n.startswith("0")} == {
+        "0:rank_scale": (2,),
+        "0:lora_A": (2, 5),
+        "0:lora_B": (8, 2),
+    }
+    torch.testing.assert_close(model.ard_scale("0.rank_scale").square(), 1 + torch.tensor([-3.0, -2.0]).exp())
+    assert math.isfinite(float(TaskELBO(num_particles=3).loss(model, guide, d)))
+
+
 def test_monte_carlo_differs_from_the_closed_form_by_the_constant_of_the_improper_prior():
     model, guide = make("rank")
     with torch.no_grad():
@@ -353,7 +412,8 @@ def test_a_peft_model_is_a_pyro_model_and_what_it_learns_is_saved(family, tmp_pa
         ({"kl_weight": 1e-6}, r"^kl_weight: got 1e-06, which weighs a mean over the data; give num_data too$"),
         ({"num_data": 0}, r"^num_data: got 0; it must be at least 1$"),
         ({"warmup_steps": -1}, r"^warmup_steps: got -1; it must be at least 0$"),
-        ({"factor_prior": "normal"}, r"^factor_prior: got 'normal'; it must be 'log-uniform' or a positive scale$"),
+        ({"factor_prior": "normal"}, r"^factor_prior: got 'normal'; it must be 'log-uniform', 'ard' or a pos"),
+        ({"rank_prior": "flat"}, r"^rank_prior: got 'flat'; it must be one of log-uniform, half-cauchy, ard$"),
         ({"lora_dropout": 1.0}, r"^lora_dropout: got 1.0; it must lie in \[0, 1\)$"),
         ({"trainable": ["head"]}, r"^trainable: Sequential has no module named 'head'$"),
     ],

@@ -276,7 +276,7 @@ def test_a_compiled_step_draws_and_has_the_same_gradient(compiling):
 
 def test_the_kl_is_the_sum_over_modules():
     model = scatter(adapted())
-    by_hand = sum(family_kl(*m.lrvd_state("default")) for m in lrvd_modules(model).values())
+    by_hand = sum(family_kl(*m.lrvd_state("default")[:4]) for m in lrvd_modules(model).values())
     torch.testing.assert_close(kl_divergence(model), by_hand)
     weights = [m.in_features + m.out_features for m in lrvd_modules(model).values()]
     fresh = adapted()
@@ -285,6 +285,18 @@ def test_the_kl_is_the_sum_over_modules():
 
 
 # -- saving and loading ------------------------------------------------------------------------------------------------
+
+
+@every_family
+def test_a_prior_is_saved_with_its_adapter(family, tmp_path):
+    prior = "half-cauchy" if family == "rank" else "ard"
+    model = scatter(adapted(family, prior=prior))
+    expected = sum(family_kl(*m.lrvd_state("default")[:4], prior=prior) for m in lrvd_modules(model).values())
+    torch.testing.assert_close(kl_divergence(model), expected)
+    usual = sum(family_kl(*m.lrvd_state("default")[:4]) for m in lrvd_modules(model).values())
+    assert abs(float((expected - usual).detach())) > 0.1
+    model.save_pretrained(tmp_path)
+    assert torch.equal(kl_divergence(lrvd_load(tiny_bert(), tmp_path)), kl_divergence(model))
 
 
 @every_family
@@ -453,6 +465,12 @@ def quantised():
         ({"rank_pattern": {"first": 0}}, Net, r"^rank_pattern: got 0 for 'first'; it must be at least 1"),
         ({"family": ""}, Net, r"^family: got ''; it must be one of rank, shared_sigma, asym, weight_tied, untied$"),
         ({"family": "rows"}, Net, r"^family: got 'rows'; it must be one of"),
+        ({"prior": "flat"}, Net, r"^prior: got 'flat'; it must be one of log-uniform, half-cauchy, ard$"),
+        (
+            {"prior": "half-cauchy", "family": "asym"},
+            Net,
+            r"^prior: got 'half-cauchy', which is of one scale and goes with multipliers around 1 \(family 'rank'\)",
+        ),
         ({"noise": "word"}, Net, r"^noise: got 'word'; it must be one of call, sequence, token, none$"),
         ({"use_dora": True}, Net, r"^use_dora: got True, which LRVD does not support: its update is not a sum of"),
         ({"lora_bias": True}, Net, r"^lora_bias: got True, which LRVD does not support: a bias is no rank component"),
@@ -561,7 +579,7 @@ def test_a_random_factor_is_one_product_with_the_drawn_weights(family, noise):
     found = noisy_output(state.family, x, state.lora_A, state.lora_B, state.parameters, noise)
     torch.manual_seed(4)
     each = (6,) if noise == "sequence" else ()
-    scales = factor_scales(*state)
+    scales = factor_scales(*state[:4])
     expected = x
     for weight, scale in zip((state.lora_A, state.lora_B), scales, strict=True):
         drawn = weight if scale is None else weight + scale * torch.randn(*each, *weight.shape)
