@@ -66,7 +66,7 @@ class AdapterGuide(ParameterModule):
         site = f"{path}.{name}"
         self.update_ard(site, distribution)
         with poutine.scale(scale=self.model.weight_kl_scale(path, per_rank)):
-            return {site: pyro.sample(site, distribution.to_event(2))}
+            return {site: pyro.sample(site, distribution.to_event(2 - len(distribution.event_shape)))}
 
     def update_ard(self, site: str, distribution: dist.TorchDistribution) -> None:
         """In training, the model's ARD prior of a site follows the posterior."""
