@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from evaluation.adapter_methods import lora_layers
 from evaluation.adapter_training import AdaptedReader
 from evaluation.calibration_metrics import negative_log_likelihood
+from guides.adapter_laplace import STRUCTURES
 from pp_models.text_networks import TokenSet
 
 
@@ -76,27 +77,44 @@ class LogitPosterior(NamedTuple):
 
 
 class AdapterLaplace:
-    """Linearised Laplace over all factors A and B, with the diagonal of the generalised Gauss-Newton matrix.
+    """Linearised Laplace over all factors A and B, with the generalised Gauss-Newton matrix in a simple form.
 
     f(x) ~ N(f̂(x), J(x) (H + λ I)⁻¹ J(x)ᵀ) (Immer et al. 2021; on LoRA: Yang et al. 2024, who use Kronecker factors).
     The head stays a point. λ is chosen from a grid by the NLL on held-out texts.
 
+    H is diagonal, or of each factor the Kronecker product of its outputs' gradients' second moment (the mean over
+    tokens) and its inputs' (the sum); λ is then added in the eigenbasis.
+
     Args:
         reader: trained, of classes.
         precisions: the grid of λ.
+        structure: of H, ``"diagonal"`` or ``"kronecker"``.
+
+    Raises:
+        ValueError: an unknown structure.
     """
 
-    def __init__(self, reader: AdaptedReader, precisions: tuple[float, ...] = (0.1, 1, 10, 100, 1e3, 1e4)) -> None:
+    def __init__(
+        self,
+        reader: AdaptedReader,
+        precisions: tuple[float, ...] = (0.1, 1, 10, 100, 1e3, 1e4),
+        structure: str = "diagonal",
+    ) -> None:
+        if structure not in STRUCTURES:
+            raise ValueError(f"structure: got {structure!r}; it must be 'diagonal' or 'kronecker'")
         self.reader = reader.eval()
-        self.precisions = precisions
+        self.precisions, self.structure = precisions, structure
         self.linears: list[nn.Module] = []
         for layer in lora_layers(reader.network).values():
             self.linears += [layer.lora_A["default"], layer.lora_B["default"]]
+        #: the diagonal by factor, or eigenvalues; those are in the bases (of gradients, of inputs)
         self.curvature: list[Tensor] = []
+        self.bases: list[tuple[Tensor, Tensor]] = []
         self.chosen = 0
 
-    def _jacobians(self, texts: TokenSet) -> tuple[Tensor, list[Tensor]]:
-        """Logits ``[n, C]`` and their derivatives by every factor, ``[n, C, k_out, k_in]`` each."""
+    def _gradients(self, texts: TokenSet) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Logits ``[n, C]``, and by factor its inputs ``[n, L, k_in]`` and the logits' derivatives by its outputs,
+        ``[n, C, L, k_out]``."""
         seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
         def keep(linear: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -112,13 +130,21 @@ class AdapterLaplace:
         parts: list[list[Tensor]] = [[] for _ in self.linears]
         for c in range(logits.shape[-1]):
             gradients = torch.autograd.grad(logits[:, c].sum(), outputs, retain_graph=True)
-            for part, linear, gradient in zip(parts, self.linears, gradients, strict=True):
-                # an example's tokens share its logits and no one else's
-                part.append(torch.einsum("n...o,n...i->noi", gradient, seen[linear][0]))
-        return logits.detach(), [torch.stack(part, 1) for part in parts]
+            for part, gradient in zip(parts, gradients, strict=True):
+                part.append(gradient)
+        return logits.detach(), [seen[linear][0] for linear in self.linears], [torch.stack(part, 1) for part in parts]
+
+    def _jacobians(self, texts: TokenSet) -> tuple[Tensor, list[Tensor]]:
+        """Logits ``[n, C]`` and their derivatives by every factor, ``[n, C, k_out, k_in]`` each."""
+        logits, inputs, gradients = self._gradients(texts)
+        # an example's tokens share its logits and no one else's
+        pairs = zip(inputs, gradients, strict=True)
+        return logits, [torch.einsum("nc...o,n...i->ncoi", gradient, x) for x, gradient in pairs]
 
     def fit(self, texts: TokenSet, batch_size: int = 16) -> AdapterLaplace:
         """Sums the curvature over training texts."""
+        if self.structure == "kronecker":
+            return self._fit_kronecker(texts, batch_size)
         self.curvature = [torch.zeros_like(linear.weight) for linear in self.linears]  # type: ignore[arg-type]
         for rows in torch.arange(len(texts)).split(batch_size):
             logits, jacobians = self._jacobians(texts.take(rows))
@@ -128,6 +154,30 @@ class AdapterLaplace:
                 total += torch.einsum("nc,nc...->...", probs, jacobian.square()) - mean.square().sum(0)
         return self
 
+    def _fit_kronecker(self, texts: TokenSet, batch_size: int) -> AdapterLaplace:
+        layers: list[Any] = self.linears
+        sizes = [tuple(linear.weight.shape) for linear in layers]
+        moments = [(torch.zeros(k_out, k_out), torch.zeros(k_in, k_in)) for k_out, k_in in sizes]
+        places = 0
+        for rows in torch.arange(len(texts)).split(batch_size):
+            batch = texts.take(rows)
+            logits, inputs, gradients = self._gradients(batch)
+            probs = logits.softmax(-1).unsqueeze(-1).unsqueeze(-1)
+            there = batch.inputs["attention_mask"].bool()
+            places += int(there.sum())
+            for (g, q), x, gradient in zip(moments, inputs, gradients, strict=True):
+                # the square root of diag(p) - p pᵀ: sqrt(p_c) (e_c - p)
+                rooted = probs.sqrt() * (gradient - (probs * gradient).sum(1, keepdim=True))
+                flat, kept = rooted.flatten(0, -2), x[there]
+                g += flat.mT @ flat
+                q += kept.mT @ kept
+        self.bases, self.curvature = [], []
+        for g, q in moments:
+            (left, u), (right, v) = torch.linalg.eigh(g / places), torch.linalg.eigh(q)
+            self.curvature.append(left.clamp_min(0.0).unsqueeze(-1) * right.clamp_min(0.0))
+            self.bases.append((u, v))
+        return self
+
     def posterior(self, texts: TokenSet, batch_size: int = 16) -> LogitPosterior:
         """The logits' Gaussian at texts, for each precision of the grid."""
         means, covariances = [], []
@@ -135,6 +185,8 @@ class AdapterLaplace:
         variances = [1 / (c.clamp_min(0.0).flatten().unsqueeze(-1) + grid) for c in self.curvature]  # [P, G] a factor
         for rows in torch.arange(len(texts)).split(batch_size):
             logits, jacobians = self._jacobians(texts.take(rows))
+            if self.bases:
+                jacobians = [u.mT @ (jacobian @ v) for jacobian, (u, v) in zip(jacobians, self.bases, strict=True)]
             classes = logits.shape[-1]
             total = torch.zeros(len(rows), classes, classes, len(grid))
             for jacobian, variance in zip(jacobians, variances, strict=True):

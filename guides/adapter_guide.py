@@ -64,8 +64,14 @@ class AdapterGuide(ParameterModule):
     def factor(self, path: str, name: str, distribution: dist.TorchDistribution, per_rank: int) -> dict[str, Tensor]:
         """Samples a random factor of which a rank has ``per_rank`` weights."""
         site = f"{path}.{name}"
+        self.update_ard(site, distribution)
         with poutine.scale(scale=self.model.weight_kl_scale(path, per_rank)):
-            return {site: pyro.sample(site, distribution.to_event(2))}
+            return {site: pyro.sample(site, distribution.to_event(2 - len(distribution.event_shape)))}
+
+    def update_ard(self, site: str, distribution: dist.TorchDistribution) -> None:
+        """In training, the model's ARD prior of a site follows the posterior."""
+        if self.training and self.model.ard_scale(site) is not None:
+            self.model.update_ard(site, distribution.mean, distribution.variance)
 
     def rank_log_alpha(self) -> dict[str, Tensor]:
         """log noise-to-signal ratio of each rank by module path, as pruning needs it.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from pp_models.log_uniform_kl import log_uniform_kl
+from pp_models.low_rank_priors import check_rank_prior, rank_prior_kl
 
 #: by family the names of its parameters
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -34,6 +34,20 @@ def check_family(family: str) -> None:
     """
     if family not in FAMILIES:
         raise ValueError(f"family: got {family!r}; it must be one of {', '.join(FAMILIES)}")
+
+
+def check_family_prior(family: str, prior: str, name: str = "prior") -> None:
+    """Refuses an unknown prior, and one that a family cannot have.
+
+    Raises:
+        ValueError: it is.
+    """
+    check_rank_prior(prior, name)
+    if prior == "half-cauchy" and family != "rank":
+        raise ValueError(
+            f"{name}: got 'half-cauchy', which is of one scale and goes with multipliers around 1 (family 'rank'); the "
+            f"weights of family {family!r} may have any size: take 'log-uniform' or 'ard'"
+        )
 
 
 def initial_parameters(family: str, lora_A: Tensor, lora_B: Tensor, value: float | None = None) -> Parameters:
@@ -73,11 +87,11 @@ def factor_scales(
     if family == "untied":
         return tuple(torch.exp(0.5 * parameters[f"log_variance_{k}"].clamp(*LOG_VARIANCE_RANGE)) for k in "AB")  # type: ignore[return-value]
     scale = torch.exp(0.5 * parameters["log_variance"].clamp(*LOG_VARIANCE_RANGE))
-    return scale.unsqueeze(-1), None if family == "asym" else scale
+    return scale.unsqueeze(-1), None if family == "asym" else scale.unsqueeze(0)
 
 
-def _log_alpha_of_weights(
-    family: str, lora_A: Tensor, lora_B: Tensor, parameters: Parameters, clamp: bool
+def log_alpha_of_weights(
+    family: str, lora_A: Tensor, lora_B: Tensor, parameters: Parameters, clamp: bool = True
 ) -> list[Tensor]:
     """log α of every random weight, each ``[r, weights of the rank]``."""
 
@@ -101,7 +115,7 @@ def rank_statistic(family: str, lora_A: Tensor, lora_B: Tensor, parameters: Para
     """
     if "log_alpha" in parameters:
         return parameters["log_alpha"]
-    medians = [m.median(-1).values for m in _log_alpha_of_weights(family, lora_A, lora_B, parameters, clamp=False)]
+    medians = [m.median(-1).values for m in log_alpha_of_weights(family, lora_A, lora_B, parameters, clamp=False)]
     return sum(medians[1:], medians[0]) / len(medians)
 
 
@@ -117,8 +131,9 @@ def family_kl(
     parameters: Parameters,
     count: str = "rank",
     approximate: bool | None = None,
+    prior: str = "log-uniform",
 ) -> Tensor:
-    """KL to the log-uniform prior of one layer, a scalar in nats.
+    """KL to the prior of one layer, a scalar in nats.
 
     Args:
         family: its name.
@@ -128,14 +143,19 @@ def family_kl(
         count: ``"weights"`` sums over weights (as the released code does), ``"rank"`` counts each rank once (the mean
             over its weights).
         approximate: see ``log_uniform_kl``; by default for the families with a ratio for every weight.
+        prior: see ``rank_prior_kl``.
+
+    Raises:
+        ValueError: an unknown prior, or one that the family cannot have.
     """
+    check_family_prior(family, prior)
     per_rank = weights_per_rank(family, lora_A, lora_B)
     if "log_alpha" in parameters:
-        total = log_uniform_kl(parameters["log_alpha"].clamp(*LOG_ALPHA_RANGE), bool(approximate)).sum()
+        total = rank_prior_kl(parameters["log_alpha"].clamp(*LOG_ALPHA_RANGE), prior, bool(approximate)).sum()
         return total * per_rank if count == "weights" else total
     approximate = True if approximate is None else approximate
-    found = _log_alpha_of_weights(family, lora_A, lora_B, parameters, clamp=True)
-    total = sum((log_uniform_kl(m, approximate).sum() for m in found), lora_A.new_zeros(()))
+    found = log_alpha_of_weights(family, lora_A, lora_B, parameters)
+    total = sum((rank_prior_kl(m, prior, approximate).sum() for m in found), lora_A.new_zeros(()))
     return total if count == "weights" else total / per_rank
 
 
@@ -144,16 +164,19 @@ def _noisy_linear(x: Tensor, weight: Tensor, scale: Tensor, noise: str, held: Te
 
     The last is local reparameterisation: the outputs' own Gaussian, without a draw of W.
     """
-    mean = linear(x, weight)
     if noise == "token" and held is None:
+        mean = linear(x, weight)
         variance = linear(x.square(), scale.square().expand_as(weight))
         return mean + (variance + 1e-12).sqrt() * torch.randn_like(mean)
+    # the mean goes into the drawn weight: one product, forward and backward, and no second output to add
     if held is not None or noise == "call" or x.dim() == 1:
         eps = torch.randn_like(weight) if held is None else held
-        return mean + linear(x, scale * eps)
+        return linear(x, torch.addcmul(weight, scale, eps))
     eps = torch.randn(x.shape[0], *weight.shape, dtype=weight.dtype, device=weight.device)
     blocks = x.reshape(x.shape[0], -1, x.shape[-1])
-    return mean + (blocks @ (scale * eps).mT).reshape(mean.shape)
+    # transposed before it is drawn: the product is then twice as fast for the wide side of B
+    outputs = torch.bmm(blocks, torch.addcmul(weight.mT, scale.mT, eps.mT))
+    return outputs.reshape(*x.shape[:-1], weight.shape[0])
 
 
 def held_noise(family: str, lora_A: Tensor, lora_B: Tensor) -> dict[str, Tensor]:

@@ -13,22 +13,23 @@ from guides.lrvd_families import (
     COUNTS,
     LOG_ALPHA_RANGE,
     NOISES,
-    family_kl,
     held_noise,
+    log_alpha_of_weights,
     rank_statistic,
     weights_per_rank,
 )
-from pp_models.log_uniform_kl import log_uniform_kl
 from pp_models.low_rank_layer import RankModule
+from pp_models.low_rank_priors import rank_prior_kl
 
 
 class LayerState(NamedTuple):
-    """One layer's family, factors A ``[r, k_in]`` and B ``[k_out, r]``, and noise levels by name."""
+    """One layer's family, factors A ``[r, k_in]`` and B ``[k_out, r]``, noise levels by name, and prior."""
 
     family: str
     lora_A: Tensor
     lora_B: Tensor
     parameters: dict[str, Tensor]
+    prior: str = "log-uniform"
 
 
 class LrvdModule(RankModule):
@@ -86,11 +87,11 @@ def rank_log_alpha(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         ValueError: the model has no LRVD layer.
     """
-    return {path: rank_statistic(*state).detach().clone() for path, state in layer_states(model).items()}
+    return {path: rank_statistic(*state[:4]).detach().clone() for path, state in layer_states(model).items()}
 
 
 def kl_divergence(model: nn.Module, count: str = "rank", approximate: bool | None = None) -> Tensor:
-    """KL of all active LRVD adapters to the log-uniform prior, summed over modules: a scalar in nats.
+    """KL of all active LRVD adapters to their priors, summed over modules: a scalar in nats.
 
     Args:
         model: a model with LRVD layers.
@@ -103,21 +104,22 @@ def kl_divergence(model: nn.Module, count: str = "rank", approximate: bool | Non
         ValueError: the model has no LRVD layer, or an unknown count.
     """
     check_count(count)
-    states = layer_states(model).values()
-    tied = [s for s in states if "log_alpha" in s.parameters]
-    total: Tensor | None = None
-    if tied:  # one evaluation for all modules
-        together = torch.cat([s.parameters["log_alpha"] for s in tied]).clamp(*LOG_ALPHA_RANGE)
-        values = log_uniform_kl(together, bool(approximate))
-        if count == "weights":
-            parts = values.split([len(s.lora_A) for s in tied])
-            values = torch.stack([p.sum() * weights_per_rank(*s[:3]) for p, s in zip(parts, tied, strict=True)])
-        total = values.sum()
-    for state in states:
-        if "log_alpha" not in state.parameters:
-            value = family_kl(*state, count=count, approximate=approximate)
-            total = value if total is None else total + value
-    return torch.zeros((), device=next(model.parameters()).device) if total is None else total
+    # log α of all modules that are scored alike in one row, with what each of them counts for
+    rows: dict[tuple[str, bool], list[tuple[Tensor, float]]] = {}
+    for state in layer_states(model).values():
+        if "log_alpha" in state.parameters:
+            parts = [state.parameters["log_alpha"].clamp(*LOG_ALPHA_RANGE)]
+            fit, weight = bool(approximate), weights_per_rank(*state[:3]) if count == "weights" else 1.0
+        else:
+            parts = [part.flatten() for part in log_alpha_of_weights(*state[:4])]
+            fit, weight = approximate is not False, 1.0 if count == "weights" else 1.0 / weights_per_rank(*state[:3])
+        rows.setdefault((state.prior, fit), []).extend((part, weight) for part in parts)
+    total = torch.zeros((), device=next(model.parameters()).device)
+    for (prior, fit), row in rows.items():
+        values = rank_prior_kl(torch.cat([part for part, _ in row]), prior, fit)
+        each = values.split([len(part) for part, _ in row])
+        total = total + torch.stack([v.sum() * weight for v, (_, weight) in zip(each, row, strict=True)]).sum()
+    return total
 
 
 def check_count(count: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from guides.lrvd_families import (
     FAMILIES,
     NOISES,
     check_family,
+    check_family_prior,
     initial_parameters,
     needs_nonzero_B,
     noisy_output,
@@ -26,6 +28,7 @@ from pp_models.low_rank_layer import RankParameter, linear_sizes, low_rank_outpu
 
 try:
     from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+    from peft.tuners.lora import LoraModel
     from peft.tuners.lora.layer import Linear, LoraVariant
 except ImportError as error:
     raise ImportError(f"guides.lrvd_peft: {error.name or 'peft'} is missing; pip install guidebook[adapters]") from None
@@ -99,6 +102,8 @@ class LrvdConfig(LoraConfig):
             or ``"untied"`` (a variance for every weight).
         noise: of training: ``"sequence"`` (a draw for each example), ``"call"``, ``"token"``, or ``"none"``.
         init_log_alpha: where log α (log variances in the families that have those) starts; None for -4 (-8).
+        prior: ``"log-uniform"`` (the paper's, improper), or a proper one: ``"ard"`` (N(0, s²) with the best s² in
+            closed form) or ``"half-cauchy"`` (of multipliers, thus for family ``"rank"`` alone).
         **options: those of ``peft.LoraConfig``.
 
     Raises:
@@ -108,10 +113,12 @@ class LrvdConfig(LoraConfig):
     family: str = field(default="rank", metadata={"help": "Variational family of LRVD.", "is_lora_variant": True})
     noise: str = field(default="sequence", metadata={"help": "Noise in training: sequence, call, token or none."})
     init_log_alpha: float | None = field(default=None, metadata={"help": "Where the log noise level starts."})
+    prior: str = field(default="log-uniform", metadata={"help": "Prior: log-uniform, half-cauchy or ard."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_family(self.family)
+        check_family_prior(self.family, self.prior)
         if self.noise not in NOISES:
             raise ValueError(f"noise: got {self.noise!r}; it must be one of {', '.join(NOISES)}")
         if self.r < 1:
@@ -132,6 +139,32 @@ class LrvdConfig(LoraConfig):
 
         layers: Any = {Unsupported: _refuse, nn.Linear: LrvdLinear, Conv1D: LrvdLinear}
         self._register_custom_module(layers)
+        _guard_weighted_adapters()
+
+
+def _guard_weighted_adapters() -> None:
+    """Makes peft's ``add_weighted_adapter`` refuse LRVD adapters; it would mix A and B and start noise levels anew.
+
+    peft asks neither the configuration nor the layers there, so its method is wrapped, once, when LRVD is first used;
+    calls that name other adapters alone are as before.
+    """
+    original: Any = LoraModel.add_weighted_adapter
+    if getattr(original, "refuses_lrvd", False):
+        return
+
+    @functools.wraps(original)
+    def add_weighted_adapter(self: Any, adapters: list[str], *args: Any, **kwargs: Any) -> None:
+        for name in adapters:
+            if isinstance(self.peft_config.get(name), LrvdConfig):
+                raise ValueError(
+                    f"adapters: {name!r} is an LRVD adapter, and a weighted sum of posteriors has no noise levels of "
+                    "its own; merge posterior means into the base model (merge_and_unload), or save the adapters, "
+                    "open them as plain LoRA (peft.PeftModel.from_pretrained) and combine those"
+                )
+        original(self, adapters, *args, **kwargs)
+
+    add_weighted_adapter.refuses_lrvd = True  # type: ignore[attr-defined]
+    LoraModel.add_weighted_adapter = add_weighted_adapter  # type: ignore[method-assign]
 
 
 class LrvdLinear(Linear, LrvdModule):
@@ -140,6 +173,7 @@ class LrvdLinear(Linear, LrvdModule):
     #: by adapter; set where its variant is made
     lrvd_family: dict[str, str]
     lrvd_noise: dict[str, str]
+    lrvd_prior: dict[str, str]
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **options: Any) -> None:
         super().__init__(base_layer, adapter_name, config=config, **options)
@@ -164,7 +198,7 @@ class LrvdLinear(Linear, LrvdModule):
         """State of one adapter."""
         family = self.lrvd_family[adapter]
         parameters = {name: getattr(self, f"lora_lrvd_{name}")[adapter] for name in FAMILIES[family]}
-        return LayerState(family, *self._factors(adapter), parameters)
+        return LayerState(family, *self._factors(adapter), parameters, self.lrvd_prior[adapter])
 
     def _factors(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
         tables: Any = self
@@ -215,10 +249,11 @@ class LrvdVariant(LoraVariant):
                 module.adapter_layer_names = (*module.adapter_layer_names, attribute)
             getattr(module, attribute)[adapter_name] = nn.Parameter(value)
         if not hasattr(module, "lrvd_family"):
-            module.lrvd_family, module.lrvd_noise = {}, {}
-            module.other_param_names = (*module.other_param_names, "lrvd_family", "lrvd_noise")
+            module.lrvd_family, module.lrvd_noise, module.lrvd_prior = {}, {}, {}
+            module.other_param_names = (*module.other_param_names, "lrvd_family", "lrvd_noise", "lrvd_prior")
         module.lrvd_family[adapter_name] = family
         module.lrvd_noise[adapter_name] = config.noise
+        module.lrvd_prior[adapter_name] = config.prior
         if needs_nonzero_B(family) and config.init_lora_weights and lora_B.device.type != "meta":
             nn.init.uniform_(lora_B, -1e-3, 1e-3)
 

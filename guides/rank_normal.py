@@ -9,6 +9,7 @@ from torch.distributions import register_kl
 
 from pp_models.log_uniform_kl import log_uniform_kl
 from pp_models.log_uniform_prior import LogUniform
+from pp_models.low_rank_priors import half_cauchy_kl
 
 
 class RankNormal(dist.Normal):
@@ -35,6 +36,14 @@ class RankNormal(dist.Normal):
 def _kl_rank_normal_log_uniform(p: RankNormal, q: LogUniform) -> Tensor:
     """Up to the prior's constant, which is chosen so that the KL vanishes for α → ∞."""
     return log_uniform_kl(p.log_alpha)
+
+
+@register_kl(RankNormal, dist.Cauchy)
+def _kl_rank_normal_cauchy(p: RankNormal, q: dist.Cauchy) -> Tensor:
+    """By quadrature, for a Cauchy distribution around 0."""
+    if bool(q.loc.any()):
+        raise NotImplementedError
+    return half_cauchy_kl(p.log_alpha, q.scale / p.loc.abs().clamp_min(1e-12))
 
 
 @register_kl(dist.Normal, LogUniform)

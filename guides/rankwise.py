@@ -48,6 +48,11 @@ class RankwiseGuide(AdapterGuide):
     def __init__(self, model: LowRankAdapted, family: str = "rank", init_log_alpha: float | None = None) -> None:
         super().__init__(model)
         check_family(family)
+        if family != "rank" and model.rank_prior != "log-uniform":
+            raise ValueError(
+                f"family: got {family!r}, whose multipliers are not random, so that {model.rank_prior!r} as their "
+                "prior says nothing; give the model factor_prior='ard' or a scale, and leave rank_prior as it is"
+            )
         self.family = family
         self.levels = nn.ModuleList()
         for module in model.rank_modules().values():
@@ -67,8 +72,10 @@ class RankwiseGuide(AdapterGuide):
         if self.family == "rank":
             site = f"{path}.rank_scale"
             log_alpha = levels["log_alpha"].clamp(*LOG_ALPHA_RANGE)
+            posterior = RankNormal(torch.ones_like(log_alpha), log_alpha)
+            self.update_ard(site, posterior)
             with poutine.scale(scale=self.model.kl_scale(path)):
-                return {site: pyro.sample(site, RankNormal(torch.ones_like(log_alpha), log_alpha).to_event(1))}
+                return {site: pyro.sample(site, posterior.to_event(1))}
         values = self.point_rank_scale(path, lora_A)
         per_rank = weights_per_rank(self.family, lora_A, lora_B)
         if self.family == "weight_tied":
@@ -94,7 +101,8 @@ class RankwiseGuide(AdapterGuide):
 
     def rank_parameters(self, path: str) -> list[RankParameter]:
         levels = self.levels[self.paths.index(path)]
-        return [RankParameter(levels, name, 1 if name == "log_variance_B" else 0) for name in FAMILIES[self.family]]
+        own = [RankParameter(levels, name, 1 if name == "log_variance_B" else 0) for name in FAMILIES[self.family]]
+        return own + self.model.ard_parameters(path)
 
     def store(self) -> None:
         """Writes the noise levels into the layers of a peft model, whose ``save_pretrained`` then saves them.

@@ -65,7 +65,7 @@ def numpyro_twin(model: BayesianNetwork) -> Callable[[Dataset], None]:
     prior = model.prior
     if not isinstance(prior, GaussianPrior):
         raise ValueError(f"model: its prior is a {type(prior).__name__}, which has no NumPyro twin")
-    likelihood = _likelihood(model)
+    likelihood = likelihood_twin(model.likelihood)
     activation = _activations()[model.activation]
     shapes = model.weight_shapes
     network_wide = not prior.independent_layers
@@ -141,12 +141,16 @@ def _activations() -> dict[str, Callable]:
     }
 
 
-def _likelihood(model: BayesianNetwork) -> Callable:
+def likelihood_twin(own: torch.nn.Module) -> Callable:
+    """The NumPyro distribution of points by outputs ``[*B, N, K]``, as a likelihood's.
+
+    Raises:
+        ValueError: a likelihood without a twin.
+    """
     import jax
     import jax.numpy as jnp
     import numpyro.distributions as dist
 
-    own = model.likelihood
     if isinstance(own, GaussianLikelihood):
         with torch.no_grad():
             noise = float(own.scale())

@@ -11,11 +11,13 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from inference.numpyro_adapters import adapter_twin
 from inference.numpyro_mixture import mixture_twin
 from inference.numpyro_twin import numpyro_twin, precision_of
 from inference.predict import Prediction, likelihood_of_points
 from pp_models.bayesian_network import BayesianNetwork
 from pp_models.data import Dataset
+from pp_models.low_rank_adapted import LowRankAdapted
 from pp_models.mixture_density import MixtureDensityNetwork
 from pp_models.task_plates import PARTICLE_PLATE
 
@@ -25,7 +27,8 @@ class NutsResult:
     """Draws of a sampler.
 
     Args:
-        draws: ``[chains * samples, *B, *event]`` by site, chains one after the other.
+        draws: ``[chains * samples, *B, *event]`` by site (without ``*B`` for an adapter, whose latents tasks share),
+            chains one after the other.
         num_chains: chains.
         diverging: number of divergent transitions after warm-up.
         mcmc: NumPyro's ``MCMC`` object, which ``arviz.from_numpyro`` takes.
@@ -36,20 +39,23 @@ class NutsResult:
     num_chains: int
     diverging: int
     mcmc: Any
-    model: BayesianNetwork | MixtureDensityNetwork
+    model: BayesianNetwork | MixtureDensityNetwork | LowRankAdapted
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> Prediction:
         """Posterior predictive at inputs ``[*B, N, Dx]``, as :func:`inference.predict` gives for a guide."""
         count = next(iter(self.draws.values())).shape[0]
+        draws = self.draws
+        if isinstance(self.model, LowRankAdapted):  # one draw for all tasks
+            draws = {name: d.reshape(count, *(1,) * (x.dim() - 2), *d.shape[1:]) for name, d in draws.items()}
         with pyro.plate(PARTICLE_PLATE, count, dim=-1 - (x.dim() - 2)):
-            trace = poutine.trace(poutine.condition(self.model, data=self.draws)).get_trace(Dataset(x))
+            trace = poutine.trace(poutine.condition(self.model, data=draws)).get_trace(Dataset(x))
         site: Any = trace.nodes["y"]
         return Prediction(likelihood_of_points(site), site["value"])
 
 
 def nuts(
-    model: BayesianNetwork | MixtureDensityNetwork,
+    model: BayesianNetwork | MixtureDensityNetwork | LowRankAdapted,
     data: Dataset,
     num_warmup: int = 500,
     num_samples: int = 500,
@@ -59,12 +65,14 @@ def nuts(
     target_accept: float = 0.8,
     progress: bool = False,
 ) -> NutsResult:
-    """Samples a model's posterior by NUTS (Hoffman and Gelman 2014), in NumPyro: a network's, or a mixture's weights.
+    """Samples a model's posterior by NUTS (Hoffman and Gelman 2014), in NumPyro: a network's, a mixture's weights,
+    or an adapter's multipliers of ranks.
 
     Task dimensions are sampled together: for many tasks run it on a few.
 
     Args:
-        model: the network, or a mixture of strict experts; parameters as they are.
+        model: the network, a mixture of strict experts, or an adapted small network with a proper ``rank_prior``;
+            parameters as they are.
         data: the observed points, with y.
         num_warmup: adaptation steps of each chain.
         num_samples: draws of each chain.
@@ -83,11 +91,15 @@ def nuts(
         raise ValueError(f"target_accept: got {target_accept}; it must lie in (0, 1)")
     if data.y is None:
         raise ValueError("data: y is None; a posterior needs observed points")
-    model.check(data)
+    if not isinstance(model, LowRankAdapted):
+        model.check(data)
     import jax
     from numpyro.infer import MCMC, NUTS
 
-    twin = mixture_twin(model) if isinstance(model, MixtureDensityNetwork) else numpyro_twin(model)
+    if isinstance(model, MixtureDensityNetwork):
+        twin = mixture_twin(model)
+    else:
+        twin = adapter_twin(model) if isinstance(model, LowRankAdapted) else numpyro_twin(model)
     with precision_of(model):
         kernel = NUTS(twin, target_accept_prob=target_accept)
         mcmc = MCMC(

@@ -17,7 +17,8 @@ from pp_models.bayesian_network import observe
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.log_uniform_prior import LogUniform
-from pp_models.low_rank_layer import FactorDraws, LowRankLinear, RankModule, linear_sizes
+from pp_models.low_rank_layer import FactorDraws, LowRankLinear, RankModule, RankParameter, linear_sizes
+from pp_models.low_rank_priors import check_rank_prior
 from pp_models.parameter_module import ParameterModule
 from pp_models.task_plates import task_plates, without_repeats
 
@@ -32,7 +33,7 @@ class LowRankAdapted(ParameterModule):
     """A frozen backbone with updates s B diag(z) A in some of its linear layers, as a Pyro model of one Dataset.
 
     A, B and whatever ``trainable`` names are parameters (point estimates); the multipliers z are latent, shared by all
-    tasks. Sites: ``{module path}.rank_scale`` ``[r]`` under a log-uniform prior, and ``y``. A guide that makes a factor
+    tasks. Sites: ``{module path}.rank_scale`` ``[r]`` under ``rank_prior``, and ``y``. A guide that makes a factor
     itself random samples ``{module path}.lora_A`` ``[r, k_in]``, ``.lora_B`` ``[k_out, r]`` or ``.input_mask``
     ``[k_in]`` too; the model has those sites where it is run with such a guide, and only there.
 
@@ -55,7 +56,11 @@ class LowRankAdapted(ParameterModule):
         temperature: T, multiplies the KL; 1 for the evidence bound.
         warmup_steps: steps over which the KL's weight grows linearly to its value.
         num_data: number of training points, where a fit sees minibatches of them.
-        factor_prior: prior of factors that a guide makes random: ``"log-uniform"``, or the scale of N(0, scale²).
+        rank_prior: of the multipliers: ``"log-uniform"`` (the paper's, improper; cut where it is sampled), or a proper
+            one: ``"half-cauchy"`` (of their magnitudes, scale 1) or ``"ard"``, N(0, s_k²), whose s_k² a guide in
+            training sets to its best value, the second moment of its own z_k.
+        factor_prior: prior of factors that a guide makes random: ``"log-uniform"``, ``"ard"``, or the scale of
+            N(0, scale²).
         lora_dropout: rate of dropout on the updates' inputs in training.
         trainable: endings of the paths of further modules that are trained, such as a classifier.
         base_dropout: whether the backbone's own dropout is on in training mode.
@@ -83,6 +88,7 @@ class LowRankAdapted(ParameterModule):
         temperature: float = 1.0,
         warmup_steps: int = 0,
         num_data: int | None = None,
+        rank_prior: str = "log-uniform",
         factor_prior: str | float = "log-uniform",
         lora_dropout: float = 0.0,
         trainable: Sequence[str] = (),
@@ -103,12 +109,15 @@ class LowRankAdapted(ParameterModule):
             raise ValueError(f"num_data: got {num_data}; it must be at least 1")
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps: got {warmup_steps}; it must be at least 0")
-        if factor_prior != "log-uniform" and (isinstance(factor_prior, str) or not 0 < factor_prior < float("inf")):
-            raise ValueError(f"factor_prior: got {factor_prior!r}; it must be 'log-uniform' or a positive scale")
+        check_rank_prior(rank_prior, "rank_prior")
+        named = isinstance(factor_prior, str)
+        if factor_prior not in ("log-uniform", "ard") and (named or not 0 < factor_prior < float("inf")):  # type: ignore[operator]
+            raise ValueError(f"factor_prior: got {factor_prior!r}; it must be 'log-uniform', 'ard' or a positive scale")
         if not 0 <= lora_dropout < 1:
             raise ValueError(f"lora_dropout: got {lora_dropout}; it must lie in [0, 1)")
         self.kl_count, self.kl_weight, self.temperature = kl_count, kl_weight, float(temperature)
         self.warmup_steps, self.num_data, self.factor_prior = int(warmup_steps), num_data, factor_prior
+        self.rank_prior = rank_prior
         self.base_dropout, self.call = base_dropout, call
         self.likelihood = make_likelihood(likelihood, noise_scale)
         adapt(backbone, targets, rank, lora_alpha, lora_dropout, trainable)
@@ -119,6 +128,14 @@ class LowRankAdapted(ParameterModule):
             for name, module in backbone.named_modules()
             if isinstance(module, RankModule)
         }
+        self.ard_scales = nn.ParameterDict()
+        for path, module in self._rank_modules.items():
+            factors = module.factors()
+            if factors is not None and rank_prior == "ard":
+                self._add_ard_scale(f"{path}.rank_scale", factors[0][:, 0])
+            if factors is not None and factor_prior == "ard":
+                self._add_ard_scale(f"{path}.lora_A", factors[0])
+                self._add_ard_scale(f"{path}.lora_B", factors[1])
         self.fold_draws = not _is_hugging_face(backbone) if fold_draws is None else fold_draws
         self.register_buffer("guide_calls", torch.zeros(()))
         self.train(self.training)
@@ -137,6 +154,37 @@ class LowRankAdapted(ParameterModule):
             for module in self.rank_modules().values():
                 getattr(module, "lora_dropout", nn.Identity()).train(mode)
         return self
+
+    # -- the scales of ARD priors --------------------------------------------------------------------------------------
+
+    def _add_ard_scale(self, site: str, like: Tensor) -> None:
+        scale = torch.ones_like(like, requires_grad=False)
+        self.ard_scales[site.replace(".", ":")] = nn.Parameter(scale, requires_grad=False)
+
+    def ard_scale(self, site: str) -> nn.Parameter | None:
+        """Standard deviations of a site's prior N(0, s²), of the site's own shape; None where its prior is another."""
+        key = site.replace(".", ":")
+        return self.ard_scales.get(key, None)
+
+    def ard_parameters(self, path: str) -> list[RankParameter]:
+        """Those scales of a module that have an entry for each rank."""
+        keys = {name: f"{path}.{name}".replace(".", ":") for name in ("rank_scale", "lora_A", "lora_B")}
+        return [
+            RankParameter(self.ard_scales, key, 1 if name == "lora_B" else 0)
+            for name, key in keys.items()
+            if key in self.ard_scales
+        ]
+
+    @torch.no_grad()
+    def update_ard(self, site: str, mean: Tensor, variance: Tensor) -> None:
+        """Sets s² of a site to the second moment of its posterior, where the KL to N(0, s²) is least.
+
+        The bound's gradient at the best scale is the gradient of the bound maximised over it, so that guides call this
+        and nothing else is needed. Sites with other priors are left alone.
+        """
+        scale = self.ard_scale(site)
+        if scale is not None:
+            scale.copy_((mean.square() + variance).clamp_min(1e-20).sqrt())
 
     # -- the weight of the KL ------------------------------------------------------------------------------------------
 
@@ -196,17 +244,14 @@ class LowRankAdapted(ParameterModule):
 
     def _sample(self, path: str, lora_A: Tensor, lora_B: Tensor) -> FactorDraws:
         """The sites of one module."""
-        low, high = (lora_A.new_tensor(v) for v in PRIOR_RANGE)
         with poutine.scale(scale=self.kl_scale(path)):
-            prior = LogUniform(low, high).expand([lora_A.shape[0]]).to_event(1)
+            prior = self._prior(f"{path}.rank_scale", self.rank_prior, lora_A[:, 0]).to_event(1)
             found = {"rank_scale": pyro.sample(f"{path}.rank_scale", prior)}
         shapes = {"lora_A": lora_A.shape, "lora_B": lora_B.shape}
         offered = [name for name in shapes if _is_offered(f"{path}.{name}")]
         per_rank = sum(shapes[name].numel() for name in offered) // lora_A.shape[0]
         for name in offered:
-            prior = LogUniform(low, high).expand(shapes[name])
-            if not isinstance(self.factor_prior, str):
-                prior = dist.Normal(torch.zeros_like(lora_A[0, 0]), self.factor_prior).expand(shapes[name])
+            prior = self._prior(f"{path}.{name}", self.factor_prior, {"lora_A": lora_A, "lora_B": lora_B}[name])
             with poutine.scale(scale=self.weight_kl_scale(path, per_rank)):
                 found[name] = pyro.sample(f"{path}.{name}", prior.to_event(2))
         if _is_offered(f"{path}.input_mask"):
@@ -214,6 +259,18 @@ class LowRankAdapted(ParameterModule):
             found["input_mask"] = pyro.sample(f"{path}.input_mask", flat)
         event_dims = {"rank_scale": 1, "input_mask": 1}
         return FactorDraws(**{name: _as_draws(value, event_dims.get(name, 2)) for name, value in found.items()})
+
+    def _prior(self, site: str, prior: str | float, like: Tensor) -> dist.TorchDistribution:
+        """The prior of one site's entries, of the shape of ``like``."""
+        zero = torch.zeros_like(like.detach())
+        if prior == "log-uniform":
+            low, high = (zero.new_tensor(v) for v in PRIOR_RANGE)
+            return LogUniform(low, high).expand(zero.shape)
+        if prior == "half-cauchy":
+            return dist.Cauchy(zero, 1.0)
+        if prior == "ard":  # a copy, for guides change it in place before a gradient is taken
+            return dist.Normal(zero, self.ard_scales[site.replace(".", ":")].clone())
+        return dist.Normal(zero, float(prior))
 
     def _outputs(self, data: Dataset, draws: dict[str, FactorDraws]) -> Tensor:
         rows = data.x.reshape(-1, data.x.shape[-1])

@@ -8,7 +8,7 @@ from torch.func import vmap
 
 from guides.lrvd_families import family_kl, initial_parameters, noisy_output, rank_statistic
 from inference.lrvd_training import warmup
-from pp_models.log_uniform_kl import log_uniform_kl
+from pp_models.low_rank_priors import rank_prior_kl
 
 D, R, N, NOISE = 32, 16, 1000, 0.5
 
@@ -87,7 +87,7 @@ def train(runs, steps, levels, rates, kl_weight, forward, kl, truth, x, y):
     return A.detach(), B.detach(), torch.cat(levels).detach()
 
 
-def planted_rank_runs(variants, steps=3000, seed=0):
+def planted_rank_runs(variants, steps=3000, seed=0, prior="log-uniform"):
     """The family ``"rank"``: variants are ``(runs, sampled, weight of the KL, learning rate of log α)``."""
     torch.manual_seed(seed)
     counts = [v[0] for v in variants]
@@ -108,7 +108,7 @@ def planted_rank_runs(variants, steps=3000, seed=0):
         [v[3] for v in variants],
         weight,
         forward,
-        lambda a, b, log_alpha: log_uniform_kl(log_alpha.clamp(-10, 8)).sum(-1),
+        lambda a, b, log_alpha: rank_prior_kl(log_alpha.clamp(-10, 8), prior).sum(-1),
         truth,
         x,
         y,

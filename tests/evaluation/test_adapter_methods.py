@@ -161,6 +161,35 @@ def test_jacobians_and_covariances_of_laplace_are_exact():
     assert laplace.predict(test, 7).shape == (7, 10, 2)
 
 
+def test_kronecker_factors_of_laplace_are_exact_for_one_token_and_used_in_their_eigenbasis():
+    found, train, test = trained("lora")
+    one = train.take(torch.arange(1))
+    one = one.__class__({name: value[:, :1] for name, value in one.inputs.items()}, one.labels)
+    laplace = AdapterLaplace(found.reader, (0.1, 3.0), "kronecker").fit(one)
+    _, jacobians = laplace._jacobians(one)
+    probs = found.reader(one.inputs).softmax(-1)[0].detach()
+    root = probs.diag() - torch.outer(probs, probs)
+    few = test.take(torch.arange(3))
+    logits, others = laplace._jacobians(few)
+    expected = torch.zeros(3, 2, 2)
+    for number, (jacobian, other) in enumerate(zip(jacobians, others, strict=True)):
+        flat = jacobian[0].flatten(1)
+        dense = flat.T @ root @ flat
+        u, v = laplace.bases[number]
+        rotation = torch.kron(u, v)
+        rebuilt = rotation @ laplace.curvature[number].flatten().diag() @ rotation.T
+        torch.testing.assert_close(rebuilt, dense, atol=1e-4 * float(dense.abs().max()) + 1e-9, rtol=1e-3)
+        covariance = torch.linalg.inv(dense + 3.0 * torch.eye(len(dense)))
+        expected += other.flatten(2) @ covariance @ other.flatten(2).mT
+    posterior = laplace.posterior(few, batch_size=2)
+    torch.testing.assert_close(posterior.mean, logits)
+    torch.testing.assert_close(posterior.covariance[1], expected, atol=1e-5, rtol=1e-3)
+    whole = AdapterLaplace(found.reader, (1.0, 100.0), "kronecker").fit(train, batch_size=5)
+    assert whole.choose(test) in (1.0, 100.0) and whole.predict(test, 7).shape == (7, 10, 2)
+    with pytest.raises(ValueError, match=r"^structure: got 'dense'; it must be 'diagonal' or 'kronecker'$"):
+        AdapterLaplace(found.reader, structure="dense")
+
+
 def test_draws_of_logits_have_the_covariance():
     covariance = torch.tensor([[[[2.0, 0.5], [0.5, 1.0]]]])
     draws = LogitPosterior(torch.zeros(1, 2), covariance).draw(0, 20_000)

@@ -18,9 +18,10 @@ from guides import (
     PointAdapterGuide,
     RankwiseGuide,
 )
+from guides.lrvd_families import family_kl
 from guides.lrvd_layers import kl_divergence, rank_log_alpha
 from guides.lrvd_peft import LrvdConfig, lrvd_load
-from inference import fit, predict, sample_posterior
+from inference import fit, predict, prune_ranks, sample_posterior
 from inference.objectives import TaskELBO
 from pp_models import BayesianNetwork, Dataset, LowRankAdapted, log_uniform_kl
 from tests.tiny_transformers import BERT_TARGETS, tiny_bert, tiny_gpt2, token_ids
@@ -34,6 +35,7 @@ GUIDES = {
     "untied": (lambda m: RankwiseGuide(m, "untied"), ("lora_A", "lora_B")),
     "mean-field": (AdapterMeanFieldGuide, ("lora_A",)),
     "laplace": (LaplaceAdapterGuide, ("lora_A", "lora_B")),
+    "laplace kronecker": (lambda m: LaplaceAdapterGuide(m, structure="kronecker"), ("lora_A", "lora_B")),
     "dropout": (MCDropoutAdapterGuide, ("input_mask",)),
     "rank dropout": (lambda m: MCDropoutAdapterGuide(m, where="rank"), ()),
     "point": (PointAdapterGuide, ()),
@@ -67,7 +69,7 @@ def data(*batch, n=12):
 def ready(name):
     """A pair whose draws are not the mean (but for the point mass)."""
     model, guide = make(name)
-    if name == "laplace":
+    if name.startswith("laplace"):
         guide.fit_curvature(data())
     return model.eval(), guide.eval()
 
@@ -94,7 +96,7 @@ def test_fit_predict_sample_and_arviz(name):
     d = data()
     result = fit(model, guide, d, "elbo", steps=3, log_every=1, progress=False)
     assert all(math.isfinite(row["loss"]) for row in result.history)
-    if name == "laplace":
+    if name.startswith("laplace"):
         guide.fit_curvature(d)
     for batch in ((), (2,), (2, 3)):
         d = data(*batch)
@@ -200,6 +202,64 @@ def test_the_loss_is_that_of_the_formula(count, temperature, kappa):
     assert abs(float(terms.kl.detach()) - float(kappa * kl)) < 1e-3
 
 
+@pytest.mark.parametrize("family", ["rank", "shared_sigma"])
+@pytest.mark.parametrize("prior", ["half-cauchy", "ard"])
+def test_a_bound_under_a_proper_prior_is_a_bound(family, prior):
+    """Closed form and Monte Carlo agree without a constant, and the closed form is what the formula says."""
+    if family == "shared_sigma" and prior == "half-cauchy":
+        with pytest.raises(ValueError, match=r"^family: got 'shared_sigma', whose multipliers are not random, so that"):
+            RankwiseGuide(adapted(rank_prior=prior), family)
+        return
+    ours = {"rank_prior": prior} if family == "rank" else {"factor_prior": prior}
+    model = adapted(**ours, kl_count="weights").double()
+    guide = RankwiseGuide(model, family).double()
+    with torch.no_grad():
+        for level in guide.levels:
+            nn.init.normal_(next(iter(level.values())), -1.5, 0.3)
+    d = Dataset(torch.randn(12, 5).double(), torch.randint(0, 3, (12,)))
+    found = []
+    for elbo in (TraceMeanField_ELBO, Trace_ELBO):
+        torch.manual_seed(0)
+        found.append(elbo(num_particles=4_000, vectorize_particles=True, max_plate_nesting=0).loss(model, guide, d))
+    # of point multipliers the one leaves their prior out, a constant, and the other does not
+    left_out = 0.0 if family == "rank" else (13 + 11) * 4 * math.log(2 * math.log(1e6))
+    assert abs(found[1] - found[0] - left_out) < (6.0 if family == "shared_sigma" else 3.0)
+    expected = sum(
+        family_kl(family, *m.factors(), dict(levels.items()), "weights", prior=prior)
+        for m, levels in zip(model.rank_modules().values(), guide.levels, strict=True)
+    )
+    terms = TaskELBO().terms(model, guide, d)
+    constant = 0.0 if family == "rank" else float(terms.kl.detach() - expected.detach())
+    assert abs(float(terms.kl.detach()) - float(expected.detach()) - constant) < 1e-9
+    (slope,) = torch.autograd.grad(terms.kl, [next(iter(guide.levels[0].values()))])
+    (by_formula,) = torch.autograd.grad(expected, [next(iter(guide.levels[0].values()))])
+    torch.testing.assert_close(slope, by_formula, rtol=1e-5, atol=1e-6)
+
+
+def test_ard_scales_follow_the_guide_in_training_are_saved_and_pruned():
+    model = adapted(rank_prior="ard", factor_prior="ard")
+    guide = RankwiseGuide(model, init_log_alpha=0.0)
+    d = data()
+    guide(d)
+    torch.testing.assert_close(model.ard_scale("0.rank_scale"), torch.full((4,), 2**0.5))
+    with torch.no_grad():
+        guide.levels[0]["log_alpha"].copy_(torch.tensor([-3.0, 5.0, -2.0, 6.0]))
+    guide.eval()(d)
+    torch.testing.assert_close(model.ard_scale("0.rank_scale"), torch.full((4,), 2**0.5))
+    guide.train()(d)
+    other = adapted(rank_prior="ard", factor_prior="ard")
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.ard_scale("0.rank_scale"), model.ard_scale("0.rank_scale"))
+    assert prune_ranks(model, guide=guide).kept == {"0": 2, "2": 4}
+    assert {n: tuple(p.shape) for n, p in model.ard_scales.items() if n.startswith("0")} == {
+        "0:rank_scale": (2,),
+        "0:lora_A": (2, 5),
+        "0:lora_B": (8, 2),
+    }
+    torch.testing.assert_close(model.ard_scale("0.rank_scale").square(), 1 + torch.tensor([-3.0, -2.0]).exp())
+    assert math.isfinite(float(TaskELBO(num_particles=3).loss(model, guide, d)))
+
+
 def test_monte_carlo_differs_from_the_closed_form_by_the_constant_of_the_improper_prior():
     model, guide = make("rank")
     with torch.no_grad():
@@ -273,6 +333,69 @@ def test_laplace_is_exact_for_a_linear_gaussian_layer_in_one_factor():
     guide.eval()
     nodes = pyro.poutine.trace(guide).get_trace(d).nodes
     assert abs(float(nodes["0.lora_B"]["fn"].variance) * (2.0 + float(guide.fisher[1])) - 1) < 1e-5
+
+
+def dense_curvature(model, x, factor):
+    """The generalised Gauss-Newton matrix of one factor ``[mn, mn]``, from Jacobians and the likelihood's Hessian."""
+    total = 0
+    for row in x.split(1):
+        outputs = model.outputs(row)
+        jacobian = torch.stack([torch.autograd.grad(o, factor, retain_graph=True)[0].flatten() for o in outputs[0]])
+        at = outputs.detach()
+        label = model.likelihood(at).sample()
+        hessian = torch.autograd.functional.hessian(lambda o, y=label: -model.likelihood(o).log_prob(y).sum(), at)
+        total = total + jacobian.T @ hessian[0, :, 0] @ jacobian
+    return total
+
+
+@pytest.mark.parametrize("likelihood", ["categorical", "gaussian", "bernoulli"])
+def test_kronecker_factors_are_exact_for_one_point(likelihood):
+    model = adapted(likelihood=likelihood).double()
+    guide = LaplaceAdapterGuide(model, 0.7, "kronecker").double()
+    x = torch.randn(1, 5).double()
+    guide.fit_curvature(Dataset(x)).eval()
+    for number, factor in enumerate(guide._factors()):
+        dense = dense_curvature(model, x, factor)
+        torch.testing.assert_close(torch.kron(guide.gradients[number].data, guide.inputs[number].data), dense)
+        posterior = guide.posterior(number, factor.detach())
+        precision = dense + 0.7 * torch.eye(len(dense)).double()
+        covariance = torch.linalg.inv(precision)
+        torch.testing.assert_close(posterior.covariance_logdet(), torch.linalg.slogdet(covariance)[1])
+        torch.testing.assert_close(posterior.variance.flatten(), covariance.diagonal())
+        value = factor.detach() + 0.1 * torch.randn_like(factor)
+        expected = pyro.distributions.MultivariateNormal(factor.detach().flatten(), precision_matrix=precision)
+        torch.testing.assert_close(posterior.log_prob(value), expected.log_prob(value.flatten()))
+
+
+def test_kronecker_is_exact_for_all_points_where_gradients_do_not_vary():
+    model = LowRankAdapted(nn.Sequential(nn.Linear(3, 2)), ["0"], rank=2, likelihood="gaussian", noise_scale=0.3)
+    model = model.double()
+    with torch.no_grad():
+        nn.init.normal_(model.backbone[0].lora_B)
+    guide = LaplaceAdapterGuide(model, 1.0, "kronecker").double()
+    x = torch.randn(90, 3).double()
+    guide.fit_curvature(Dataset(x), num_data=180)
+    for number, factor in enumerate(guide._factors()):
+        dense = 2 * dense_curvature(model, x, factor)
+        torch.testing.assert_close(torch.kron(guide.gradients[number].data, guide.inputs[number].data), dense)
+    guide.prior_precision = 3e4
+    posterior = guide.posterior(0, model.backbone[0].lora_A.detach())
+    covariance = torch.linalg.inv(2 * dense_curvature(model, x, guide._factors()[0]) + 3e4 * torch.eye(6).double())
+    torch.manual_seed(0)
+    draws = (posterior.rsample((200_000,)) - posterior.mean).flatten(1)
+    assert float((draws.T @ draws / len(draws) - covariance).norm() / covariance.norm()) < 0.01
+
+
+def test_kronecker_of_other_likelihoods_draws_labels():
+    model = LowRankAdapted(nn.Sequential(nn.Linear(3, 2)), ["0"], rank=2, likelihood="gaussian-head")
+    with torch.no_grad():
+        nn.init.normal_(model.backbone[0].lora_B)
+    guide, d = LaplaceAdapterGuide(model, structure="kronecker"), Dataset(torch.randn(40, 3))
+    state = torch.get_rng_state()
+    first = [p.clone() for p in guide.fit_curvature(d).gradients]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(first, guide.fit_curvature(d).gradients, strict=True))
+    assert all(float(torch.linalg.eigvalsh(p)[-1]) > 0 for p in first)
 
 
 def test_lora_dropout_is_on_in_training_alone_and_base_dropout_only_if_asked_for():
@@ -353,7 +476,8 @@ def test_a_peft_model_is_a_pyro_model_and_what_it_learns_is_saved(family, tmp_pa
         ({"kl_weight": 1e-6}, r"^kl_weight: got 1e-06, which weighs a mean over the data; give num_data too$"),
         ({"num_data": 0}, r"^num_data: got 0; it must be at least 1$"),
         ({"warmup_steps": -1}, r"^warmup_steps: got -1; it must be at least 0$"),
-        ({"factor_prior": "normal"}, r"^factor_prior: got 'normal'; it must be 'log-uniform' or a positive scale$"),
+        ({"factor_prior": "normal"}, r"^factor_prior: got 'normal'; it must be 'log-uniform', 'ard' or a pos"),
+        ({"rank_prior": "flat"}, r"^rank_prior: got 'flat'; it must be one of log-uniform, half-cauchy, ard$"),
         ({"lora_dropout": 1.0}, r"^lora_dropout: got 1.0; it must lie in \[0, 1\)$"),
         ({"trainable": ["head"]}, r"^trainable: Sequential has no module named 'head'$"),
     ],
@@ -377,6 +501,8 @@ def test_more_refusals():
         AdapterMeanFieldGuide(model, init_scale=0.0)
     with pytest.raises(ValueError, match=r"^prior_precision: got -1.0; it must be positive and finite$"):
         LaplaceAdapterGuide(model, prior_precision=-1.0)
+    with pytest.raises(ValueError, match=r"^structure: got 'dense'; it must be 'diagonal' or 'kronecker'$"):
+        LaplaceAdapterGuide(model, structure="dense")
     with pytest.raises(ValueError, match=r"^model: layer '0' is no peft layer of family 'rank' to store in$"):
         RankwiseGuide(model).store()
 

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 
-from guides.lrvd_families import FAMILIES, family_kl
+from guides.lrvd_families import FAMILIES, factor_scales, family_kl, noisy_output
 from guides.lrvd_layers import kl_divergence, lrvd_modules, rank_log_alpha, sampling
 from guides.lrvd_peft import LrvdConfig, LrvdLinear, lrvd_load
 from tests.tiny_transformers import BERT_TARGETS, tiny_bert, tiny_gpt2, token_ids
@@ -276,7 +276,7 @@ def test_a_compiled_step_draws_and_has_the_same_gradient(compiling):
 
 def test_the_kl_is_the_sum_over_modules():
     model = scatter(adapted())
-    by_hand = sum(family_kl(*m.lrvd_state("default")) for m in lrvd_modules(model).values())
+    by_hand = sum(family_kl(*m.lrvd_state("default")[:4]) for m in lrvd_modules(model).values())
     torch.testing.assert_close(kl_divergence(model), by_hand)
     weights = [m.in_features + m.out_features for m in lrvd_modules(model).values()]
     fresh = adapted()
@@ -285,6 +285,18 @@ def test_the_kl_is_the_sum_over_modules():
 
 
 # -- saving and loading ------------------------------------------------------------------------------------------------
+
+
+@every_family
+def test_a_prior_is_saved_with_its_adapter(family, tmp_path):
+    prior = "half-cauchy" if family == "rank" else "ard"
+    model = scatter(adapted(family, prior=prior))
+    expected = sum(family_kl(*m.lrvd_state("default")[:4], prior=prior) for m in lrvd_modules(model).values())
+    torch.testing.assert_close(kl_divergence(model), expected)
+    usual = sum(family_kl(*m.lrvd_state("default")[:4]) for m in lrvd_modules(model).values())
+    assert abs(float((expected - usual).detach())) > 0.1
+    model.save_pretrained(tmp_path)
+    assert torch.equal(kl_divergence(lrvd_load(tiny_bert(), tmp_path)), kl_divergence(model))
 
 
 @every_family
@@ -405,6 +417,26 @@ def test_adapters_are_independent(tmp_path):
     assert not [n for n, _ in both.named_parameters() if n.endswith(".other")]
 
 
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments:UserWarning")
+def test_weighted_sums_of_adapters_are_refused_and_those_of_their_means_are_plain_lora(tmp_path):
+    first, second = scatter(adapted()), scatter(adapted(), scale=0.5)
+    first.save_pretrained(tmp_path / "first")
+    second.save_pretrained(tmp_path / "second")
+    model = lrvd_load(tiny_bert(), tmp_path / "first")
+    model.add_adapter("plain", LoraConfig(r=4, target_modules=BERT_TARGETS))
+    for names in (["default", "plain"], ["plain", "default"], ["default"]):
+        with pytest.raises(ValueError, match=r"^adapters: 'default' is an LRVD adapter, .* combine those$") as caught:
+            model.add_weighted_adapter(names, [0.5] * len(names), "sum", combination_type="cat")
+        assert "\n" not in str(caught.value) and set(model.peft_config) == {"default", "plain"}
+    model.add_weighted_adapter(["plain"], [1.0], "copy")
+    assert "copy" in model.peft_config
+    plain = PeftModel.from_pretrained(tiny_bert(), tmp_path / "first")
+    plain.load_adapter(tmp_path / "second", "second")
+    plain.add_weighted_adapter(["default", "second"], [1.0, 0.0], "sum", combination_type="cat")
+    plain.set_adapter("sum")
+    torch.testing.assert_close(logits(plain.eval()), logits(first))
+
+
 def test_a_deep_copy_is_independent():
     model = scatter(adapted())
     twin = copy.deepcopy(model)
@@ -433,6 +465,12 @@ def quantised():
         ({"rank_pattern": {"first": 0}}, Net, r"^rank_pattern: got 0 for 'first'; it must be at least 1"),
         ({"family": ""}, Net, r"^family: got ''; it must be one of rank, shared_sigma, asym, weight_tied, untied$"),
         ({"family": "rows"}, Net, r"^family: got 'rows'; it must be one of"),
+        ({"prior": "flat"}, Net, r"^prior: got 'flat'; it must be one of log-uniform, half-cauchy, ard$"),
+        (
+            {"prior": "half-cauchy", "family": "asym"},
+            Net,
+            r"^prior: got 'half-cauchy', which is of one scale and goes with multipliers around 1 \(family 'rank'\)",
+        ),
         ({"noise": "word"}, Net, r"^noise: got 'word'; it must be one of call, sequence, token, none$"),
         ({"use_dora": True}, Net, r"^use_dora: got True, which LRVD does not support: its update is not a sum of"),
         ({"lora_bias": True}, Net, r"^lora_bias: got True, which LRVD does not support: a bias is no rank component"),
@@ -530,3 +568,20 @@ else:
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "rank"])
+@pytest.mark.parametrize("noise", ["call", "sequence"])
+def test_a_random_factor_is_one_product_with_the_drawn_weights(family, noise):
+    _, state, _ = one_layer(family)
+    x = torch.randn(6, 2, 5)
+    torch.manual_seed(4)
+    found = noisy_output(state.family, x, state.lora_A, state.lora_B, state.parameters, noise)
+    torch.manual_seed(4)
+    each = (6,) if noise == "sequence" else ()
+    scales = factor_scales(*state[:4])
+    expected = x
+    for weight, scale in zip((state.lora_A, state.lora_B), scales, strict=True):
+        drawn = weight if scale is None else weight + scale * torch.randn(*each, *weight.shape)
+        expected = torch.einsum("ntk,nok->nto", expected, drawn.expand(6, *weight.shape))
+    torch.testing.assert_close(found, expected)
