@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from numpyro.infer.util import log_density
 from pyro import poutine
 from torch import nn
 
@@ -13,9 +12,9 @@ import evaluation
 import inference
 from guides import RankwiseGuide
 from inference.numpyro_adapters import adapter_twin
-from inference.numpyro_twin import as_array, precision_of
 from pp_models import Dataset, LowRankAdapted
 from tests.tiny_transformers import BERT_TARGETS, tiny_bert
+from tests.twin_log_joint import twin_log_joint
 
 WIDTHS = {"gaussian": 2, "gaussian-head": 4, "bernoulli": 2, "categorical": 3}
 
@@ -45,9 +44,7 @@ def both(model, data):
     dtype = data.x.dtype
     drawn = {f"{path}.rank_scale": 1 + torch.randn(2, dtype=dtype) for path in model.rank_modules()}
     ours = poutine.trace(poutine.condition(model, data=drawn)).get_trace(data).log_prob_sum().item()
-    with precision_of(model):
-        theirs, _ = log_density(adapter_twin(model), (data,), {}, {n: as_array(z) for n, z in drawn.items()})
-        return ours, float(theirs)
+    return ours, twin_log_joint(model, adapter_twin(model), data, drawn)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])

@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-from numpyro.infer.util import log_density
 from pyro import poutine
 
 import evaluation
 import inference
 from guides import ConjugateRefinement, DirichletMixtureGuide
 from inference.numpyro_mixture import mixture_twin
-from inference.numpyro_twin import as_array, precision_of
 from pp_models import Dataset, MixtureDensityNetwork
+from tests.twin_log_joint import twin_log_joint
 
 HEADS = {"gaussian-head": 2, "student-t-head": 2, "bernoulli": 2, "categorical": 3}
 
@@ -34,9 +33,8 @@ def test_the_log_joint_is_the_same(likelihood, dtype, tolerance):
     weights = torch.tensor([[0.2, 0.3, 0.5], [0.9, 0.05, 0.05]], dtype=torch.float64)
     conditioned = poutine.condition(model, data={"mixture_weights": weights})
     ours = poutine.trace(conditioned).get_trace(data).log_prob_sum().item()
-    with precision_of(model):
-        theirs, _ = log_density(mixture_twin(model), (data,), {}, {"mixture_weights": as_array(weights.to(dtype))})
-        assert ours == pytest.approx(float(theirs), rel=tolerance, abs=tolerance * 10)
+    theirs = twin_log_joint(model, mixture_twin(model), data, {"mixture_weights": weights.to(dtype)})
+    assert ours == pytest.approx(theirs, rel=tolerance, abs=tolerance * 10)
 
 
 def test_nuts_grades_guides_of_the_mixture():

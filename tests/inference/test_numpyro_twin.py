@@ -4,11 +4,10 @@ import jax
 import numpy as np
 import pytest
 import torch
-from numpyro.infer.util import log_density
 from pyro import poutine
 
 import inference
-from inference.numpyro_twin import as_array, numpyro_twin, precision_of
+from inference.numpyro_twin import numpyro_twin
 from pp_models import (
     BayesianNetwork,
     Dataset,
@@ -17,6 +16,7 @@ from pp_models import (
     LearnedGaussianPrior,
     LogUniformPrior,
 )
+from tests.twin_log_joint import twin_log_joint
 
 PRIORS = {
     "fixed": FixedGaussianPrior,
@@ -52,9 +52,7 @@ def both(model, data):
     trace = poutine.trace(model).get_trace(data.without_y())
     weights = {name: trace.nodes[name]["value"] for name in map(model.site, range(model.num_layers))}
     ours = poutine.trace(poutine.condition(model, data=weights)).get_trace(data).log_prob_sum().item()
-    with precision_of(model):
-        theirs, _ = log_density(numpyro_twin(model), (data,), {}, {n: as_array(w) for n, w in weights.items()})
-        return ours, float(theirs)
+    return ours, twin_log_joint(model, numpyro_twin(model), data, weights)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
