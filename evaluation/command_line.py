@@ -113,7 +113,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="folder for tables, plots and report.html")] = Path("demo"),
     images: Annotated[str, typer.Option(help="image data set")] = "digits",
     seed: Annotated[int, typer.Option(help="seed of everything")] = 0,
-    steps: Annotated[int, typer.Option(help="training steps of NVDP on GP tasks; the rest scales with it")] = 1_500,
+    steps: Annotated[int, typer.Option(help="training steps of NVDP on GP tasks; the rest scales with it")] = 1_300,
 ) -> None:
     """Trains NVDP and two baselines on GP tasks and images, and writes a report; about three minutes.
 

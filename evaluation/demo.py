@@ -61,7 +61,7 @@ def _scores(fitted: dict[str, tuple], batches: list[TaskBatch]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, steps: int = 1_500) -> pd.DataFrame:
+def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, steps: int = 1_300) -> pd.DataFrame:
     """Trains, compares and writes the report.
 
     Args:
