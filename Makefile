@@ -7,6 +7,8 @@ TORCH ?= torch==2.13.0
 
 PIP = $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 RUN = $(VENV)/bin/python -m
+# --no-compile: what is imported is compiled at its first use, and kept, instead of all of it at installation
+unexport PYTHONDONTWRITEBYTECODE
 BASE = $(VENV)/.base-installed
 DEMO = $(VENV)/.demo-installed
 DEV = $(VENV)/.dev-installed
