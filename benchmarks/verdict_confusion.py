@@ -284,7 +284,6 @@ def fitted(family: Family, seed: int, steps: int = 300) -> torch.nn.Module:
         guide = FITTED[type(family)]()
     model = torch.nn.Module()
     model.forward = family.model  # type: ignore[method-assign]
-    # nats, not per scored value: there the KL counts once for every output (NVDP's released code)
     objective = make("elbo", num_particles=4, max_plate_nesting=1)
     fit(
         model, guide, Tasks(family, seed), objective, steps, seed,

@@ -25,6 +25,7 @@ from inference import nuts, predict, prior_predictive
 from inference.checkpoint import make_folder, write_atomically
 from inference.objectives import make
 from pp_models import TaskBatch, oracle_predict, tasks
+from pp_models.task_stream import batches_of
 
 #: methods of the demo, and steps of each as a share of NVDP's on GP tasks
 GP_METHODS = {"nvdp": 1.0, "cnp": 1.0, "np": 1.0}
@@ -40,14 +41,10 @@ def _verdicts(fits: dict[str, tuple[Method, Any]]) -> pd.DataFrame:
     """Whether to trust each fit, on tasks of its training stream that no training reached: one line each."""
     rows = []
     for name, (method, stream) in fits.items():
-        batches: list[TaskBatch] = []
-        found = 0
-        while found < HELD_OUT_TASKS:
-            batches.append(stream.batch(HELD_OUT_BATCH + len(batches)))
-            found += batches[-1].context.batch_shape.numel()
+        batches = batches_of(stream, HELD_OUT_BATCH, HELD_OUT_TASKS)
         objective = getattr(method.objective, "name", "")
         answer = verdict(method.model, method.guide, batches, objective=objective, num_simulations=100, num_samples=100)
-        rows.append({"fit": name, "verdict": answer.level, "why": answer.reason[0].upper() + answer.reason[1:]})
+        rows.append({"fit": name, "verdict": answer.level, "why": answer.sentence})
     return pd.DataFrame(rows)
 
 

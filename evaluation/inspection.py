@@ -68,7 +68,7 @@ def inspect_run(
     found = _verdict(configuration, method, draws, progress)
     sections: list[Section] = [
         Heading(f"Verdict: {found.level}"),
-        Prose(found.reason[0].upper() + found.reason[1:]),
+        Prose(found.sentence),
         Table(found.table()),
         *([Prose("To try next: " + "; ".join(found.advice) + ".")] if found.advice else []),
     ]

@@ -28,7 +28,7 @@ from inference.compare_objectives import compare_objectives
 from inference.objectives import REGISTRY, make
 from inference.progress import Stages
 from pp_models.task_names import task_stream
-from pp_models.task_stream import TaskStream
+from pp_models.task_stream import TaskStream, batches_of
 
 #: where in a stream without a test protocol the test batches begin
 TEST_BATCH = 10_000_000
@@ -236,10 +236,7 @@ class _Streams:
             stream = task_stream(self.tasks, 8, 0, test=True)
         elif stream is None:
             stream, start = self.tasks, TEST_BATCH  # type: ignore[assignment]
-        batches: list[Any] = []
-        while sum(b.context.batch_shape.numel() for b in batches) < self.settings.test_tasks:
-            batches.append(stream.batch(start + len(batches)))  # type: ignore[union-attr]
-        return batches
+        return batches_of(stream, start, self.settings.test_tasks)
 
     @cached_property
     def held_out(self) -> Any:
@@ -312,7 +309,7 @@ def _verdict(
         found = verdict(model, guide, streams.held_out, objective=name, num_simulations=count, num_samples=count)
     except CELL_ERRORS as error:
         return {"verdict": "not tested", "why": str(error).splitlines()[0] if str(error) else type(error).__name__}
-    return {"verdict": found.level, "why": found.reason[0].upper() + found.reason[1:]}
+    return {"verdict": found.level, "why": found.sentence}
 
 
 def _gradient_noise(

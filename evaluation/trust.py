@@ -76,6 +76,11 @@ class Verdict:
     numbers: dict[str, float] = field(default_factory=dict)
     ranks: CalibrationRanks | None = field(default=None, compare=False, repr=False)
 
+    @property
+    def sentence(self) -> str:
+        """The reason as a sentence of its own."""
+        return self.reason[0].upper() + self.reason[1:]
+
     def table(self) -> pd.DataFrame:
         """The findings, one row each."""
         word = {True: "yes", False: "NO", None: "not looked at"}

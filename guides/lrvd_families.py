@@ -124,6 +124,22 @@ def weights_per_rank(family: str, lora_A: Tensor, lora_B: Tensor) -> int:
     return lora_A.shape[1] + (0 if family == "asym" else lora_B.shape[0])
 
 
+def scored_ratios(
+    family: str, lora_A: Tensor, lora_B: Tensor, parameters: Parameters, count: str, approximate: bool | None
+) -> tuple[list[Tensor], bool, float]:
+    """What the KL of one layer is a sum over.
+
+    Returns:
+        log α in rows, whether their KL is the sigmoid fit, and what each entry counts for; see :func:`family_kl`.
+    """
+    per_rank = weights_per_rank(family, lora_A, lora_B)
+    if "log_alpha" in parameters:
+        log_alpha = parameters["log_alpha"].clamp(*LOG_ALPHA_RANGE)
+        return [log_alpha], bool(approximate), float(per_rank) if count == "weights" else 1.0
+    ratios = [ratio.flatten() for ratio in log_alpha_of_weights(family, lora_A, lora_B, parameters)]
+    return ratios, approximate is not False, 1.0 if count == "weights" else 1.0 / per_rank
+
+
 def family_kl(
     family: str,
     lora_A: Tensor,
@@ -149,14 +165,8 @@ def family_kl(
         ValueError: an unknown prior, or one that the family cannot have.
     """
     check_family_prior(family, prior)
-    per_rank = weights_per_rank(family, lora_A, lora_B)
-    if "log_alpha" in parameters:
-        total = rank_prior_kl(parameters["log_alpha"].clamp(*LOG_ALPHA_RANGE), prior, bool(approximate)).sum()
-        return total * per_rank if count == "weights" else total
-    approximate = True if approximate is None else approximate
-    found = log_alpha_of_weights(family, lora_A, lora_B, parameters)
-    total = sum((rank_prior_kl(m, prior, approximate).sum() for m in found), lora_A.new_zeros(()))
-    return total if count == "weights" else total / per_rank
+    ratios, fit, weight = scored_ratios(family, lora_A, lora_B, parameters, count, approximate)
+    return weight * torch.stack([rank_prior_kl(ratio, prior, fit).sum() for ratio in ratios]).sum()
 
 
 def _noisy_linear(x: Tensor, weight: Tensor, scale: Tensor, noise: str, held: Tensor | None) -> Tensor:

@@ -11,12 +11,10 @@ from torch import Tensor, nn
 
 from guides.lrvd_families import (
     COUNTS,
-    LOG_ALPHA_RANGE,
     NOISES,
     held_noise,
-    log_alpha_of_weights,
     rank_statistic,
-    weights_per_rank,
+    scored_ratios,
 )
 from pp_models.low_rank_layer import RankModule
 from pp_models.low_rank_priors import rank_prior_kl
@@ -107,12 +105,7 @@ def kl_divergence(model: nn.Module, count: str = "rank", approximate: bool | Non
     # log α of all modules that are scored alike in one row, with what each of them counts for
     rows: dict[tuple[str, bool], list[tuple[Tensor, float]]] = {}
     for state in layer_states(model).values():
-        if "log_alpha" in state.parameters:
-            parts = [state.parameters["log_alpha"].clamp(*LOG_ALPHA_RANGE)]
-            fit, weight = bool(approximate), weights_per_rank(*state[:3]) if count == "weights" else 1.0
-        else:
-            parts = [part.flatten() for part in log_alpha_of_weights(*state[:4])]
-            fit, weight = approximate is not False, 1.0 if count == "weights" else 1.0 / weights_per_rank(*state[:3])
+        parts, fit, weight = scored_ratios(*state[:4], count, approximate)
         rows.setdefault((state.prior, fit), []).extend((part, weight) for part in parts)
     total = torch.zeros((), device=next(model.parameters()).device)
     for (prior, fit), row in rows.items():

@@ -9,7 +9,7 @@ from torch.distributions import register_kl
 
 from pp_models.log_uniform_kl import log_uniform_kl
 from pp_models.log_uniform_prior import LogUniform
-from pp_models.low_rank_priors import half_cauchy_kl
+from pp_models.low_rank_priors import CentredCauchy, half_cauchy_kl
 
 
 class RankNormal(dist.Normal):
@@ -43,6 +43,12 @@ def _kl_rank_normal_cauchy(p: RankNormal, q: dist.Cauchy) -> Tensor:
     """By quadrature, for a Cauchy distribution around 0."""
     if bool(q.loc.any()):
         raise NotImplementedError
+    return _kl_rank_normal_centred_cauchy(p, q)
+
+
+@register_kl(RankNormal, CentredCauchy)
+def _kl_rank_normal_centred_cauchy(p: RankNormal, q: dist.Cauchy) -> Tensor:
+    """The same without a look at the location, for a training step must not wait for the device."""
     return half_cauchy_kl(p.log_alpha, q.scale / p.loc.abs().clamp_min(1e-12))
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 
-from inference.numpyro_twin import as_array, likelihood_twin, precision_of
+from inference.numpyro_twin import activation_twins, as_array, likelihood_twin, precision_of, twin_plates
 from pp_models.data import Dataset
 from pp_models.low_rank_adapted import LowRankAdapted
 from pp_models.low_rank_layer import LowRankLinear
-from pp_models.task_plates import task_plate_name
 
 Apply = Callable[[Any, dict[str, Any]], Any]
 
@@ -68,11 +66,8 @@ def adapter_twin(model: LowRankAdapted) -> Callable[[Dataset], None]:
         weight = 1.0
         if model.num_data is not None and data.y is not None:
             weight = model.num_data / max(data.x[..., 0].numel(), 1)
-        with ExitStack() as stack:
-            for position, size in enumerate(reversed(data.batch_shape)):
-                stack.enter_context(numpyro.plate(task_plate_name(position), size, dim=-1 - position))
-            with numpyro.handlers.scale(scale=weight):
-                numpyro.sample("y", each.to_event(1), obs=y)
+        with twin_plates(data.batch_shape), numpyro.handlers.scale(scale=weight):
+            numpyro.sample("y", each.to_event(1), obs=y)
 
     return twin
 
@@ -100,15 +95,15 @@ def _twin_of(module: nn.Module, path: str) -> Apply:
         weight = as_array(module.weight)
         bias = 0.0 if module.bias is None else as_array(module.bias)
         return lambda x, drawn: x @ weight.T + bias
-    exact = getattr(module, "approximate", "none") == "none"
+    twins = activation_twins()
     activations: dict[type[nn.Module], Callable] = {
         nn.Identity: lambda v: v,
         nn.Dropout: lambda v: v,  # off in evaluation, and the backbone's own noise is no part of the model
-        nn.ReLU: jax.nn.relu,
-        nn.Tanh: jax.numpy.tanh,
+        nn.ReLU: twins["relu"],
+        nn.Tanh: twins["tanh"],
         nn.Sigmoid: jax.nn.sigmoid,
-        nn.SiLU: jax.nn.silu,
-        nn.GELU: lambda v: jax.nn.gelu(v, approximate=not exact),
+        nn.SiLU: twins["silu"],
+        nn.GELU: twins["gelu"] if getattr(module, "approximate", "none") == "none" else jax.nn.gelu,
     }
     if type(module) not in activations:
         raise ValueError(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Any
 
 import torch
 
-from inference.numpyro_twin import as_array, precision_of
+from inference.numpyro_twin import as_array, precision_of, twin_plates
 from pp_models.data import Dataset
 from pp_models.mixture_density import MixtureDensityNetwork
-from pp_models.task_plates import task_plate_name
 
 
 def mixture_twin(model: MixtureDensityNetwork) -> Callable[[Dataset], None]:
@@ -39,9 +37,7 @@ def mixture_twin(model: MixtureDensityNetwork) -> Callable[[Dataset], None]:
         with torch.no_grad(), precision_of(model):
             each: Any = as_array(model.expert_log_likelihood(data))
             exists: Any = as_array(data.full_mask())
-        with ExitStack() as stack:
-            for position, size in enumerate(reversed(data.batch_shape)):
-                stack.enter_context(numpyro.plate(task_plate_name(position), size, dim=-1 - position))
+        with twin_plates(data.batch_shape):
             concentration = jnp.full((model.num_experts,), model.concentration, dtype=each.dtype)
             weights = numpyro.sample("mixture_weights", dist.Dirichlet(concentration))
             log_z = jnp.log(jnp.clip(weights, jnp.finfo(each.dtype).tiny))

@@ -41,6 +41,17 @@ def as_array(tensor: torch.Tensor) -> jax.Array:
     return jnp.asarray(tensor.detach().cpu().numpy())
 
 
+@contextmanager
+def twin_plates(batch_shape: torch.Size) -> Iterator[None]:
+    """The task plates in NumPyro, with the names and dims of :func:`pp_models.task_plates.task_plates`."""
+    import numpyro
+
+    with ExitStack() as stack:
+        for position, size in enumerate(reversed(batch_shape)):
+            stack.enter_context(numpyro.plate(task_plate_name(position), size, dim=-1 - position))
+        yield
+
+
 def numpyro_twin(model: BayesianNetwork) -> Callable[[Dataset], None]:
     """A NumPyro model with the sites, the parameters (as constants) and the log-joint of a Bayesian network.
 
@@ -66,7 +77,7 @@ def numpyro_twin(model: BayesianNetwork) -> Callable[[Dataset], None]:
     if not isinstance(prior, GaussianPrior):
         raise ValueError(f"model: its prior is a {type(prior).__name__}, which has no NumPyro twin")
     likelihood = likelihood_twin(model.likelihood)
-    activation = _activations()[model.activation]
+    activation = activation_twins()[model.activation]
     shapes = model.weight_shapes
     network_wide = not prior.independent_layers
     joint: Any = None
@@ -111,9 +122,7 @@ def numpyro_twin(model: BayesianNetwork) -> Callable[[Dataset], None]:
     def twin(data: Dataset) -> None:
         x = as_array(data.x)
         y = None if data.y is None else as_array(data.y)
-        with ExitStack() as stack:
-            for position, size in enumerate(reversed(data.batch_shape)):
-                stack.enter_context(numpyro.plate(task_plate_name(position), size, dim=-1 - position))
+        with twin_plates(data.batch_shape):
             hidden = x
             drawn: list[Any] = []
             for i in range(len(shapes)):
@@ -130,7 +139,8 @@ def numpyro_twin(model: BayesianNetwork) -> Callable[[Dataset], None]:
     return twin
 
 
-def _activations() -> dict[str, Callable]:
+def activation_twins() -> dict[str, Callable]:
+    """Activations in JAX by name."""
     import jax
 
     return {

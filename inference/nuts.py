@@ -98,8 +98,10 @@ def nuts(
 
     if isinstance(model, MixtureDensityNetwork):
         twin = mixture_twin(model)
+    elif isinstance(model, LowRankAdapted):
+        twin = adapter_twin(model)
     else:
-        twin = adapter_twin(model) if isinstance(model, LowRankAdapted) else numpyro_twin(model)
+        twin = numpyro_twin(model)
     with precision_of(model):
         kernel = NUTS(twin, target_accept_prob=target_accept)
         mcmc = MCMC(

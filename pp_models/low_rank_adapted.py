@@ -18,7 +18,7 @@ from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.log_uniform_prior import LogUniform
 from pp_models.low_rank_layer import FactorDraws, LowRankLinear, RankModule, RankParameter, linear_sizes
-from pp_models.low_rank_priors import check_rank_prior
+from pp_models.low_rank_priors import CentredCauchy, check_rank_prior
 from pp_models.parameter_module import ParameterModule
 from pp_models.task_plates import task_plates, without_repeats
 
@@ -159,16 +159,15 @@ class LowRankAdapted(ParameterModule):
 
     def _add_ard_scale(self, site: str, like: Tensor) -> None:
         scale = torch.ones_like(like, requires_grad=False)
-        self.ard_scales[site.replace(".", ":")] = nn.Parameter(scale, requires_grad=False)
+        self.ard_scales[_key(site)] = nn.Parameter(scale, requires_grad=False)
 
     def ard_scale(self, site: str) -> nn.Parameter | None:
         """Standard deviations of a site's prior N(0, s²), of the site's own shape; None where its prior is another."""
-        key = site.replace(".", ":")
-        return self.ard_scales.get(key, None)
+        return self.ard_scales.get(_key(site), None)
 
     def ard_parameters(self, path: str) -> list[RankParameter]:
         """Those scales of a module that have an entry for each rank."""
-        keys = {name: f"{path}.{name}".replace(".", ":") for name in ("rank_scale", "lora_A", "lora_B")}
+        keys = {name: _key(f"{path}.{name}") for name in ("rank_scale", "lora_A", "lora_B")}
         return [
             RankParameter(self.ard_scales, key, 1 if name == "lora_B" else 0)
             for name, key in keys.items()
@@ -267,9 +266,9 @@ class LowRankAdapted(ParameterModule):
             low, high = (zero.new_tensor(v) for v in PRIOR_RANGE)
             return LogUniform(low, high).expand(zero.shape)
         if prior == "half-cauchy":
-            return dist.Cauchy(zero, 1.0)
+            return CentredCauchy(zero, 1.0)
         if prior == "ard":  # a copy, for guides change it in place before a gradient is taken
-            return dist.Normal(zero, self.ard_scales[site.replace(".", ":")].clone())
+            return dist.Normal(zero, self.ard_scales[_key(site)].clone())
         return dist.Normal(zero, float(prior))
 
     def _outputs(self, data: Dataset, draws: dict[str, FactorDraws]) -> Tensor:
@@ -391,3 +390,8 @@ def _select(draws: FactorDraws, start: int, size: int, count: int) -> FactorDraw
         name: t if t is None or t.shape[0] == 1 else t[start : start + size] for name, t in vars(draws).items()
     }
     return FactorDraws(**parts)
+
+
+def _key(site: str) -> str:
+    """Name of a site's scales among the parameters, which have no dots."""
+    return site.replace(".", ":")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -13,6 +14,10 @@ from pp_models.log_uniform_kl import log_uniform_kl
 RANK_PRIORS = ("log-uniform", "half-cauchy", "ard")
 # trapezoid nodes of the half-Cauchy's expectation, and how many standard deviations they reach
 _NODES, _REACH = 96, 9.0
+
+
+class CentredCauchy(dist.Cauchy):
+    """A Cauchy distribution around 0, which its type says, so that no KL has to read its location off the device."""
 
 
 def check_rank_prior(prior: str, name: str = "prior") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,3 +58,11 @@ class TaskStream(ABC):
         """Continues a stream saved by ``state_dict``."""
         self.seed = int(state["seed"])
         self.position = int(state["position"])
+
+
+def batches_of(stream: Any, start: int, num_tasks: int) -> list[TaskBatch]:
+    """Batches of a stream from number ``start`` on, as many as it takes for ``num_tasks`` tasks at least."""
+    batches: list[TaskBatch] = []
+    while sum(batch.context.batch_shape.numel() for batch in batches) < num_tasks:
+        batches.append(stream.batch(start + len(batches)))
+    return batches

@@ -282,9 +282,8 @@ class KLObjective(TaskObjective):
             if self.normalize:
                 per_value = points.clamp_min(1.0)
                 # NVDP's released code, whose KL is a mean, divides it by the number of points and not by their outputs
-                each = (
-                    each / per_value - self.beta * kl * (draws.width if self.kl_reduction == "mean" else 1) / per_value
-                )
+                width = draws.width if self.kl_reduction == "mean" else 1
+                each = each / per_value - self.beta * kl * width / per_value
             else:
                 each = each - self.beta * kl
             values.append(each.mean(0))
