@@ -1,4 +1,4 @@
-"""Labelled sentences: CoLA, SST-2 and MRPC, questions with answer letters, and made-up sentences that need no file.
+"""Labelled sentences: CoLA, SST-2, MRPC, questions with answer letters, docstrings, and made-up ones that need no file.
 
 A published set is read from the folder that ``GUIDEBOOK_DATA`` names (or the cache) where it is there, and otherwise
 through the Hugging Face package ``datasets`` (see :mod:`pp_models.hub_text`).
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from pp_models import hub_text
 from pp_models.data import DataError
+from pp_models.docstring_texts import ODD_LIBRARY, docstring_sentences, library_sentences
 from pp_models.downloads import find
 
 #: names of the answers of a multiple-choice question, in order
@@ -75,8 +76,10 @@ def load_text(name: str, split: str = "train") -> TextSet:
     Args:
         name: ``"cola"`` (acceptability; the test is both development files), ``"sst2"`` (sentiment), ``"mrpc"``
             (paraphrases; the test is the development file), ``"arc-challenge"``, ``"arc-easy"``,
-            ``"winogrande-xs"``, ``-s``, ``-m``, ``-l`` (questions), ``"templates"`` (made here), or, through the hub
-            only, ``"rte"``, ``"qnli"``, ``"qqp"``, ``"mnli"``, ``"obqa"`` and ``"boolq"``.
+            ``"winogrande-xs"``, ``-s``, ``-m``, ``-l`` (questions), ``"templates"`` (made here), ``"docstrings"``
+            (which of four installed libraries a sentence is from; their sources are parsed) and ``"docstrings-odd"``
+            (sentences of a fifth), or, through the hub only, ``"rte"``, ``"qnli"``, ``"qqp"``, ``"mnli"``,
+            ``"obqa"`` and ``"boolq"``.
         split: ``"train"`` or ``"test"`` (what GLUE calls validation, whose labels are known).
 
     Raises:
@@ -226,6 +229,24 @@ def _prompts(questions: Sequence[tuple[str, Sequence[str], int]], classes: int, 
     return TextSet(texts, torch.tensor([answer for _, _, answer in questions]), classes, source)
 
 
+#: sentences of each library to train on and to test on
+DOCSTRINGS = {"train": 140, "test": 100}
+
+
+def _docstrings(split: str) -> TextSet:
+    rows, sources = library_sentences(sum(DOCSTRINGS.values()))
+    border = DOCSTRINGS["train"] * (len(rows) // sum(DOCSTRINGS.values()))
+    rows = rows[:border] if split == "train" else rows[border:]
+    texts, labels = zip(*rows, strict=True)
+    return TextSet(texts, torch.tensor(labels), 4, f"docstrings of {sources}, {len(rows)} {split} sentences")
+
+
+def _odd_docstrings(split: str) -> TextSet:
+    ((package, install),) = ODD_LIBRARY.items()
+    texts, source = docstring_sentences(package, install, 200, seed=int(split == "test"))
+    return TextSet(tuple(texts), torch.zeros(len(texts), dtype=torch.long), 1, f"docstrings of {source}, {split}")
+
+
 def _templates(split: str) -> TextSet:
     return template_sentences(400, 0 if split == "train" else 1)
 
@@ -238,4 +259,6 @@ TEXT_SETS: dict[str, Callable[[str], TextSet]] = {
     "obqa": partial(_hub_questions, "obqa", 4),
     "boolq": partial(_hub_questions, "boolq", 2),
     "templates": _templates,
+    "docstrings": _docstrings,
+    "docstrings-odd": _odd_docstrings,
 }

@@ -13,6 +13,7 @@ from evaluation.experiments import (
     bnnp_images,
     bnnp_objectives,
     bnnp_prior_learning,
+    lrvd_kappa,
     lrvd_language,
     lrvd_planted,
     lrvd_text,
@@ -88,6 +89,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "nmdp/active-context": Experiment("which point to ask for next", nmdp_active_context.run),
     "nmdp/bimodal": Experiment("a process with two modes, and its exact likelihood", nmdp_bimodal.run),
     "lrvd/gpt2": Experiment("LRVD on a GPT-2-class language model", lrvd_language.run),
+    "lrvd/kappa": Experiment("how heavy a rank's KL should be: a planted rank and MiniLM", lrvd_kappa.run),
     "lrvd/planted": Experiment("a planted rank, its ablations and negative controls", lrvd_planted.run),
     **{
         f"lrvd/{architecture}-{task}": Experiment(f"{title}, {task}", partial(lrvd_text.run, architecture, task))

@@ -59,9 +59,14 @@ SIZES: dict[str, dict[str, Size]] = {
         "paper": Size(_ALL, 100, _ALL, 800, AdapterBudget(steps=5_000, batch_size=4, learning_rate=1e-4, max_len=300)),
     },
 }
+#: tasks of another size: pairs of sentences fill twice the tokens, and docstrings are as many as the LRVD prototype had
+OTHER_SIZES: dict[tuple[str, str, str], Size] = {
+    ("minilm", "mrpc", "small"): Size(1_200, 200, 400, 200, AdapterBudget(steps=300, batch_size=8)),
+    ("minilm", "docstrings", "small"): Size(400, 140, 400, 200, AdapterBudget(steps=300)),
+}
 #: by architecture what an experiment is called, and its tasks
 EXPERIMENTS = {
-    "minilm": ("LRVD and its rivals on MiniLM-L6", ("cola", "mrpc", "sst2")),
+    "minilm": ("LRVD and its rivals on MiniLM-L6", ("cola", "mrpc", "sst2", "docstrings")),
     "deberta": (
         "LRVD and its rivals on DeBERTa-v3-base",
         ("cola", "mrpc", "sst2", "rte", "qnli", "qqp", "mnli"),
@@ -72,7 +77,7 @@ EXPERIMENTS = {
     ),
 }
 #: what is called out of distribution; for pairs of sentences the corpus is read as pairs
-OTHER_CORPUS = {"sst2": "cola", "obqa": "arc-challenge", "boolq": "arc-challenge"}
+OTHER_CORPUS = {"docstrings": "docstrings-odd", "sst2": "cola", "obqa": "arc-challenge", "boolq": "arc-challenge"}
 #: what the tables call the trained methods
 TITLES = {
     "lora": "LoRA",
@@ -124,7 +129,7 @@ def made_up_sets(size: Size, questions: bool) -> dict[str, TextSet]:
 
 def prepare(architecture: str, task: str, scale_name: str, workshop: Workshop) -> tuple[TextRuns, dict[str, TextSet]]:
     """Texts and transformer of an experiment; hub architectures are tiny, random and offline at smoke scale."""
-    size = SIZES[architecture][scale_name]
+    size = OTHER_SIZES.get((architecture, task, scale_name), SIZES[architecture][scale_name])
     tiny = scale_name == "smoke" and architecture != "minilm"
     sets = made_up_sets(size, architecture == "llama") if tiny else text_sets(task, size)
     words = [text for each in sets.values() for text in each.texts]

@@ -12,7 +12,7 @@ from evaluation.plots.draws import function_draws
 from evaluation.plots.functions import fan_plot
 from evaluation.plots.images import image_completions, picture_rows
 from evaluation.plots.mixtures import effective_sizes, weight_maps
-from evaluation.plots.ranks import energy_plot, rank_heatmaps, scale_plot, stability_plot, threshold_plot
+from evaluation.plots.ranks import energy_plot, kappa_plot, rank_heatmaps, scale_plot, stability_plot, threshold_plot
 from evaluation.plots.ranks_of_truth import pit_plot, rank_ecdf_plot, rank_histogram_plot
 from evaluation.plots.rates import rate_maps
 from evaluation.plots.swap_matrix import swap_matrix_plot
@@ -26,6 +26,7 @@ __all__ = [
     "fan_plot",
     "function_draws",
     "image_completions",
+    "kappa_plot",
     "learning_curves",
     "picture_rows",
     "pit_plot",

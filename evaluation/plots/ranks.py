@@ -123,3 +123,35 @@ def scale_plot(log_alpha: Mapping[str, Tensor], threshold: float = 1.0) -> Figur
         axes.set(xlabel="components, sorted", ylabel="log α")
         axes.legend()
     return figure
+
+
+def kappa_plot(planted: pd.DataFrame, text: pd.DataFrame) -> Figure:
+    """Ranks kept (left) and NLL on text (right) against κ, the weight of a rank's KL.
+
+    Args:
+        planted: one row a problem: ``kappa`` and ``share`` of ranks kept.
+        text: one row a run: ``model``, ``kappa`` (none for rivals, which become level lines), ``rank``, ``nll``,
+            ``mean_nll_validation``.
+    """
+    swept, rivals = text.dropna(subset="kappa"), text[text.kappa.isna()]
+    means = swept.groupby("kappa").mean(numeric_only=True)
+    first, second, *others = colours(2 + rivals.model.nunique())
+    with look():
+        figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        share = planted.groupby("kappa").share.mean()
+        left.plot(share.index, share, "o-", ms=4, color=first, label="planted rank")
+        offered = rivals["rank"].max()
+        left.plot(means.index, means["rank"] / offered, "s-", ms=4, color=second, label="sentences")
+        left.set(ylabel="share of ranks kept", ylim=(-0.03, 1.05))
+        right.plot(means.index, means.nll, "s-", ms=4, color=second, label="LRVD, draws, test")
+        right.plot(
+            means.index, means.mean_nll_validation, "s--", ms=4, mfc="white", color=second, label="mean, validation"
+        )
+        for (name, nll), colour in zip(rivals.groupby("model", sort=False).nll.mean().items(), others, strict=True):
+            right.axhline(nll, color=colour, lw=1.0, ls=":", label=str(name))
+        right.set(ylabel="NLL on sentences")
+        for axes in (left, right):
+            axes.set(xscale="log", xlabel="κ")
+            axes.legend(fontsize=8)
+    return figure

@@ -13,12 +13,13 @@ from evaluation import report
 from evaluation.adapter_methods import AdapterBudget
 from evaluation.adapter_training import build_reader, mean_nll
 from evaluation.experiments import lrvd_text, lrvd_text_runs, reproduce
+from evaluation.experiments.lrvd_kappa import claims as kappa_claims
 from evaluation.experiments.lrvd_language import score_tokens
 from evaluation.experiments.lrvd_text import other_corpus, text_sets
 from evaluation.experiments.lrvd_text_claims import AT_EQUAL_RANK, RIVALS, claims
 from evaluation.experiments.lrvd_text_runs import Run
 from pp_models.text_networks import tiny_network, token_blocks
-from pp_models.text_tasks import template_sentences
+from pp_models.text_tasks import TEXT_SETS, template_sentences
 
 WORDS = (*template_sentences(60).texts, *template_sentences(60, questions=True).texts)
 TEXT_FILES = {"ranks.png", "stability.png", "thresholds.png", "scales.png"}
@@ -91,6 +92,33 @@ def test_the_planted_rank_at_smoke_scale(tmp_path):
     outcome = reproduce("lrvd/planted", "smoke", out=tmp_path, progress=False)
     assert written(tmp_path / "lrvd/planted-smoke") == {"energy.png", "scales.png"}
     assert outcome.checks == [] and len(outcome.table) == 3 * 2
+
+
+def test_kappa_at_smoke_scale(tmp_path, small_minilm, monkeypatch):
+    for name in ("docstrings", "docstrings-odd"):
+        monkeypatch.setitem(TEXT_SETS, name, TEXT_SETS["templates"])
+    outcome = reproduce("lrvd/kappa", "smoke", out=tmp_path, progress=False)
+    assert written(tmp_path / "lrvd/kappa-smoke") == {"kappa.png", "planted-rank-4-of-16.csv"}
+    assert list(outcome.table.model) == ["LoRA", "noise alone, α = 1", "LRVD, κ = 1", "LRVD, κ = 3"]
+    assert outcome.checks == [] and outcome.table[["nll", "mean_nll_validation"]].map(math.isfinite).all().all()
+    fits = tmp_path / "lrvd/fits/minilm-docstrings-smoke"  # those of lrvd/minilm-docstrings, and one more
+    assert {p.name for p in fits.glob("**/lrvd-*")} == {"lrvd-seed0.safetensors"}
+    assert (fits / "kappa-3/lrvd-seed0.safetensors").is_file()
+
+
+def test_claims_on_kappa_are_judged_by_what_was_measured():
+    kept = {1.0: 16, 10.0: 15, 100.0: 4, 300.0: 4, 1000.0: 2}
+    planted = pd.DataFrame([{"kappa": k, "kept": n, "exact": float(n == 4)} for k, n in kept.items()])
+    rows = [{"model": "LoRA", "nll": 1.2, "ece": 0.3}, {"model": "noise alone, α = 1", "nll": 0.9, "ece": 0.1}]
+    for kappa, rank, nll in ((1.0, 80, 0.8), (10.0, 20, 0.85), (100.0, 1, 1.0)):
+        row = {"model": f"LRVD, κ = {kappa:g}", "kappa": kappa, "rank": rank, "nll": nll, "ece": 0.1}
+        rows.append(row | {"mean_nll_validation": nll, "mean_nll_test": nll + 0.01})
+    table = pd.DataFrame(rows)
+    assert [check.holds for check in kappa_claims(table, planted)] == [True] * 6 + [None]
+    table.loc[3, ["rank", "mean_nll_validation"]] = 90, 0.95
+    table.loc[4, "mean_nll_validation"] = 0.7
+    failed = {check.name for check in kappa_claims(table, planted) if check.holds is False}
+    assert failed == {"a heavier KL keeps fewer ranks", "no κ suits both problems"}
 
 
 def test_texts_of_a_task_do_not_overlap_and_odd_ones_are_of_another_corpus(recorded_files):
