@@ -174,6 +174,7 @@ def run(architecture: str, task: str, scale_name: str, seeds: list[int], worksho
     gauge = pd.DataFrame([row for seed, found in lrvd.items() for row in gauge_rows(found, seed)])
     outcome.checks = claims(everything, lrvd, gauge, judged=scale_name != "smoke")
     outcome.tables["Alignment with the SVD"] = gauge.groupby("seed", as_index=False).mean(numeric_only=True)
+    outcome.tables["How many draws"] = by_draws([found.tensors for found in lrvd.values()], labels)
     outcome.tables["Mutual information"] = doubt.groupby("model", as_index=False, sort=False)[list(DOUBT)].mean()
     _draw(outcome, lrvd)
     outcome.notes = _notes(runs, sets)
@@ -188,6 +189,17 @@ def scores(test: Tensor, odd: Tensor, labels: Tensor) -> dict[str, float]:
         inside, outside = mutual_information(test), mutual_information(odd)
         found |= {"odd_by_mi": auroc(inside, outside), "mi": float(inside.mean()), "mi_odd": float(outside.mean())}
     return found
+
+
+def by_draws(runs: Sequence[dict[str, Tensor]], labels: Tensor) -> pd.DataFrame:
+    """Scores of LRVD's first S draws, means over seeds; S = 0 is the posterior mean."""
+    rows = []
+    for tensors in runs:
+        drawn = tensors["draws.test"]
+        for count in sorted({0, *(n for n in (1, 2, 5) if n < len(drawn)), len(drawn)}):
+            found = score_classes(drawn[:count] if count else tensors["mean.test"], labels)
+            rows.append({"draws": count, "acc": found.acc, "nll": found.nll, "ece": found.ece, "brier": found.brier})
+    return pd.DataFrame(rows).groupby("draws", as_index=False).mean()
 
 
 def _add_lora_variants(

@@ -15,7 +15,7 @@ from evaluation.adapter_training import build_reader, mean_nll
 from evaluation.experiments import lrvd_text, lrvd_text_runs, reproduce
 from evaluation.experiments.lrvd_kappa import claims as kappa_claims
 from evaluation.experiments.lrvd_language import score_tokens
-from evaluation.experiments.lrvd_text import other_corpus, text_sets
+from evaluation.experiments.lrvd_text import by_draws, other_corpus, text_sets
 from evaluation.experiments.lrvd_text_claims import AT_EQUAL_RANK, RIVALS, claims
 from evaluation.experiments.lrvd_text_runs import Run
 from pp_models.text_networks import tiny_network, token_blocks
@@ -23,7 +23,7 @@ from pp_models.text_tasks import TEXT_SETS, template_sentences
 
 WORDS = (*template_sentences(60).texts, *template_sentences(60, questions=True).texts)
 TEXT_FILES = {"ranks.png", "stability.png", "thresholds.png", "scales.png"}
-TEXT_FILES |= {"alignment-with-the-svd.csv", "mutual-information.csv"}
+TEXT_FILES |= {"alignment-with-the-svd.csv", "mutual-information.csv", "how-many-draws.csv"}
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +92,15 @@ def test_the_planted_rank_at_smoke_scale(tmp_path):
     outcome = reproduce("lrvd/planted", "smoke", out=tmp_path, progress=False)
     assert written(tmp_path / "lrvd/planted-smoke") == {"energy.png", "scales.png"}
     assert outcome.checks == [] and len(outcome.table) == 3 * 2
+
+
+def test_scores_of_the_first_draws():
+    labels = torch.tensor([0, 1])
+    sure, unsure = torch.eye(2), torch.full((2, 2), 0.5)
+    found = by_draws([{"mean.test": sure[None], "draws.test": torch.stack([unsure, sure, sure])}], labels)
+    assert list(found.draws) == [0, 1, 2, 3]
+    expected = [0.0, math.log(2), -math.log(0.75), -math.log(5 / 6)]
+    assert found.nll.tolist() == pytest.approx(expected, abs=1e-6)
 
 
 def test_kappa_at_smoke_scale(tmp_path, small_minilm, monkeypatch):
