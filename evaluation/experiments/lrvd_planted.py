@@ -23,12 +23,22 @@ VARIANTS: dict[str, PlantedTask] = {
     "noise 1.0": replace(TASK, noise=1.0),
     "300 rows": replace(TASK, num_data=300),
     "T = 1": replace(TASK, temperature=1.0, steps=6000),
-    "shared σ": replace(TASK, family="shared_sigma", initial=-8.0),
+    "shared σ": replace(TASK, family="shared_sigma"),
+    "A alone random": replace(TASK, family="asym"),
+    "weight-tied α": replace(TASK, family="weight_tied"),
+    "half-Cauchy prior": replace(TASK, prior="half-cauchy"),
+    "ARD prior": replace(TASK, prior="ard"),
+    "pruned while training": replace(TASK, prune_every=200),
     "control: no sampling": replace(TASK, sample=False),
     "control: slow log α": replace(TASK, scale_learning_rate=1e-3),
     "control: KL counted once": replace(TASK, count="rank"),
-    "control: shared σ, no sampling": replace(TASK, family="shared_sigma", initial=-8.0, sample=False),
+    "control: shared σ, no sampling": replace(TASK, family="shared_sigma", sample=False),
 }
+#: variants that must find the rank as well
+EXACT = (
+    *("planted rank 2", "planted rank 8", "noise 1.0", "300 rows", "T = 1"),
+    *("weight-tied α", "half-Cauchy prior", "ARD prior", "pruned while training"),
+)
 
 
 class Size(NamedTuple):
@@ -81,6 +91,8 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
         "kept at 1, 3 and -1 counts components with log α below that; gap is the distance of the log α on both sides "
         "of the planted rank; error is |BA - ΔW| / |ΔW| after pruning at 1; auc is the mean share of energy in the "
         "first m components in the order of log α, auc_svd its upper bound, auc_random the mean over random orders.",
+        "A alone random: its α belongs to single weights of a row of A, which is known better than each of them; the "
+        "threshold 1 is too strict for it.",
     ]
     return outcome
 
@@ -124,14 +136,16 @@ def _claims(table: pd.DataFrame) -> list[Check]:
         _most("AUC below the SVD bound, mean", pd.Series([(lrvd.auc_svd - lrvd.auc).mean()]), 0.03),
         _least("AUC above random orders, mean", pd.Series([(lrvd.auc - lrvd.auc_random).mean()]), 0.25),
     ]
-    for name in ("planted rank 2", "planted rank 8", "noise 1.0", "300 rows", "T = 1"):
+    for name in EXACT:
         part = found[name]
         share = float((part["kept_at_1"] == part.planted).mean())
         checks.append(Check(f"exact at threshold 1: {name}", ">= 90 % of problems", f"{share:.0%}", share >= 0.9))
     shared = found["shared σ"]
-    inside = bool(shared["kept_at_1"].between(4, 6).all() and (shared.error < 0.13).all())
+    inside = float((shared["kept_at_1"].between(4, 6) & (shared.error < 0.13)).mean())
     measured = f"{shared['kept_at_1'].min()} to {shared['kept_at_1'].max()}, error up to {shared.error.max():.3f}"
-    checks.append(Check("shared σ is less exact", "4 to 6 kept, error < 0.13, every problem", measured, inside))
+    measured = f"{inside:.0%}: {measured}"
+    criterion = "4 to 6 kept, error < 0.13, >= 90 % of problems"
+    checks.append(Check("shared σ is less exact", criterion, measured, inside >= 0.9))
     for name, column, kept in (
         ("control: no sampling", "kept_at_3", 0),
         ("control: shared σ, no sampling", "kept_at_3", 0),

@@ -10,9 +10,9 @@ import scipy.integrate
 import torch
 from torch.distributions import kl_divergence
 
+from evaluation.planted_rank import PlantedTask, fit_planted
 from guides.rank_normal import RankNormal
 from pp_models.low_rank_priors import RANK_PRIORS, ard_kl, half_cauchy_kl, rank_prior_kl
-from tests.planted_ranks import planted_rank_runs
 
 
 def grid(low=-10.0, high=8.0, n=19):
@@ -97,6 +97,6 @@ def test_an_unknown_prior_is_refused():
 
 @pytest.mark.parametrize("prior", ["half-cauchy", "ard"])
 def test_planted_ranks_are_found_under_proper_priors(prior):
-    (found,) = planted_rank_runs([(2, True, 320.0, 4e-2)], steps=1200, prior=prior)
-    assert found.kept(1.0) == [4, 4]
-    assert float(found.errors(1.0).max()) < 0.08
+    found = fit_planted(PlantedTask(prior=prior, steps=1200), 2)
+    assert found.kept().tolist() == [4, 4]
+    assert float(found.error().max()) < 0.08
