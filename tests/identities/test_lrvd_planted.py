@@ -1,4 +1,4 @@
-"""A planted rank is found in plain Pyro; ten problems and the controls are in ``tests/evaluation/test_planted_rank.py``."""
+"""A planted rank is found in plain Pyro (ten problems and controls: ``tests/evaluation/test_planted_rank.py``)."""
 
 import pyro
 import torch
