@@ -22,7 +22,7 @@ from evaluation.calibration_metrics import (
     score_classes,
 )
 from evaluation.experiments.experiment import Outcome, Workshop
-from evaluation.experiments.lrvd_text_claims import claims, gauge_rows
+from evaluation.experiments.lrvd_text_claims import claims, energy_curves, gauge_rows
 from evaluation.experiments.lrvd_text_runs import PRUNED_AT, Run, TextRuns
 from evaluation.mixture_uncertainty import auroc
 from evaluation.rank_analysis import rank_stability, rank_table
@@ -171,12 +171,25 @@ def run(architecture: str, task: str, scale_name: str, seeds: list[int], worksho
     doubt = everything[everything.mi.notna()][["model", "seed", *DOUBT]]
     table = everything.drop(columns=[*DOUBT[1:]])
     outcome = Outcome(f"lrvd/{architecture}-{task}", "", table)
-    gauge = pd.DataFrame([row for seed, found in lrvd.items() for row in gauge_rows(found, seed)])
+    energies = {seed: energy_curves(found) for seed, found in lrvd.items()}
+    gauge = pd.DataFrame([row for seed, curves in energies.items() for row in gauge_rows(curves, seed)])
     outcome.checks = claims(everything, lrvd, gauge, judged=scale_name != "smoke")
     outcome.tables["Alignment with the SVD"] = gauge.groupby("seed", as_index=False).mean(numeric_only=True)
     outcome.tables["How many draws"] = by_draws([found.tensors for found in lrvd.values()], labels)
     outcome.tables["Mutual information"] = doubt.groupby("model", as_index=False, sort=False)[list(DOUBT)].mean()
     _draw(outcome, lrvd)
+    pairs = [pair for curves in energies.values() for pair in curves.values()]
+    outcome.figures["energy"] = (
+        plots.energy_plot(
+            {
+                "SVD": torch.stack([curve.bound for curve, _ in pairs]),
+                "by size": torch.stack([by_size.energy for _, by_size in pairs]),
+                "by log α": torch.stack([curve.energy for curve, _ in pairs]),
+                "random order": torch.stack([curve.random for curve, _ in pairs]),
+            }
+        ),
+        "Share of the energy of a module's update in its first m components, mean and range over modules and seeds.",
+    )
     outcome.notes = _notes(runs, sets)
     return outcome
 

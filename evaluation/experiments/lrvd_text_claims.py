@@ -8,7 +8,7 @@ import pandas as pd
 
 from evaluation.experiments.experiment import Check, signed
 from evaluation.experiments.lrvd_text_runs import Run
-from evaluation.rank_analysis import energy_curve
+from evaluation.rank_analysis import EnergyCurve, energy_curve
 
 #: rivals that LRVD's numbers are set beside
 RIVALS = (
@@ -26,29 +26,33 @@ RIVALS = (
 AT_EQUAL_RANK = ("LoRA truncated by magnitude", "LoRA truncated by svd")
 
 
-def gauge_rows(run: Run, seed: int) -> list[dict[str, Any]]:
-    """AUC of the energy of every module's update in the order of log α, beside its bound and two other orders."""
-    state, rows = run.group("state"), []
+def energy_curves(run: Run) -> dict[str, tuple[EnergyCurve, EnergyCurve]]:
+    """By module the energy of its update in the order of log α, and in the order of size."""
+    state, found = run.group("state"), {}
     for module, log_alpha in run.scales()[-1][1].items():
-        factors = {}
-        for factor in ("A", "B"):
-            ending = f"{module}.lora_{factor}.default.weight"
-            factors[factor] = next(value for name, value in state.items() if name.endswith(ending))
-        b, a = factors["B"], factors["A"]
-        curve = energy_curve(b, a, log_alpha)
-        by_size = energy_curve(b, a, -(b.norm(dim=0) * a.norm(dim=1)), permutations=1)
-        rows.append(
-            {
-                "seed": seed,
-                "module": module,
-                "auc": float(curve.auc),
-                "auc_magnitude": float(by_size.auc),
-                "auc_random": float(curve.auc_random),
-                "auc_svd": float(curve.auc_bound),
-                "above_random": float(curve.auc > curve.auc_random),
-            }
+        b, a = (
+            next(value for name, value in state.items() if name.endswith(f"{module}.lora_{factor}.default.weight"))
+            for factor in "BA"
         )
-    return rows
+        by_size = energy_curve(b, a, -(b.norm(dim=0) * a.norm(dim=1)), permutations=1)
+        found[module] = energy_curve(b, a, log_alpha), by_size
+    return found
+
+
+def gauge_rows(curves: dict[str, tuple[EnergyCurve, EnergyCurve]], seed: int) -> list[dict[str, Any]]:
+    """AUC of the energy of every module's update in the order of log α, beside its bound and two other orders."""
+    return [
+        {
+            "seed": seed,
+            "module": module,
+            "auc": float(curve.auc),
+            "auc_magnitude": float(by_size.auc),
+            "auc_random": float(curve.auc_random),
+            "auc_svd": float(curve.auc_bound),
+            "above_random": float(curve.auc > curve.auc_random),
+        }
+        for module, (curve, by_size) in curves.items()
+    ]
 
 
 def claims(table: pd.DataFrame, lrvd: dict[int, Run], gauge: pd.DataFrame, judged: bool = True) -> list[Check]:

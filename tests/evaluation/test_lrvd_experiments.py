@@ -22,7 +22,7 @@ from pp_models.text_networks import tiny_network, token_blocks
 from pp_models.text_tasks import TEXT_SETS, template_sentences
 
 WORDS = (*template_sentences(60).texts, *template_sentences(60, questions=True).texts)
-TEXT_FILES = {"ranks.png", "stability.png", "thresholds.png", "scales.png"}
+TEXT_FILES = {"energy.png", "ranks.png", "stability.png", "thresholds.png", "scales.png"}
 TEXT_FILES |= {"alignment-with-the-svd.csv", "mutual-information.csv", "how-many-draws.csv"}
 
 
