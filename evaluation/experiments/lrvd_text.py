@@ -225,7 +225,8 @@ def _add_lora_variants(
     temperature = fit_temperature(_log(tensors["mean.validation"])[0], labels)
     cooled = {kind: (_log(tensors[f"mean.{kind}"]) / temperature).softmax(-1) for kind in ("test", "odd")}
     add("LoRA, temperature scaling", seed, cooled["test"], cooled["odd"], **facts)
-    add("LoRA, Laplace", seed, tensors["laplace.test"], tensors["laplace.odd"], **facts)
+    laplace = runs.laplace(seed).tensors
+    add("LoRA, Laplace", seed, laplace["draws.test"], laplace["draws.odd"], **facts)
     together = runs.ensemble(seed)
     # three networks to keep and three trainings to pay for
     cost = {"rank": 3 * facts["rank"], "step_ms": 3 * facts["step_ms"]}

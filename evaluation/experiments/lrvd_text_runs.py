@@ -107,9 +107,8 @@ class TextRuns:
         return self._kept(f"{method}-seed{seed}", lambda: self._train(method, seed))
 
     def _train(self, name: str, seed: int) -> Run:
-        found = train_adapter(
-            name, self.load(), self.sets["train"], self.num_classes, self.budget, seed, self.sets["validation"]
-        )
+        watched = self.sets["validation"] if name == "lora" else None  # for early stopping, a rival of its own
+        found = train_adapter(name, self.load(), self.sets["train"], self.num_classes, self.budget, seed, watched)
         reader, method = found.reader, found.method
         tensors = self.predictions(reader, "", method, seed)
         tensors["mean.validation"] = predict_classes(reader, self.sets["validation"])
@@ -120,17 +119,11 @@ class TextRuns:
         facts: dict[str, Any] = {
             "step_ms": found.step_ms,
             "ranks": method.ranks(),
-            "best_step": found.best_step,
             "final_loss": sum(found.losses[-20:]) / len(found.losses[-20:]),
         }
-        if name == "lora":
-            laplace = AdapterLaplace(reader).fit(self.sets["train"])
-            facts["prior_precision"] = laplace.choose(self.sets["validation"], LAPLACE_DRAWS)
-            for kind in ("test", "odd"):
-                tensors[f"laplace.{kind}"] = laplace.predict(self.sets[kind], LAPLACE_DRAWS, seed)
-            if found.best_state is not None:
-                load_trained_state(reader, found.best_state)
-                tensors |= self.predictions(reader, "early-", None, seed)
+        if found.best_state is not None:
+            load_trained_state(reader, found.best_state)
+            tensors |= self.predictions(reader, "early-", None, seed)
         if name == "lrvd":
             facts["sweep"] = self._sweep(reader, method, state)
             for threshold in PRUNED_AT:  # the milder one first: what it leaves is pruned again
@@ -160,11 +153,26 @@ class TextRuns:
         return self._kept(f"lora-{by}-{total_rank}-seed{seed}", lambda: self._truncate(by, total_rank, seed))
 
     def _truncate(self, by: str, total_rank: int, seed: int) -> Run:
+        reader = self._lora_again(seed)
+        ranks = truncate_ranks(reader.network, total_rank, by)
+        return Run(self.predictions(reader, "", None, seed), {"ranks": ranks})
+
+    def laplace(self, seed: int) -> Run:
+        """Laplace's approximation around the seed's LoRA."""
+        return self._kept(f"lora-laplace-seed{seed}", lambda: self._approximate(seed))
+
+    def _approximate(self, seed: int) -> Run:
+        laplace = AdapterLaplace(self._lora_again(seed)).fit(self.sets["train"])
+        facts = {"prior_precision": laplace.choose(self.sets["validation"], LAPLACE_DRAWS)}
+        drawn = {f"draws.{kind}": laplace.predict(self.sets[kind], LAPLACE_DRAWS, seed) for kind in ("test", "odd")}
+        return Run(drawn, facts)
+
+    def _lora_again(self, seed: int) -> AdaptedReader:
+        """The seed's LoRA as it was after training."""
         state = self.trained("lora", seed).group("state")
         reader, _ = build_reader("lora", self.load(), self.num_classes, len(self.sets["train"]), self.budget, seed)
         load_trained_state(reader, state)
-        ranks = truncate_ranks(reader.network, total_rank, by)
-        return Run(self.predictions(reader, "", None, seed), {"ranks": ranks})
+        return reader.eval()
 
     def ensemble(self, seed: int, members: int = 3) -> dict[str, Tensor]:
         """Probabilities ``[members, n, C]`` of LoRA runs with successive seeds, shared between ensembles."""
