@@ -51,14 +51,14 @@ def threshold_plot(curves: Sequence[pd.DataFrame], score: str = "accuracy") -> F
         axes = figure.subplots()
         for number, (curve, colour) in enumerate(zip(curves, colours(len(curves)), strict=True)):
             axes.plot(curve["rank"], curve.score, "o-", ms=4, lw=1.2, color=colour, label=f"seed {number}")
-        last = None
-        for row in curves[0].sort_values("rank").itertuples():
-            if row.rank != last:  # thresholds that keep the same ranks share their point
+        labelled, apart = float("inf"), 0.03 * max(float(curves[0]["rank"].max()), 1.0)
+        for row in curves[0].sort_values(["rank", "threshold"], ascending=False).itertuples():
+            if labelled - row.rank >= apart:  # of points that (almost) coincide the mildest threshold
                 axes.annotate(
                     f"{row.threshold:g}", (row.rank, row.score), (0, 6), textcoords="offset points", fontsize=8,
                     color=SOFT, ha="center",
                 )  # fmt: skip
-            last = row.rank
+                labelled = row.rank
         axes.margins(y=0.15)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="ranks kept in all (thresholds of log α beside the points)", ylabel=score)
