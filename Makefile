@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+# test processes of one thread each: "auto" is one a core, at most four (each takes 2 GB)
+WORKERS ?= auto
 
 PIP = $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 RUN = $(VENV)/bin/python -m
@@ -54,7 +56,7 @@ demo: $(DEMO)  ## Train all four papers' methods beside baselines; report in dem
 
 test: $(DEV)  ## Run the test suite
 	@echo "==> running the tests"
-	@$(RUN) pytest
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(RUN) pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
 
 lint: $(DEV)  ## Check style, types and the rooms' import order
 	@echo "==> ruff check"
