@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from guides.lrvd_layers import layer_states, lrvd_modules, rank_log_alpha
 from pp_models.log_uniform_kl import log_uniform_kl
 
 
@@ -153,6 +154,53 @@ def place_of(module: str) -> RankPlace:
     number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", module)
     kind = next((kind for pattern, kind in _KINDS if re.search(pattern, module)), module.rsplit(".", 1)[-1])
     return RankPlace(int(number[1]) if number else -1, kind)
+
+
+@torch.no_grad()
+def rank_summary(model: nn.Module, guide: Any = None, threshold: float = 1.0) -> pd.DataFrame:
+    """What a trained adapter uses of its ranks, one row a module.
+
+    Where log α of the kept ranks is below -4 or so, draws hardly differ from the posterior mean, and whatever
+    calibration was gained comes from elsewhere.
+
+    Args:
+        model: with LRVD layers (a peft model), or a ``LowRankAdapted``; then give its guide.
+        guide: whose log α count.
+        threshold: ranks with log α below it count as kept; nothing is removed.
+
+    Returns:
+        Columns module, layer, kind, rank (what is there), kept, lowest (log α), median_kept (log α of the kept), energy
+        (E of the kept ranks, see :class:`EnergyCurve`) and entropy_rank (of the whole update); NaN where there is
+        nothing to say.
+
+    Raises:
+        ValueError: the model has no LRVD layer.
+    """
+    if guide is None:
+        log_alpha: Mapping[str, Tensor] = rank_log_alpha(model)
+        factors = dict.fromkeys(lrvd_modules(model)) | {
+            path: (state.lora_A, state.lora_B) for path, state in layer_states(model).items()
+        }
+    else:
+        log_alpha = guide.rank_log_alpha()
+        factors = {path: module.factors() for path, module in model.rank_modules().items()}  # type: ignore[operator]
+    rows: list[dict[str, Any]] = []
+    for module, pair in factors.items():
+        row: dict[str, Any] = {"module": module, **place_of(module)._asdict(), "rank": 0, "kept": 0}
+        if pair is not None:
+            a, b = pair
+            found = log_alpha[module].detach()
+            kept = found[found < threshold]
+            row |= {"rank": len(found), "kept": len(kept), "lowest": float(found.min())}
+            if len(kept):
+                row["median_kept"] = float(kept.median())
+            if bool(b.any()):
+                curve = energy_curve(b, a, found, permutations=1)
+                row["energy"] = float(curve.energy[len(kept) - 1]) if len(kept) else 0.0
+                row["entropy_rank"] = float(entropy_rank(b, a))
+        rows.append(row)
+    columns = ["module", "layer", "kind", "rank", "kept", "lowest", "median_kept", "energy", "entropy_rank"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def rank_table(history: Iterable[tuple[int, Mapping[str, Tensor]]], threshold: float = 1.0) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import peft
 import pytest
 import torch
 
@@ -15,10 +16,14 @@ from evaluation.rank_analysis import (
     kept_ranks,
     place_of,
     rank_stability,
+    rank_summary,
     rank_table,
     singular_values,
     threshold_curve,
 )
+from guides import LrvdConfig, RankwiseGuide
+from inference import prune_ranks
+from pp_models import LowRankAdapted
 from pp_models.log_uniform_kl import log_uniform_kl
 
 
@@ -136,3 +141,37 @@ def test_energy_plot_draws_a_line_for_each_order():
     curve = energy_curve(b, a, torch.rand(3, 5))
     figure = plots.energy_plot({"log α": curve.energy, "SVD": curve.bound, "random": curve.random})
     assert len(figure.axes[0].lines) == 3
+
+
+def test_the_summary_of_a_trained_pair():
+    base = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4))
+    model = LowRankAdapted(base, ["0", "2"], rank=3)
+    guide = RankwiseGuide(model)
+    assert rank_summary(model, guide).energy.isna().all()  # B is still 0
+    scales = torch.tensor([-3.0, 2.0, -1.0])
+    with torch.no_grad():
+        for path, module in model.rank_modules().items():
+            module.factors()[1].normal_()
+            for cut in guide.rank_parameters(path):
+                getattr(cut.owner, cut.name).copy_(scales)
+    found = rank_summary(model, guide)
+    assert found.kept.tolist() == [2, 2] and found["rank"].tolist() == [3, 3]
+    assert found.lowest.tolist() == [-3.0, -3.0] and found.median_kept.tolist() == [-3.0, -3.0]
+    for row, module in zip(found.itertuples(), model.rank_modules().values(), strict=True):
+        a, b = (factor.detach() for factor in module.factors())
+        kept = scales < 1.0
+        lost = (b[:, ~kept] @ a[~kept]).norm() ** 2 / (b @ a).norm() ** 2
+        assert row.energy == pytest.approx(1 - float(lost), abs=1e-5)
+    assert rank_summary(model, guide, threshold=-5.0).energy.tolist() == [0.0, 0.0]
+
+
+def test_the_summary_of_a_peft_model_with_an_empty_module():
+    base = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4))
+    model = peft.get_peft_model(base, LrvdConfig(r=2, target_modules=["0", "2"]))
+    with torch.no_grad():
+        model.base_model.model[0].lora_lrvd_log_alpha["default"].fill_(3.0)
+    prune_ranks(model)
+    found = rank_summary(model).set_index("module")
+    assert found["rank"].to_dict() == {"0": 0, "2": 2} and found.kept.to_dict() == {"0": 0, "2": 2}
+    with pytest.raises(ValueError, match="has no LRVD layer"):
+        rank_summary(torch.nn.Linear(2, 2))
