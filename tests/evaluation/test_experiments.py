@@ -165,7 +165,8 @@ def test_inpainting_at_smoke_scale(out, data_folder, monkeypatch, name, source, 
 
 def test_the_experiments_are_those_of_the_papers():
     inpainting = {f"nvdp/inpainting-{x}" for x in ("digits", "mnist", "omniglot-mnist", "celeba")}
-    adapters = {"lrvd/planted", "lrvd/gpt2", *(f"lrvd/minilm-{x}" for x in ("cola", "mrpc", "sst2"))}
+    adapters = {"lrvd/planted", "lrvd/kappa", "lrvd/gpt2"}
+    adapters |= {f"lrvd/minilm-{x}" for x in ("cola", "mrpc", "sst2", "docstrings")}
     adapters |= {f"lrvd/deberta-{x}" for x in ("cola", "mrpc", "sst2", "rte", "qnli", "qqp", "mnli")}
     answers = ("winogrande-s", "winogrande-m", "arc-challenge", "arc-easy", "obqa", "boolq")
     adapters |= {f"lrvd/llama-{x}" for x in answers}
