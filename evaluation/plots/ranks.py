@@ -121,7 +121,10 @@ def scale_plot(log_alpha: Mapping[str, Tensor], threshold: float = 1.0) -> Figur
             axes.plot(range(1, len(ordered) + 1), ordered, lw=1.4, color=colour, label=name)
         axes.axhline(threshold, color=SOFT, lw=0.9, ls="--")
         axes.set(xlabel="components, sorted", ylabel="log α")
-        axes.legend()
+        if len(log_alpha) > 4:
+            figure.legend(loc="outside right center")
+        else:
+            axes.legend()
     return figure
 
 
