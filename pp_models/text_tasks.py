@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pp_models import hub_text
 from pp_models.data import DataError
-from pp_models.docstring_texts import ODD_LIBRARY, docstring_sentences, library_sentences
+from pp_models.docstring_texts import LIBRARIES, ODD_LIBRARY, docstring_sentences, library_sentences
 from pp_models.downloads import find
 
 #: names of the answers of a multiple-choice question, in order
@@ -235,10 +235,12 @@ DOCSTRINGS = {"train": 140, "test": 100}
 
 def _docstrings(split: str) -> TextSet:
     rows, sources = library_sentences(sum(DOCSTRINGS.values()))
-    border = DOCSTRINGS["train"] * (len(rows) // sum(DOCSTRINGS.values()))
+    border = DOCSTRINGS["train"] * len(LIBRARIES)
     rows = rows[:border] if split == "train" else rows[border:]
     texts, labels = zip(*rows, strict=True)
-    return TextSet(texts, torch.tensor(labels), 4, f"docstrings of {sources}, {len(rows)} {split} sentences")
+    return TextSet(
+        texts, torch.tensor(labels), len(LIBRARIES), f"docstrings of {sources}, {len(rows)} {split} sentences"
+    )
 
 
 def _odd_docstrings(split: str) -> TextSet:

@@ -76,10 +76,11 @@ def _planted(scale_name: str, seeds: list[int], workshop: Workshop) -> pd.DataFr
     """One row a κ and problem."""
     size, rows = SCALES[scale_name], []
     for kappa in PLANTED[::4] if scale_name == "smoke" else PLANTED:
-        steps = max(10, int(size.share * TASK.steps))
-        task = replace(TASK, temperature=kappa / (2 * TASK.dim), steps=steps)
+        task = size.of(replace(TASK, temperature=kappa / (2 * TASK.dim)))
         for seed in seeds:
-            workshop.console.print(f"planted: κ = {kappa:g}, seed {seed}, {size.problems} problems of {steps} steps")
+            workshop.console.print(
+                f"planted: κ = {kappa:g}, seed {seed}, {size.problems} problems of {task.steps} steps"
+            )
             found = fit_planted(task, size.problems, seed)
             for kept, error in zip(found.kept(THRESHOLD).tolist(), found.error(THRESHOLD).tolist(), strict=True):
                 exact = float(kept == len(task.singular_values))

@@ -53,6 +53,10 @@ class Size(NamedTuple):
     problems: int
     variants: tuple[str, ...]
 
+    def of(self, task: PlantedTask) -> PlantedTask:
+        """The task with its share of the steps."""
+        return replace(task, steps=max(10, int(self.share * task.steps)))
+
 
 SCALES = {
     "smoke": Size(0.02, 2, ("LRVD", "shared σ", "control: no sampling")),
@@ -67,8 +71,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     fits: dict[str, list[PlantedFit]] = {}
     rows: list[dict[str, Any]] = []
     for name in size.variants:
-        planted = VARIANTS[name]
-        task = replace(planted, steps=max(10, int(size.share * planted.steps)))
+        task = size.of(VARIANTS[name])
         for seed in seeds:
             workshop.console.print(f"planted: {name}, seed {seed}, {size.problems} problems of {task.steps} steps")
             found = fit_planted(task, size.problems, seed)
