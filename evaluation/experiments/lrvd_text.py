@@ -25,7 +25,7 @@ from evaluation.experiments.experiment import Outcome, Workshop
 from evaluation.experiments.lrvd_text_claims import claims, energy_curves, gauge_rows
 from evaluation.experiments.lrvd_text_runs import PRUNED_AT, Run, TextRuns
 from evaluation.mixture_uncertainty import auroc
-from evaluation.rank_analysis import rank_stability, rank_table
+from evaluation.rank_analysis import EnergyCurve, rank_stability, rank_table
 from pp_models.text_networks import TextNetwork, load_network, tiny_network, tokenise
 from pp_models.text_tasks import TextSet, load_text, template_sentences
 
@@ -177,19 +177,7 @@ def run(architecture: str, task: str, scale_name: str, seeds: list[int], worksho
     outcome.tables["Alignment with the SVD"] = gauge.groupby("seed", as_index=False).mean(numeric_only=True)
     outcome.tables["How many draws"] = by_draws([found.tensors for found in lrvd.values()], labels)
     outcome.tables["Mutual information"] = doubt.groupby("model", as_index=False, sort=False)[list(DOUBT)].mean()
-    _draw(outcome, lrvd)
-    pairs = [pair for curves in energies.values() for pair in curves.values()]
-    outcome.figures["energy"] = (
-        plots.energy_plot(
-            {
-                "SVD": torch.stack([curve.bound for curve, _ in pairs]),
-                "by size": torch.stack([by_size.energy for _, by_size in pairs]),
-                "by log α": torch.stack([curve.energy for curve, _ in pairs]),
-                "random order": torch.stack([curve.random for curve, _ in pairs]),
-            }
-        ),
-        "Share of the energy of a module's update in its first m components, mean and range over modules and seeds.",
-    )
+    _draw(outcome, lrvd, [pair for curves in energies.values() for pair in curves.values()])
     outcome.notes = _notes(runs, sets)
     return outcome
 
@@ -251,7 +239,7 @@ def _log(probs: Tensor) -> Tensor:
     return probs.double().clamp_min(torch.finfo(torch.float64).tiny).log()
 
 
-def _draw(outcome: Outcome, lrvd: dict[int, Run]) -> None:
+def _draw(outcome: Outcome, lrvd: dict[int, Run], pairs: list[tuple[EnergyCurve, EnergyCurve]]) -> None:
     tables = {t: [rank_table(found.scales(), t) for found in lrvd.values()] for t in PRUNED_AT}
     curves = [pd.DataFrame(found.facts["sweep"], columns=["threshold", "rank", "score"]) for found in lrvd.values()]
     outcome.figures["ranks"] = (
@@ -270,6 +258,17 @@ def _draw(outcome: Outcome, lrvd: dict[int, Run]) -> None:
     outcome.figures["scales"] = (
         plots.scale_plot({f"seed {seed}": torch.cat(list(r.scales()[-1][1].values())) for seed, r in lrvd.items()}),
         "log α of every rank of all modules after training, sorted.",
+    )
+    outcome.figures["energy"] = (
+        plots.energy_plot(
+            {
+                "SVD": torch.stack([curve.bound for curve, _ in pairs]),
+                "by size": torch.stack([by_size.energy for _, by_size in pairs]),
+                "by log α": torch.stack([curve.energy for curve, _ in pairs]),
+                "random order": torch.stack([curve.random for curve, _ in pairs]),
+            }
+        ),
+        "Share of the energy of a module's update in its first m components, mean and range over modules and seeds.",
     )
 
 

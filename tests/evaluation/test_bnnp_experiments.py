@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 import torch
 
-from evaluation import report
 from evaluation.experiments import (
     bnnp_elbo_quality,
     bnnp_good_prior,
@@ -17,6 +16,8 @@ from evaluation.experiments import (
 from evaluation.experiments.bnnp_elbo_quality import data_set, log_evidence, network
 from inference import Prediction
 from pp_models import BayesianNetwork, Dataset, tasks
+
+pytestmark = pytest.mark.usefixtures("coarse_pictures")
 
 FAMILIES = ("sawtooth", "heaviside", "squared-exponential", "network-draws", "ecg-simulated", "ecg200", "ecg5000")
 FIGURES = {
@@ -30,17 +31,6 @@ FIGURES = {
     "bnnp/objectives": {"predictions"},
     **{f"bnnp/prior-{name}": {"priors", "posteriors"} for name in FAMILIES},
 }
-
-
-@pytest.fixture(autouse=True)
-def coarse_pictures(monkeypatch):
-    monkeypatch.setattr(report, "PICTURE_DPI", 30)
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    """Shared, so that experiments find each other's fits as they do for a user."""
-    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.mark.parametrize("name", FIGURES)

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 import torch
 
-from evaluation import report
 from evaluation.experiments import (
     EXPERIMENTS,
     SCALES,
@@ -30,6 +29,8 @@ from tests.evaluation.test_bnnp_experiments import FIGURES as BNNP_FIGURES
 from tests.evaluation.test_nmdp_experiments import FIGURES as NMDP_FIGURES
 from tests.recorded_stand_ins import write_mnist
 
+pytestmark = pytest.mark.usefixtures("coarse_pictures")
+
 CEILING = -math.log(0.1) - 0.5 * math.log(2 * math.pi)
 FIGURES = {
     "nvdp/gp-random": {"comparison", "functions", "rates", "learning"},
@@ -38,17 +39,6 @@ FIGURES = {
     "nvdp/active-learning": {"queries"},
     "nvdp/ablations": {"comparison"},
 }
-
-
-@pytest.fixture(autouse=True)
-def coarse_pictures(monkeypatch):
-    monkeypatch.setattr(report, "PICTURE_DPI", 30)
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    """Shared, so that experiments find each other's fits as they do for a user."""
-    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")

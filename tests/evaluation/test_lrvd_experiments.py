@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 
-from evaluation import report
 from evaluation.adapter_methods import AdapterBudget
 from evaluation.adapter_training import build_reader, mean_nll
 from evaluation.experiments import lrvd_text, lrvd_text_runs, reproduce
@@ -21,14 +20,11 @@ from evaluation.experiments.lrvd_text_runs import Run
 from pp_models.text_networks import tiny_network, token_blocks
 from pp_models.text_tasks import TEXT_SETS, template_sentences
 
+pytestmark = pytest.mark.usefixtures("coarse_pictures")
+
 WORDS = (*template_sentences(60).texts, *template_sentences(60, questions=True).texts)
 TEXT_FILES = {"energy.png", "ranks.png", "stability.png", "thresholds.png", "scales.png"}
 TEXT_FILES |= {"alignment-with-the-svd.csv", "mutual-information.csv", "how-many-draws.csv"}
-
-
-@pytest.fixture(autouse=True)
-def coarse_pictures(monkeypatch):
-    monkeypatch.setattr(report, "PICTURE_DPI", 30)
 
 
 @pytest.fixture

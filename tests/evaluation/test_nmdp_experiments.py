@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import torch
 
-from evaluation import report
 from evaluation.experiments import nmdp_bimodal, nmdp_kernel_mix, nmdp_multi_output, nmdp_ood, reproduce
 from evaluation.experiments.experiment import Workshop
 from evaluation.experiments.nmdp_parts import Size, ceiling, description, mixture, objective, process, scores, train
@@ -17,6 +16,8 @@ from inference import predict
 from pp_models import Dataset, tasks
 from pp_models.regression_tables import RegressionTable
 from pp_models.regression_tasks import RegressionTasks
+
+pytestmark = pytest.mark.usefixtures("coarse_pictures")
 
 TABLES = ("sarcos", "wq", "scm20d", "synthetic")
 IMAGES = ("digits", "mnist", "cifar10-subset", "emnist", "svhn")
@@ -34,17 +35,6 @@ FIGURES = {
     **{f"nmdp/images-{images}": {"completions_nmdp", "completions_canp"} for images in IMAGES},
 }
 TINY = Size(2, 8, 3, 2, 2, 4, 6)
-
-
-@pytest.fixture(autouse=True)
-def coarse_pictures(monkeypatch):
-    monkeypatch.setattr(report, "PICTURE_DPI", 30)
-
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    """Shared, so that experiments find each other's fits as they do for a user."""
-    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.mark.parametrize("name", FIGURES)
