@@ -86,9 +86,16 @@ def library_sentences(per_class: int) -> tuple[tuple[tuple[str, int], ...], str]
     """Pairs (sentence, class) of the four libraries in turns, ``per_class`` each, and where they are from.
 
     Sentences that two libraries share (they carry copies of the same code) are left out.
+
+    Raises:
+        DataError: they share more than is spare.
     """
     found, sources = zip(*(docstring_sentences(*item, per_class + SPARE) for item in LIBRARIES.items()), strict=True)
     times = Counter(text for column in found for text in column)
     columns = [[text for text in column if times[text] == 1][:per_class] for column in found]
+    if any(len(column) < per_class for column in columns):
+        raise DataError(
+            f"docstrings: the libraries ({', '.join(sources)}) share more than {SPARE} of {per_class + SPARE} sentences"
+        )
     rows = [(text, label) for turn in zip(*columns, strict=True) for label, text in enumerate(turn)]
     return tuple(rows), ", ".join(sources)

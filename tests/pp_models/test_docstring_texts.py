@@ -65,6 +65,9 @@ def test_a_sentence_of_two_libraries_belongs_to_neither(installed, monkeypatch):
     assert source == "lib_b 1.0, lib_c 1.0"
     assert [label for _, label in rows] == [0, 1] * 3
     assert all(f"lib_{'bc'[label]}" in text for text, label in rows)
+    monkeypatch.setattr(docstring_texts, "SPARE", 0)
+    with pytest.raises(DataError, match=r"libraries \(lib_b 1.0, lib_c 1.0\) share more than 0 of 4 sentences"):
+        library_sentences.__wrapped__(4)
 
 
 def test_a_library_that_is_not_installed_is_named():
