@@ -12,6 +12,7 @@ from evaluation.adapter_methods import lora_layers
 from evaluation.adapter_training import AdaptedReader
 from evaluation.calibration_metrics import negative_log_likelihood
 from guides.adapter_laplace import STRUCTURES
+from guides.recorded_calls import are_per_example, recorded_calls
 from pp_models.text_networks import TokenSet
 
 
@@ -83,7 +84,7 @@ class AdapterLaplace:
     The head stays a point. λ is chosen from a grid by the NLL on held-out texts.
 
     H is diagonal, or of each factor the Kronecker product of its outputs' gradients' second moment (the mean over
-    tokens) and its inputs' (the sum); λ is then added in the eigenbasis.
+    places, that is tokens that the logits depend on) and its inputs' (the sum); λ is then added in the eigenbasis.
 
     Args:
         reader: trained, of classes.
@@ -114,32 +115,28 @@ class AdapterLaplace:
 
     def _gradients(self, texts: TokenSet) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Logits ``[n, C]``, and by factor its inputs ``[n, L, k_in]`` and the logits' derivatives by its outputs,
-        ``[n, C, L, k_out]``."""
-        seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-
-        def keep(linear: nn.Module, inputs: Any, output: Tensor) -> None:
-            seen[linear] = (inputs[0].detach(), output)
-
-        hooks = [linear.register_forward_hook(keep) for linear in self.linears]
-        try:
+        ``[n, C, L, k_out]``, at all L places where it is used."""
+        with recorded_calls(self.linears) as calls:
             logits = self.reader(texts.inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        outputs = [seen[linear][1] for linear in self.linears]
-        parts: list[list[Tensor]] = [[] for _ in self.linears]
-        for c in range(logits.shape[-1]):
-            gradients = torch.autograd.grad(logits[:, c].sum(), outputs, retain_graph=True)
-            for part, gradient in zip(parts, gradients, strict=True):
-                part.append(gradient)
-        return logits.detach(), [seen[linear][0] for linear in self.linears], [torch.stack(part, 1) for part in parts]
+            seen = calls.take()
+        n = len(texts)
+        if n > 1 and not are_per_example(seen, n):  # examples share what a factor is used on: one at a time
+            rows = [self._gradients(texts.take(row)) for row in torch.arange(n).split(1)]
+            by_factor = [[torch.cat(parts) for parts in zip(*(row[k] for row in rows), strict=True)] for k in (1, 2)]
+            return torch.cat([row[0] for row in rows]), by_factor[0], by_factor[1]
+        outputs = [output for each in seen for _, output in each]
+        by_class = [torch.autograd.grad(logits[:, c].sum(), outputs, retain_graph=True) for c in range(logits.shape[1])]
+        by_call = iter([torch.stack(parts, 1).flatten(2, -2) for parts in zip(*by_class, strict=True)])
+        inputs = [torch.cat([x.reshape(n, -1, x.shape[-1]) for x, _ in each], 1) for each in seen]
+        gradients = [torch.cat([next(by_call) for _ in each], 2) for each in seen]
+        return logits.detach(), inputs, gradients
 
     def _jacobians(self, texts: TokenSet) -> tuple[Tensor, list[Tensor]]:
         """Logits ``[n, C]`` and their derivatives by every factor, ``[n, C, k_out, k_in]`` each."""
         logits, inputs, gradients = self._gradients(texts)
-        # an example's tokens share its logits and no one else's
+        # an example's places share its logits and no one else's
         pairs = zip(inputs, gradients, strict=True)
-        return logits, [torch.einsum("nc...o,n...i->ncoi", gradient, x) for x, gradient in pairs]
+        return logits, [torch.einsum("nclo,nli->ncoi", gradient, x) for x, gradient in pairs]
 
     def fit(self, texts: TokenSet, batch_size: int = 16) -> AdapterLaplace:
         """Sums the curvature over training texts."""
@@ -158,22 +155,21 @@ class AdapterLaplace:
         layers: list[Any] = self.linears
         sizes = [tuple(linear.weight.shape) for linear in layers]
         moments = [(torch.zeros(k_out, k_out), torch.zeros(k_in, k_in)) for k_out, k_in in sizes]
-        places = 0
+        places = [0] * len(layers)
         for rows in torch.arange(len(texts)).split(batch_size):
-            batch = texts.take(rows)
-            logits, inputs, gradients = self._gradients(batch)
+            logits, inputs, gradients = self._gradients(texts.take(rows))
             probs = logits.softmax(-1).unsqueeze(-1).unsqueeze(-1)
-            there = batch.inputs["attention_mask"].bool()
-            places += int(there.sum())
-            for (g, q), x, gradient in zip(moments, inputs, gradients, strict=True):
+            for i, ((g, q), x, gradient) in enumerate(zip(moments, inputs, gradients, strict=True)):
                 # the square root of diag(p) - p pᵀ: sqrt(p_c) (e_c - p)
                 rooted = probs.sqrt() * (gradient - (probs * gradient).sum(1, keepdim=True))
-                flat, kept = rooted.flatten(0, -2), x[there]
+                kept = x[(gradient != 0).any(-1).any(1)]  # padding, for one, has no say in the logits
+                flat = rooted.flatten(0, -2)
                 g += flat.mT @ flat
                 q += kept.mT @ kept
+                places[i] += len(kept)
         self.bases, self.curvature = [], []
-        for g, q in moments:
-            (left, u), (right, v) = torch.linalg.eigh(g / places), torch.linalg.eigh(q)
+        for (g, q), count in zip(moments, places, strict=True):
+            (left, u), (right, v) = torch.linalg.eigh(g / max(count, 1)), torch.linalg.eigh(q)
             self.curvature.append(left.clamp_min(0.0).unsqueeze(-1) * right.clamp_min(0.0))
             self.bases.append((u, v))
         return self

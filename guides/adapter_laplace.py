@@ -11,12 +11,18 @@ from torch import Tensor, nn
 
 from guides.adapter_guide import AdapterGuide
 from guides.kronecker_normal import KroneckerNormal
+from guides.recorded_calls import are_per_example, recorded_calls
 from pp_models.data import Dataset
 from pp_models.low_rank_adapted import LowRankAdapted
 
 STRUCTURES = ("diagonal", "kronecker")
 #: points of one backward pass
 AT_ONCE = 64
+
+
+def _flat(parts: list[Tensor], like: Tensor) -> Tensor:
+    """Rows of all parts ``[places, k]``, in the dtype of a tensor."""
+    return torch.cat([part.to(like.dtype).flatten(0, -2) for part in parts])
 
 
 def fisher_roots(likelihood: Any, outputs: Tensor) -> Iterator[Tensor]:
@@ -62,9 +68,9 @@ class LaplaceAdapterGuide(AdapterGuide):
 
     ``structure="kronecker"`` (Yang et al. 2024, after Martens and Grosse 2015): the generalised Gauss-Newton matrix of
     each factor W is taken to be G ⊗ Q, with Q the sum of the factor's inputs' outer products and G the mean of its
-    outputs' gradients' (over points, and tokens where there are any). That is exact where either does not vary, such as
-    for one point, or for the factor behind a linear map of Gaussian outputs. The prior's precision is added in the
-    eigenbasis, exactly.
+    outputs' gradients' (over points, and over those tokens that the outputs depend on). That is exact where either does
+    not vary, such as for one point, or for the factor behind a linear map of Gaussian outputs. The prior's precision is
+    added in the eigenbasis, exactly.
 
     Args:
         model: the adapted model.
@@ -145,43 +151,44 @@ class LaplaceAdapterGuide(AdapterGuide):
 
     def _fit_kronecker(self, x: Tensor, scale: float) -> None:
         modules: list[Any] = [m for m in self.model.rank_modules().values() if m.factors() is not None]
-        seen: dict[int, tuple[Tensor, Tensor]] = {}
-
-        def keep(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            seen[id(module)] = inputs[0].detach(), output
-
-        hooks = [m.register_forward_hook(keep) for m in modules]
         q = [torch.zeros_like(p) for p in self.inputs]
         g = [torch.zeros_like(p) for p in self.gradients]
-        places = 0
-        try:
+        places = [p.new_zeros(()) for p in self.gradients[::2]]
+
+        def add(rows: Tensor) -> None:
+            outputs = self.model.outputs(rows)
+            layers = calls.take()
+            if len(rows) > 1 and not are_per_example(layers, len(rows)):
+                for row in rows.split(1):
+                    add(row)
+                return
+            flat = [_flat([inputs for inputs, _ in each], p) for each, p in zip(layers, self.inputs[::2], strict=True)]
+            used = [torch.zeros_like(inputs[:, 0], dtype=torch.bool) for inputs in flat]
+            at = [output for each in layers for _, output in each]
+            for roots in fisher_roots(self.model.likelihood(outputs), outputs):
+                found = iter(torch.autograd.grad(outputs, at, roots, retain_graph=True))
+                for i, (module, each) in enumerate(zip(modules, layers, strict=True)):
+                    lora_B = module.factors()[1].detach()
+                    at_output = _flat([next(found) for _ in each], lora_B) * module.update_scale()
+                    at_hidden = at_output @ lora_B
+                    g[2 * i] += at_hidden.mT @ at_hidden
+                    g[2 * i + 1] += at_output.mT @ at_output
+                    used[i] |= (at_output != 0).any(-1)
+            for i, (module, inputs, there) in enumerate(zip(modules, flat, used, strict=True)):
+                kept = inputs * there.unsqueeze(-1)
+                hidden = kept @ module.factors()[0].detach().mT
+                q[2 * i] += kept.mT @ kept
+                q[2 * i + 1] += hidden.mT @ hidden
+                places[i] += there.sum()
+
+        with recorded_calls(modules) as calls:
             for rows in x.split(AT_ONCE):
-                outputs = self.model.outputs(rows)
-                layers = [seen[id(m)] for m in modules]
-                hidden = []
-                for i, (module, (inputs, output)) in enumerate(zip(modules, layers, strict=True)):
-                    lora_A, _ = module.factors()
-                    flat = inputs.to(lora_A.dtype).flatten(0, -2)
-                    hidden.append((flat @ lora_A.mT).detach())
-                    q[2 * i] += flat.mT @ flat
-                    q[2 * i + 1] += hidden[-1].mT @ hidden[-1]
-                    places += output.flatten(0, -2).shape[0] if i == 0 else 0
-                for roots in fisher_roots(self.model.likelihood(outputs), outputs):
-                    found = torch.autograd.grad(outputs, [o for _, o in layers], roots, retain_graph=True)
-                    for i, (module, gradient) in enumerate(zip(modules, found, strict=True)):
-                        lora_B = module.factors()[1].detach()
-                        at_output = gradient.to(lora_B.dtype).flatten(0, -2) * module.update_scale()
-                        at_hidden = at_output @ lora_B
-                        g[2 * i] += at_hidden.mT @ at_hidden
-                        g[2 * i + 1] += at_output.mT @ at_output
-        finally:
-            for hook in hooks:
-                hook.remove()
+                add(rows)
         with torch.no_grad():
-            for kept, total in zip(self.inputs, q, strict=True):
-                kept.copy_(total * scale)
-            for kept, total in zip(self.gradients, g, strict=True):
-                kept.copy_(total / max(places, 1))
+            for stored, total in zip(self.inputs, q, strict=True):
+                stored.copy_(total * scale)
+            for i, (stored, total) in enumerate(zip(self.gradients, g, strict=True)):
+                stored.copy_(total / places[i // 2].clamp_min(1.0))
         self._bases.clear()
 
     def is_fitted(self) -> bool:

@@ -89,6 +89,7 @@ TITLES = {
     "lrvd": "LRVD",
     "lrvd-shared-sigma": "LRVD, shared σ",
 }
+LAPLACE_TITLES = {"diagonal": "LoRA, diagonal Laplace", "kronecker": "LoRA, Kronecker Laplace"}
 #: AUROC of mutual information, and its means, which point estimates do not have
 DOUBT = ("odd_by_mi", "mi", "mi_odd")
 
@@ -213,8 +214,9 @@ def _add_lora_variants(
     temperature = fit_temperature(_log(tensors["mean.validation"])[0], labels)
     cooled = {kind: (_log(tensors[f"mean.{kind}"]) / temperature).softmax(-1) for kind in ("test", "odd")}
     add("LoRA, temperature scaling", seed, cooled["test"], cooled["odd"], **facts)
-    laplace = runs.laplace(seed).tensors
-    add("LoRA, Laplace", seed, laplace["draws.test"], laplace["draws.odd"], **facts)
+    for structure, title in LAPLACE_TITLES.items():
+        laplace = runs.laplace(structure, seed).tensors
+        add(title, seed, laplace["draws.test"], laplace["draws.odd"], **facts)
     together = runs.ensemble(seed)
     # three networks to keep and three trainings to pay for
     cost = {"rank": 3 * facts["rank"], "step_ms": 3 * facts["step_ms"]}
@@ -285,9 +287,9 @@ def _notes(runs: TextRuns, sets: dict[str, TextSet]) -> list[str]:
         f"LRVD: z ~ N(1, α) a rank and sequence, KL counted once a rank, T = {size.temperature:g}, 20 % warm-up, log α "
         f"from -4 with a learning rate whose sum over the run is {size.travel:g}. Shared σ: log σ² from -8. BLoB: "
         "flipout on A, prior sd 0.2, KL weighted 0.02. SoRA: gates from 1, a shrinkage of 1.5 over the run. AdaLoRA: "
-        "to a quarter of the ranks. LoRA dropout: 0.1, on in prediction. Laplace: linearised, diagonal, its prior "
-        "precision chosen on validation texts, 100 draws of logits; temperature and early stopping are chosen on "
-        "the same texts. LoRA truncated: as many ranks as LRVD keeps at threshold 1.",
+        "to a quarter of the ranks. LoRA dropout: 0.1, on in prediction. Laplace: linearised, its prior precision "
+        "chosen on validation texts, 100 draws of logits; temperature and early stopping are chosen on the same "
+        "texts. LoRA truncated: as many ranks as LRVD keeps at threshold 1.",
         "rank: ranks in use over all modules. odd_by_entropy and odd_by_mi: AUROC of predictive entropy and mutual "
         "information for texts of another corpus; mi and mi_odd: mean mutual information in nats. step_ms: median "
         "processor time of a training step on this machine, which other work may disturb.",

@@ -157,12 +157,12 @@ class TextRuns:
         ranks = truncate_ranks(reader.network, total_rank, by)
         return Run(self.predictions(reader, "", None, seed), {"ranks": ranks})
 
-    def laplace(self, seed: int) -> Run:
-        """Laplace's approximation around the seed's LoRA."""
-        return self._kept(f"lora-laplace-seed{seed}", lambda: self._approximate(seed))
+    def laplace(self, structure: str, seed: int) -> Run:
+        """Laplace's approximation around the seed's LoRA, with a diagonal or Kronecker-factored curvature."""
+        return self._kept(f"lora-laplace-{structure}-seed{seed}", lambda: self._approximate(structure, seed))
 
-    def _approximate(self, seed: int) -> Run:
-        laplace = AdapterLaplace(self._lora_again(seed)).fit(self.sets["train"])
+    def _approximate(self, structure: str, seed: int) -> Run:
+        laplace = AdapterLaplace(self._lora_again(seed), structure=structure).fit(self.sets["train"])
         facts = {"prior_precision": laplace.choose(self.sets["validation"], LAPLACE_DRAWS)}
         drawn = {f"draws.{kind}": laplace.predict(self.sets[kind], LAPLACE_DRAWS, seed) for kind in ("test", "odd")}
         return Run(drawn, facts)

@@ -28,9 +28,9 @@ def sets(architecture="minilm"):
     return base, tokenise(base, TRAIN), tokenise(base, TEST)
 
 
-def trained(name, seed=0, **options):
-    base, train, test = sets()
-    return train_adapter(name, base, train, 2, BUDGET, seed, **options), train, test
+def trained(name, seed=0, architecture="minilm"):
+    base, train, test = sets(architecture)
+    return train_adapter(name, base, train, 2, BUDGET, seed), train, test
 
 
 @pytest.mark.parametrize("name", ADAPTER_METHODS)
@@ -136,8 +136,10 @@ def test_truncation_keeps_the_largest_components():
         truncate_ranks(reader.network, 4, "x")
 
 
-def test_jacobians_and_covariances_of_laplace_are_exact():
-    found, train, test = trained("lora")
+@pytest.mark.parametrize("architecture", ["minilm", "deberta"])
+def test_jacobians_and_covariances_of_laplace_are_exact(architecture):
+    """DeBERTa projects relative positions once for all texts, and with the same matrices as the tokens."""
+    found, train, test = trained("lora", architecture=architecture)
     laplace = AdapterLaplace(found.reader, (1.0, 100.0)).fit(train, batch_size=5)
     few = test.take(torch.arange(3))
     logits, jacobians = laplace._jacobians(few)

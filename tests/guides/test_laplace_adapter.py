@@ -5,9 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from guides import (
-    LaplaceAdapterGuide,
-)
+from guides import LaplaceAdapterGuide
 from pp_models import Dataset, LowRankAdapted
 from tests.guides.test_adapter_guides import adapted
 
@@ -89,3 +87,30 @@ def test_kronecker_of_other_likelihoods_draws_labels():
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first, guide.fit_curvature(d).gradients, strict=True))
     assert all(float(torch.linalg.eigvalsh(p)[-1]) > 0 for p in first)
+
+
+class WithPositions(nn.Module):
+    """One layer called twice: on every point, and on positions that all points share."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.positions = nn.Linear(3, 2), torch.randn(1, 4, 3)
+
+    def forward(self, x):
+        return self.layer(x) + self.layer(self.positions).sum((0, 1))
+
+
+def test_kronecker_counts_every_call_of_a_layer_and_what_points_share_once_for_each():
+    model = LowRankAdapted(WithPositions(), ["layer"], rank=2, lora_alpha=2, likelihood="gaussian", noise_scale=0.5)
+    layer = model.backbone.layer
+    with torch.no_grad():
+        nn.init.normal_(layer.lora_B)
+    x = torch.randn(5, 3)
+    guide = LaplaceAdapterGuide(model, structure="kronecker").fit_curvature(Dataset(x))
+    places = torch.cat([x, *(model.backbone.positions[0] for _ in x)])
+    hidden = places @ layer.lora_A.detach().T
+    torch.testing.assert_close(guide.inputs[0].data, places.T @ places)
+    torch.testing.assert_close(guide.inputs[1].data, hidden.T @ hidden)
+    torch.testing.assert_close(guide.gradients[1].data, torch.eye(2) / 0.5**2)  # the same at every place
+    layer_B = layer.lora_B.detach()
+    torch.testing.assert_close(guide.gradients[0].data, layer_B.T @ layer_B / 0.5**2)
