@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.lrvd_training import TRAVEL, log_alpha_learning_rate
+from inference.predict import seeded
 from pp_models.data import DataError
 from pp_models.text_networks import TextNetwork
 
@@ -152,8 +153,7 @@ class LoraDropout(PlainLora):
     def drawing(self, draws: int, seed: int) -> Iterator[Any]:
         layers = [layer.lora_dropout for layer in lora_layers(self.model).values()]
         before = [layer.training for layer in layers]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed, next(self.model.parameters()).device):
             try:
                 for layer in layers:
                     layer.train()
@@ -271,8 +271,7 @@ class Blob(PlainLora):
 
     @contextmanager
     def drawing(self, draws: int, seed: int) -> Iterator[Any]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed, next(self.model.parameters()).device):
             self.noisy = True
             try:
                 yield range(draws)
@@ -340,7 +339,7 @@ class AdaLora(PlainLora):
         for layer in layers:
             for factor in (layer.lora_A["default"], layer.lora_B["default"].mT):
                 gram = factor @ factor.mT
-                total = total + (gram - torch.eye(len(gram))).norm()
+                total = total + (gram - torch.eye(len(gram), device=gram.device)).norm()
         weight = self.model.peft_config["default"].orth_reg_weight
         return weight * total / (2 * len(layers))
 

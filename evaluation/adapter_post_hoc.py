@@ -48,7 +48,7 @@ def truncate_ranks(model: nn.Module, total_rank: int, by: str = "svd") -> dict[s
     together = torch.cat(list(sizes.values()))
     if not 0 <= total_rank <= len(together):
         raise ValueError(f"total_rank: got {total_rank}; it must be between 0 and {len(together)}")
-    keep = torch.zeros(len(together), dtype=torch.bool)
+    keep = torch.zeros_like(together, dtype=torch.bool)
     keep[together.topk(total_rank).indices] = True
     kept = dict(zip(sizes, keep.split([len(s) for s in sizes.values()]), strict=True))
     mask_ranks(model, kept)
@@ -59,7 +59,7 @@ def truncate_ranks(model: nn.Module, total_rank: int, by: str = "svd") -> dict[s
 def mask_ranks(model: nn.Module, keep: Mapping[str, Tensor]) -> None:
     """Silences components, in place: columns of B at ranks that are not kept (bool ``[r]`` by module) become 0."""
     for path, layer in lora_layers(model).items():
-        layer.lora_B["default"].weight.mul_(keep[path].to(layer.lora_B["default"].weight.dtype))
+        layer.lora_B["default"].weight.mul_(keep[path].to(layer.lora_B["default"].weight))
 
 
 class LogitPosterior(NamedTuple):
@@ -104,6 +104,7 @@ class AdapterLaplace:
         if structure not in STRUCTURES:
             raise ValueError(f"structure: got {structure!r}; it must be 'diagonal' or 'kronecker'")
         self.reader = reader.eval()
+        self.device = next(reader.parameters()).device
         self.precisions, self.structure = precisions, structure
         self.linears: list[nn.Module] = []
         for layer in lora_layers(reader.network).values():
@@ -117,7 +118,7 @@ class AdapterLaplace:
         """Logits ``[n, C]``, and by factor its inputs ``[n, L, k_in]`` and the logits' derivatives by its outputs,
         ``[n, C, L, k_out]``, at all L places where it is used."""
         with recorded_calls(self.linears) as calls:
-            logits = self.reader(texts.inputs)
+            logits = self.reader(texts.to(self.device).inputs)
             seen = calls.take()
         n = len(texts)
         if n > 1 and not are_per_example(seen, n):  # examples share what a factor is used on: one at a time
@@ -154,7 +155,10 @@ class AdapterLaplace:
     def _fit_kronecker(self, texts: TokenSet, batch_size: int) -> AdapterLaplace:
         layers: list[Any] = self.linears
         sizes = [tuple(linear.weight.shape) for linear in layers]
-        moments = [(torch.zeros(k_out, k_out), torch.zeros(k_in, k_in)) for k_out, k_in in sizes]
+        moments = [
+            (torch.zeros(k_out, k_out, device=self.device), torch.zeros(k_in, k_in, device=self.device))
+            for k_out, k_in in sizes
+        ]
         places = [0] * len(layers)
         for rows in torch.arange(len(texts)).split(batch_size):
             logits, inputs, gradients = self._gradients(texts.take(rows))
@@ -175,21 +179,21 @@ class AdapterLaplace:
         return self
 
     def posterior(self, texts: TokenSet, batch_size: int = 16) -> LogitPosterior:
-        """The logits' Gaussian at texts, for each precision of the grid."""
+        """The logits' Gaussian at texts, for each precision of the grid, on the host."""
         means, covariances = [], []
-        grid = torch.tensor(self.precisions)
+        grid = torch.tensor(self.precisions, device=self.device)
         variances = [1 / (c.clamp_min(0.0).flatten().unsqueeze(-1) + grid) for c in self.curvature]  # [P, G] a factor
         for rows in torch.arange(len(texts)).split(batch_size):
             logits, jacobians = self._jacobians(texts.take(rows))
             if self.bases:
                 jacobians = [u.mT @ (jacobian @ v) for jacobian, (u, v) in zip(jacobians, self.bases, strict=True)]
             classes = logits.shape[-1]
-            total = torch.zeros(len(rows), classes, classes, len(grid))
+            total = torch.zeros(len(rows), classes, classes, len(grid), device=self.device)
             for jacobian, variance in zip(jacobians, variances, strict=True):
                 flat = jacobian.flatten(2)
                 total += (flat.unsqueeze(2) * flat.unsqueeze(1)) @ variance
-            means.append(logits)
-            covariances.append(total.movedim(-1, 0))
+            means.append(logits.cpu())
+            covariances.append(total.movedim(-1, 0).cpu())
         return LogitPosterior(torch.cat(means), torch.cat(covariances, 1))
 
     def choose(self, texts: TokenSet, draws: int = 100) -> float:

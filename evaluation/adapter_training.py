@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from evaluation.adapter_methods import ADAPTER_METHODS, AdapterBudget, PlainLora
 from evaluation.calibration_metrics import negative_log_likelihood
+from inference.predict import seeded
 from pp_models.text_networks import TextNetwork, TokenSet, letter_ids
 
 #: texts of a prediction batch
@@ -49,8 +50,8 @@ class AdaptedReader(nn.Module):
         if self.kind == "encoder":
             return self.head(mean_pool(found.last_hidden_state, mask))
         if self.kind == "letters":
-            return found.logits[torch.arange(len(mask)), mask.sum(-1) - 1][:, self.letters]
-        return found.logits
+            return found.logits[torch.arange(len(mask)), mask.sum(-1) - 1][:, self.letters].float()
+        return found.logits.float()
 
 
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
@@ -90,8 +91,8 @@ class TrainedAdapter:
 
 
 def trained_state(reader: nn.Module) -> dict[str, Tensor]:
-    """Copies of all parameters that are trained, by name."""
-    return {name: p.detach().clone() for name, p in reader.named_parameters() if p.requires_grad}
+    """Copies of all parameters that are trained, by name, on the host."""
+    return {name: p.detach().cpu().clone() for name, p in reader.named_parameters() if p.requires_grad}
 
 
 def load_trained_state(reader: nn.Module, state: dict[str, Tensor]) -> None:
@@ -125,6 +126,67 @@ def build_reader(
     return reader, method
 
 
+class AdapterTraining:
+    """A method's adapter in training: every step takes the next texts of a random order.
+
+    The order and the noise come from the global random state.
+
+    Args:
+        name: of ``ADAPTER_METHODS``.
+        base: a transformer of its own, which is changed in place.
+        train: N texts; for language modelling N counts their tokens.
+        num_classes: C (ignored for language modelling).
+        budget: steps, ranks and rates.
+        seed: of the start.
+        device: where to train.
+
+    Raises:
+        ValueError: unknown method.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        base: TextNetwork,
+        train: TokenSet,
+        num_classes: int,
+        budget: AdapterBudget,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        scored = len(train) if train.labels.dim() == 1 else int((train.labels[:, 1:] != -100).sum())
+        self.reader, self.method = build_reader(name, base, num_classes, scored, budget, seed)
+        self.reader.to(device)
+        self.train, self.budget, self.device = train, budget, torch.device(device)
+        scales = self.method.scale_parameters()
+        special = {id(p) for p in scales}
+        self.others = [p for p in self.reader.parameters() if p.requires_grad and id(p) not in special]
+        groups = [{"params": self.others, "lr": budget.learning_rate}]
+        if scales:
+            groups.append({"params": scales, "lr": self.method.scale_rate()})
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda done: 1 - done / budget.steps)
+        self.order = torch.randperm(len(train))
+        self.steps = 0
+
+    def step(self) -> Tensor:
+        """One step; the mean NLL of its texts, on the device."""
+        if len(self.order) < self.budget.batch_size:
+            self.order = torch.cat([self.order, torch.randperm(len(self.train))])
+        rows, self.order = self.order[: self.budget.batch_size], self.order[self.budget.batch_size :]
+        batch = self.train.take(rows).to(self.device)
+        self.reader.train()
+        loss = mean_nll(self.reader(batch.inputs), batch.labels)
+        self.optimizer.zero_grad()
+        (loss + self.method.penalty(self.steps)).backward()
+        nn.utils.clip_grad_norm_(self.others, self.budget.max_grad_norm)
+        self.optimizer.step()
+        self.method.after_step(self.steps, 1 - self.steps / self.budget.steps)
+        self.schedule.step()
+        self.steps += 1
+        return loss.detach()
+
+
 def train_adapter(
     name: str,
     base: TextNetwork,
@@ -134,6 +196,7 @@ def train_adapter(
     seed: int = 0,
     validation: TokenSet | None = None,
     on_step: Callable[[int], None] | None = None,
+    device: str | torch.device = "cpu",
 ) -> TrainedAdapter:
     """Trains a method on labelled texts; the global random state is left alone.
 
@@ -146,67 +209,59 @@ def train_adapter(
         seed: of the start, the order of texts and the noise.
         validation: texts to choose an early stop by; looked at eight times, at the posterior mean.
         on_step: called after each step.
+        device: where to train; the adapter stays there.
 
     Raises:
         ValueError: unknown method, or a loss that is not finite.
     """
-    scored = len(train) if train.labels.dim() == 1 else int((train.labels[:, 1:] != -100).sum())
-    reader, method = build_reader(name, base, num_classes, scored, budget, seed)
-    scales = method.scale_parameters()
-    special = {id(p) for p in scales}
-    others = [p for p in reader.parameters() if p.requires_grad and id(p) not in special]
-    groups = [{"params": others, "lr": budget.learning_rate}]
-    if scales:
-        groups.append({"params": scales, "lr": method.scale_rate()})
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / budget.steps)
-    result = TrainedAdapter(reader, method, [], 0.0)
     times: list[float] = []
+    losses: list[Tensor] = []  # on the device; read where the run is looked at anyway
     best = float("inf")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        order = torch.randperm(len(train))
-        for step in range(budget.steps):
+    with seeded(seed, torch.device(device)):
+        training = AdapterTraining(name, base, train, num_classes, budget, seed, device)
+        reader, method = training.reader, training.method
+        result = TrainedAdapter(reader, method, [], 0.0)
+        for step in range(1, budget.steps + 1):
             begun = time.process_time()
-            if len(order) < budget.batch_size:
-                order = torch.cat([order, torch.randperm(len(train))])
-            rows, order = order[: budget.batch_size], order[budget.batch_size :]
-            batch = train.take(rows)
-            reader.train()
-            loss = mean_nll(reader(batch.inputs), batch.labels)
-            optimizer.zero_grad()
-            (loss + method.penalty(step)).backward()
-            nn.utils.clip_grad_norm_(others, budget.max_grad_norm)
-            rate = 1 - step / budget.steps
-            optimizer.step()
-            method.after_step(step, rate)
-            schedule.step()
+            losses.append(training.step())
             times.append(time.process_time() - begun)
-            result.losses.append(float(loss.detach()))
-            if not math.isfinite(result.losses[-1]):
-                found_loss = result.losses[-1]
-                raise ValueError(f"loss: it is {found_loss} at step {step + 1} of {name}; take a lower learning rate")
-            if (step + 1) % max(1, budget.steps // 20) == 0 or step == 0:
+            if step % max(1, budget.steps // 20) == 0 or step in (1, budget.steps):
+                result.losses += _finite(losses, step, name)
+                losses.clear()
+            if step % max(1, budget.steps // 20) == 0 or step == 1:
                 found = method.log_alpha()
                 if found:
-                    result.scales.append((step + 1, {path: value.clone() for path, value in found.items()}))
-            if validation is not None and (step + 1) % max(1, budget.steps // 8) == 0:
+                    result.scales.append((step, {path: value.cpu().clone() for path, value in found.items()}))
+            if validation is not None and step % max(1, budget.steps // 8) == 0:
                 probs = predict_classes(reader, validation)[0]
                 nll = negative_log_likelihood(probs, validation.labels)
                 if nll < best:
-                    best, result.best_step, result.best_state = nll, step + 1, trained_state(reader)
+                    best, result.best_step, result.best_state = nll, step, trained_state(reader)
             if on_step is not None:
-                on_step(step + 1)
+                on_step(step)
     reader.eval()
     result.step_ms = 1e3 * median(times)
     return result
+
+
+def _finite(losses: list[Tensor], last: int, name: str) -> list[float]:
+    """The losses of the steps up to the last, on the host.
+
+    Raises:
+        ValueError: one of them is not finite.
+    """
+    values = torch.stack(losses).tolist()
+    for step, value in enumerate(values, last - len(values) + 1):
+        if not math.isfinite(value):
+            raise ValueError(f"loss: it is {value} at step {step} of {name}; take a lower learning rate")
+    return values
 
 
 @torch.no_grad()
 def predict_classes(
     reader: AdaptedReader, texts: TokenSet, method: PlainLora | None = None, seed: int = 0, draws: int = 1
 ) -> Tensor:
-    """Class probabilities ``[S, n, C]``: at the posterior mean (S = 1), or of S draws where a method is given.
+    """Class probabilities ``[S, n, C]``, on the host: at the posterior mean (S = 1), or of S draws of a given method.
 
     Args:
         reader: of classes, not of tokens; left in evaluation mode.
@@ -216,12 +271,14 @@ def predict_classes(
         draws: S.
     """
     reader.eval()
+    device = next(reader.parameters()).device
     order = texts.inputs["attention_mask"].sum(-1).argsort(stable=True)  # little padding in a batch
     back = order.argsort()
 
     def one() -> Tensor:
         batches = order.split(PREDICTED_AT_ONCE)
-        return torch.cat([reader(texts.take(rows).inputs).softmax(-1) for rows in batches])[back]
+        found = [reader(texts.take(rows).to(device).inputs).softmax(-1) for rows in batches]
+        return torch.cat(found).cpu()[back]
 
     if method is None:
         return one().unsqueeze(0)

@@ -194,6 +194,7 @@ def reproduce(
     scale: Annotated[str, typer.Option(help="smoke, small or paper")] = "small",
     seeds: Annotated[str, typer.Option(help="comma-separated seeds; 0,1,2 by default")] = "",
     out: Annotated[Path, typer.Option(help="folder for fits and results")] = Path("runs"),
+    device: Annotated[str, typer.Option(help="where to train: cpu, auto, cuda or cuda:N")] = "cpu",
 ) -> None:
     """Runs an experiment of a paper and says which of its claims held.
 
@@ -204,7 +205,7 @@ def reproduce(
 
     _prepare()
 
-    outcome = run(experiment, scale, _seeds(seeds) or None, out)
+    outcome = run(experiment, scale, _seeds(seeds) or None, out, device=device)
     show(outcome.name, summary(outcome.table))
     if outcome.checks:
         show("claims and measurements", check_table(outcome.checks))

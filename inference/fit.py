@@ -22,6 +22,7 @@ from inference.objectives import TaskObjective, make
 from inference.progress import FitProgress
 from inference.training_setup import (
     batches,
+    follow,
     make_fabric,
     make_optimizer,
     release_steps,
@@ -153,7 +154,8 @@ def fit(
         steps: optimizer steps in all.
         seed: seed of every draw made while fitting.
         optimizer: None for Adam; a torch optimizer; a Pyro optimizer; or a function from parameters to an optimizer.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or a launched Lightning ``Fabric`` (several processes).
+        device: where to train: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or a launched Lightning ``Fabric``
+            (several processes). Afterwards model and guide are back where they were.
         precision: a Fabric precision, such as ``"32-true"``, ``"64-true"`` or ``"bf16-mixed"``.
         compile: ``True`` compiles the step with ``torch.compile``, which breaks its graph at Pyro's handlers and
             compiles anew for each number of points; ``"auto"`` and ``False`` do not compile.
@@ -204,8 +206,11 @@ def fit(
         raise ValueError("model, guide: neither has a trainable parameter")
     names = [n for n, p in step_module.named_parameters() if p.requires_grad]
     released_at = release_steps(release, names)
+    home = next(step_module.parameters()).device
     fabric.to_device(step_module)
     inner = make_optimizer(optimizer, parameters, learning_rate)
+    if home != fabric.device:
+        follow(inner)
     rates = None if final_learning_rate is None else [float(group["lr"]) for group in inner.param_groups]
     compiled: Any = torch.compile(step_module) if compile is True else step_module
     wrapped, fabric_optimizer = fabric.setup(compiled, inner)
@@ -248,7 +253,12 @@ def fit(
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     bar = FitProgress(steps, done, enabled=progress and fabric.global_rank == 0)
     # checking every distribution's arguments would read the device at every step; what is not finite is caught below
-    with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False), _in_training(step_module, inner), bar:
+    with (
+        torch.random.fork_rng(devices=devices),
+        pyro.validation_enabled(False),
+        _in_training(step_module, inner, home),
+        bar,
+    ):
         for step in range(done, steps):
             torch.manual_seed(step_seed(seed, step, fabric.global_rank))
             if rates is not None:
@@ -313,8 +323,9 @@ def _repeated(objective: Any) -> Iterator[int]:
 
 
 @contextmanager
-def _in_training(step_module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Training mode; however the block ends, evaluation mode after it and an optimizer that skips no further step."""
+def _in_training(step_module: nn.Module, optimizer: torch.optim.Optimizer, home: torch.device) -> Iterator[None]:
+    """Training mode; however the block ends, afterwards evaluation mode, an optimizer that skips no further step, and
+    modules on the device that they came from, where the user's data are."""
     step_module.train()
     try:
         yield
@@ -322,6 +333,9 @@ def _in_training(step_module: nn.Module, optimizer: torch.optim.Optimizer) -> It
         if hasattr(optimizer, "found_inf"):
             del optimizer.found_inf
         step_module.eval()
+        if next(step_module.parameters()).device != home:
+            step_module.to(home)
+            follow(optimizer)
 
 
 def _metrics(step: int, loss: Tensor, statistics: Tensor, grad_norm: Tensor, skipped: int) -> dict:

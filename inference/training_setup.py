@@ -58,6 +58,11 @@ def make_optimizer(optimizer: Any, parameters: list[nn.Parameter], learning_rate
     )
 
 
+def follow(optimizer: torch.optim.Optimizer) -> None:
+    """Moves an optimizer's state to where its parameters have been moved."""
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
 def set_learning_rates(
     optimizer: torch.optim.Optimizer, rates: list[float], final: float | None, progress: float
 ) -> None:

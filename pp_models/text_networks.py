@@ -26,6 +26,7 @@ TARGETS = {
     "llama": r".*(q_proj|v_proj|lm_head)",
     "gpt2": r".*\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)",
 }
+DTYPES = {"llama": torch.bfloat16}
 ADDRESSES = {"deberta": "microsoft/deberta-v3-base", "llama": "meta-llama/Llama-2-7b-hf", "gpt2": "gpt2"}
 
 
@@ -81,7 +82,7 @@ def minilm_folder() -> Path:
 
 
 def load_network(architecture: str, address: str | None = None) -> TextNetwork:
-    """A pretrained transformer, its own dropout off.
+    """A pretrained transformer in float32 (a LLaMA in bfloat16), its own dropout off.
 
     Args:
         architecture: ``"minilm"`` (BERT of 6 layers and 384 units), ``"deberta"`` (DeBERTa-v3-base), ``"llama"`` (a
@@ -101,7 +102,8 @@ def load_network(architecture: str, address: str | None = None) -> TextNetwork:
     try:
         with _without_progress_bars(transformers):
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
-            network = auto.from_pretrained(where, **options)
+            # stored in half precision, some of them; only a LLaMA is too large for anything else
+            network = auto.from_pretrained(where, dtype=DTYPES.get(architecture, torch.float32), **options)
     except (OSError, ValueError, ImportError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{architecture}: {where} cannot be loaded ({why})") from error
@@ -222,6 +224,10 @@ class TokenSet:
         labels = self.labels[rows]
         inputs = {name: value[rows, :longest] for name, value in self.inputs.items()}
         return TokenSet(inputs, labels if labels.dim() == 1 else labels[:, :longest])
+
+    def to(self, device: str | torch.device) -> TokenSet:
+        """The same on a device."""
+        return TokenSet({name: value.to(device) for name, value in self.inputs.items()}, self.labels.to(device))
 
 
 def tokenise(network: TextNetwork, texts: TextSet, max_len: int = 40) -> TokenSet:

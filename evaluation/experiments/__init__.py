@@ -101,7 +101,12 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 
 def reproduce(
-    name: str, scale: str = "small", seeds: list[int] | None = None, out: str | Path = "runs", progress: bool = True
+    name: str,
+    scale: str = "small",
+    seeds: list[int] | None = None,
+    out: str | Path = "runs",
+    progress: bool = True,
+    device: str = "cpu",
 ) -> Outcome:
     """Runs an experiment and writes its tables, figures and report.
 
@@ -111,9 +116,11 @@ def reproduce(
         seeds: seeds; 0, 1, 2 by default (0 at smoke scale).
         out: folder; fits are kept in ``out/FAMILY/fits`` and results in ``out/FAMILY/EXPERIMENT-SCALE``.
         progress: show progress.
+        device: where the methods are trained: ``"cpu"``, ``"cuda"``, ``"cuda:1"`` or ``"auto"``. The published results
+            here are the CPU's.
 
     Raises:
-        ValueError: unknown experiment or scale, no seeds, or a seed out of range or given twice.
+        ValueError: unknown experiment or scale, no seeds, a seed out of range or given twice, or no such device.
     """
     if name not in EXPERIMENTS:
         raise ValueError(f"experiment: got {name!r}; it must be one of {', '.join(EXPERIMENTS)}")
@@ -123,7 +130,7 @@ def reproduce(
     if not seeds or min(seeds) < 0 or max(seeds) >= 2**63 or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: got {seeds}; it must be non-negative integers below 2^63, each once, at least one")
     family, short = name.split("/")
-    workshop = Workshop(Path(out) / family, progress)
+    workshop = Workshop(Path(out) / family, progress, device)
     outcome = EXPERIMENTS[name].run(scale, seeds, workshop)
     outcome.command = f"guidebook reproduce {name} --scale {scale} --seeds {','.join(map(str, seeds))}"
     write_outcome(outcome, Path(out) / family / f"{short}-{scale}")

@@ -18,6 +18,7 @@ from evaluation.methods import Method, Task, build
 from evaluation.report import Code, Heading, Picture, Prose, Section, Table, as_png, write_report
 from inference import fit
 from inference.checkpoint import make_folder, write_atomically
+from inference.training_setup import make_fabric
 from pp_models.task_stream import TaskStream
 
 SCALES = ("smoke", "small", "paper")
@@ -109,9 +110,14 @@ class Workshop:
     Args:
         folder: where fits are kept.
         progress: show progress bars.
+        device: where to train, see :func:`inference.fit`; results are computed on the CPU.
+
+    Raises:
+        ValueError: a device that is not there.
     """
 
-    def __init__(self, folder: str | Path, progress: bool = True) -> None:
+    def __init__(self, folder: str | Path, progress: bool = True, device: str = "cpu") -> None:
+        self.device_name, self.device = device, make_fabric(device, "32-true").device
         self.folder = make_folder(folder, "out")
         self.progress = progress
         self.console = Console(stderr=True, quiet=not progress)
@@ -150,6 +156,7 @@ class Workshop:
             checkpoint_dir=self.folder / "fits" / key / f"{name}-seed{seed}",
             resume=True,
             progress=self.progress,
+            device=self.device_name,
             max_grad_norm=scale.max_grad_norm,
         )
         return method, result.history
@@ -181,7 +188,7 @@ class Workshop:
             torch.manual_seed(seed)
             model, guide = build()
         folder = self.folder / "fits" / key / f"{name}-seed{seed}"
-        options = {"device": "cpu", **options}
+        options = {"device": self.device_name, **options}
         result = fit(
             model, guide, tasks, seed=seed, checkpoint_dir=folder, resume=True, progress=self.progress, **options
         )

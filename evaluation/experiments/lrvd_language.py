@@ -63,7 +63,7 @@ def score_tokens(
     reader.eval()
     right, confidence, hits = [], [], []
     for number, rows in enumerate(torch.arange(len(texts)).split(AT_ONCE)):
-        batch = texts.take(rows)
+        batch = texts.take(rows).to(next(reader.parameters()).device)
         labels = batch.labels[:, 1:].flatten()
         turns: Any = nullcontext(range(1)) if method is None else method.drawing(draws, seed + number)
         total: Any = 0.0
@@ -72,10 +72,10 @@ def score_tokens(
                 total = total + reader(batch.inputs)[:, :-1].flatten(0, 1).softmax(-1)
         probs = (total / (1 if method is None else draws))[labels != -100]
         labels = labels[labels != -100]
-        right.append(probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1).double())
+        right.append(probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1).double().cpu())
         top, predicted = probs.max(-1)
-        confidence.append(top.double())
-        hits.append((predicted == labels).double())
+        confidence.append(top.double().cpu())
+        hits.append((predicted == labels).double().cpu())
     tiny = torch.finfo(torch.float64).tiny
     nll = -torch.cat(right).clamp_min(tiny).log().mean()
     gap = torch.cat(hits) - torch.cat(confidence)
@@ -109,7 +109,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
         for name in METHODS:
             workshop.console.print(f"language model: {name}, seed {seed}, {size.budget.steps} steps")
             base, train, test, source = prepare(scale_name)
-            found = train_adapter(name, base, train, 0, size.budget, seed)
+            found = train_adapter(name, base, train, 0, size.budget, seed, device=workshop.device)
             total = sum(found.method.ranks().values())
             log_alpha = found.method.log_alpha()
             kept = sum(kept_ranks(log_alpha).values()) if log_alpha else total

@@ -72,6 +72,7 @@ class TextRuns:
         num_classes: C.
         budget: the same for every method.
         say: shows a line of progress.
+        device: where to train and predict.
     """
 
     folder: Path
@@ -80,6 +81,7 @@ class TextRuns:
     num_classes: int
     budget: AdapterBudget
     say: Callable[[str], None]
+    device: torch.device
 
     def _kept(self, name: str, make: Callable[[], Run]) -> Run:
         path = make_folder(self.folder, "out") / f"{name}.safetensors"
@@ -108,7 +110,9 @@ class TextRuns:
 
     def _train(self, name: str, seed: int) -> Run:
         watched = self.sets["validation"] if name == "lora" else None  # for early stopping, a rival of its own
-        found = train_adapter(name, self.load(), self.sets["train"], self.num_classes, self.budget, seed, watched)
+        found = train_adapter(
+            name, self.load(), self.sets["train"], self.num_classes, self.budget, seed, watched, device=self.device
+        )
         reader, method = found.reader, found.method
         tensors = self.predictions(reader, "", method, seed)
         tensors["mean.validation"] = predict_classes(reader, self.sets["validation"])
@@ -172,7 +176,7 @@ class TextRuns:
         state = self.trained("lora", seed).group("state")
         reader, _ = build_reader("lora", self.load(), self.num_classes, len(self.sets["train"]), self.budget, seed)
         load_trained_state(reader, state)
-        return reader.eval()
+        return reader.to(self.device).eval()
 
     def ensemble(self, seed: int, members: int = 3) -> dict[str, Tensor]:
         """Probabilities ``[members, n, C]`` of LoRA runs with successive seeds, shared between ensembles."""

@@ -8,6 +8,7 @@ import torch
 from evaluation.adapter_methods import ADAPTER_METHODS, AdapterBudget, lora_layers
 from evaluation.adapter_post_hoc import AdapterLaplace, LogitPosterior, truncate_ranks
 from evaluation.adapter_training import (
+    AdapterTraining,
     build_reader,
     load_trained_state,
     mean_nll,
@@ -56,6 +57,25 @@ def test_a_method_trains_its_adapter_alone_and_the_same_for_a_seed(name):
     assert set(found.method.ranks()) == set(lora_layers(found.reader)) and len(found.method.ranks()) == 12
 
 
+@pytest.mark.parametrize("name", [name for name in ADAPTER_METHODS if name != "adalora"])  # peft's own reads the host
+def test_a_step_reads_nothing_off_the_device_and_makes_nothing_elsewhere(name):
+    """Meta tensors have no values: whoever asks for one, or adds a tensor of the CPU, fails."""
+    base, train, _ = sets("deberta")
+    training = AdapterTraining(name, base, train, 2, BUDGET, 0, "meta")
+    assert {training.step().device.type for _ in range(2)} == {"meta"}
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_step():
+    base, train, _ = sets()
+
+    def spoil(step):
+        if step == 2:
+            next(p for p in base.network.parameters() if p.requires_grad).data.fill_(float("nan"))
+
+    with pytest.raises(ValueError, match="loss: it is nan at step 3 of lora; take a lower learning rate"):
+        train_adapter("lora", base, train, 2, BUDGET, on_step=spoil)
+
+
 def test_only_variational_methods_have_scales_and_the_control_keeps_its():
     found = trained("lrvd")[0]
     steps, last = [step for step, _ in found.scales], found.scales[-1][1]
@@ -97,6 +117,15 @@ def test_language_models_shift_their_labels_once():
     blocks = token_blocks(base, TRAIN.texts, 8)
     found = train_adapter("lrvd", base, blocks, 0, BUDGET)
     assert found.method.num_data == len(blocks) * 7
+
+
+def test_adapters_of_a_bfloat16_llama_are_trained_in_float32():
+    questions = template_sentences(8, questions=True)
+    base = tiny_network("llama", questions.texts)
+    base.network.to(torch.bfloat16)
+    found = train_adapter("lrvd", base, tokenise(base, questions), 2, BUDGET)
+    assert {p.dtype for p in found.reader.parameters() if p.requires_grad} == {torch.float32}
+    assert predict_classes(found.reader, tokenise(base, questions)).dtype == torch.float32
 
 
 def test_letters_are_read_behind_the_last_token():

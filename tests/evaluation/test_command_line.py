@@ -356,6 +356,7 @@ def test_inspect_needs_two_draws_and_a_place_to_write(guidebook, run_folder):
     [
         (["nvdp/gp"], "experiment: got 'nvdp/gp'; it must be one of nvdp/gp-random,"),
         (["nvdp/gp-random", "--scale", "tiny"], "scale: got 'tiny'; it must be one of smoke, small, paper"),
+        (["nvdp/gp-random", "--device", "gpu"], "device: got 'gpu'; it must be 'auto', 'cpu', 'cuda', 'cuda:N',"),
         (["nvdp/gp-random", "--seeds", "abc"], "seeds: got 'abc'; it must be integers separated by commas"),
         (["nvdp/gp-random", "--seeds", "0,-1"], "seeds: got [0, -1]; it must be non-negative integers"),
         (["nvdp/gp-random", "--seeds", "1,1"], "seeds: got [1, 1]; it must be non-negative integers below 2^63, each"),

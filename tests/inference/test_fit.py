@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import random
+import sys
 
 import numpy as np
 import pyro
@@ -14,6 +15,7 @@ from pyro.infer import Trace_ELBO
 
 from guides import AmortisedMeanFieldGuide, BernoulliExpertGuide
 from inference import TrainingDiverged, fit
+from inference.fit import _in_training
 from inference.objectives import ConditionalPrior, TaskELBO
 from pp_models import BayesianNetwork, Dataset, LearnedGaussianPrior, TaskBatch, tasks
 
@@ -227,6 +229,19 @@ def test_an_optimizer_still_works_after_a_fit_diverged():
     optimizer.step()
     assert not same(guide.state_dict(), before)
     assert not guide.training
+
+
+def test_modules_and_optimizer_come_back_to_their_device(monkeypatch):
+    """From wherever the fit was; meta stands for a device that is not the fit's."""
+    followed = []
+    monkeypatch.setattr(sys.modules["inference.fit"], "follow", followed.append)
+    module = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(module.parameters())
+    for home, moves in (("cpu", 0), ("meta", 1)):
+        with _in_training(module, optimizer, torch.device(home)):
+            assert module.weight.device.type == "cpu"
+        assert not module.training and {p.device.type for p in module.parameters()} == {home}
+        assert followed == [optimizer] * moves
 
 
 # -- bad arguments -----------------------------------------------------------------------------------------------------

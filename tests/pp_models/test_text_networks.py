@@ -78,6 +78,15 @@ def test_a_saved_network_is_loaded_from_its_folder(tmp_path):
     torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize(("architecture", "dtype"), [("deberta", torch.float32), ("llama", torch.bfloat16)])
+def test_networks_stored_in_half_precision_are_loaded_in_one_that_trains(tmp_path, architecture, dtype):
+    made = tiny_network(architecture, TEXTS.texts)
+    made.network.half().save_pretrained(tmp_path)
+    made.tokenizer.save_pretrained(tmp_path)
+    loaded = load_network(architecture, str(tmp_path))
+    assert {p.dtype for p in loaded.network.parameters()} == {dtype}
+
+
 def test_what_is_missing_is_said_in_one_line(monkeypatch, tmp_path):
     with pytest.raises(DataError, match="deberta: .* cannot be loaded"):
         load_network("deberta", str(tmp_path))
