@@ -122,7 +122,7 @@ class AdapterLaplace:
             seen = calls.take()
         n = len(texts)
         if n > 1 and not are_per_example(seen, n):  # examples share what a factor is used on: one at a time
-            rows = [self._gradients(texts.take(row)) for row in torch.arange(n).split(1)]
+            rows = [self._gradients(one) for one in texts.singles()]
             by_factor = [[torch.cat(parts) for parts in zip(*(row[k] for row in rows), strict=True)] for k in (1, 2)]
             return torch.cat([row[0] for row in rows]), by_factor[0], by_factor[1]
         outputs = [output for each in seen for _, output in each]

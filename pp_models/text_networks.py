@@ -225,6 +225,12 @@ class TokenSet:
         inputs = {name: value[rows, :longest] for name, value in self.inputs.items()}
         return TokenSet(inputs, labels if labels.dim() == 1 else labels[:, :longest])
 
+    def singles(self) -> list[TokenSet]:
+        """Each text by itself, as long as it is here."""
+        inputs = {name: value.split(1) for name, value in self.inputs.items()}
+        labels = self.labels.split(1)
+        return [TokenSet({name: parts[i] for name, parts in inputs.items()}, labels[i]) for i in range(len(self))]
+
     def to(self, device: str | torch.device) -> TokenSet:
         """The same on a device."""
         return TokenSet({name: value.to(device) for name, value in self.inputs.items()}, self.labels.to(device))
