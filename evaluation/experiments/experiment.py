@@ -67,6 +67,10 @@ class Check:
     measured: str
     holds: bool | None
 
+    def __post_init__(self) -> None:
+        if self.holds is not None:  # comparisons of table entries give NumPy's own, which JSON does not know
+            object.__setattr__(self, "holds", bool(self.holds))
+
 
 @dataclass
 class Outcome:

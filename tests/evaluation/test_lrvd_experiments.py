@@ -1,5 +1,6 @@
 """LRVD's experiments at smoke scale, what they claim judged on made-up results, and what they need installed."""
 
+import json
 import math
 import subprocess
 import sys
@@ -119,7 +120,9 @@ def test_claims_on_kappa_are_judged_by_what_was_measured():
         row = {"model": f"LRVD, κ = {kappa:g}", "kappa": kappa, "rank": rank, "nll": nll, "ece": 0.1}
         rows.append(row | {"mean_nll_validation": nll, "mean_nll_test": nll + 0.01})
     table = pd.DataFrame(rows)
-    assert [check.holds for check in kappa_claims(table, planted)] == [True] * 6 + [None]
+    checks = kappa_claims(table, planted)
+    assert [check.holds for check in checks] == [True] * 6 + [None]
+    assert json.loads(json.dumps([vars(check) for check in checks]))[0]["holds"] is True
     table.loc[3, ["rank", "mean_nll_validation"]] = 90, 0.95
     table.loc[4, "mean_nll_validation"] = 0.7
     failed = {check.name for check in kappa_claims(table, planted) if check.holds is False}
