@@ -134,13 +134,13 @@ def kappa_plot(planted: pd.DataFrame, text: pd.DataFrame) -> Figure:
     Args:
         planted: one row a problem: ``kappa`` and ``share`` of ranks kept.
         text: one row a run: ``model``, ``kappa`` (none for rivals, which become level lines), ``rank``, ``nll``,
-            ``mean_nll_validation``.
+            ``mean_nll_validation``, ``mean_nll_test``.
     """
     swept, rivals = text.dropna(subset="kappa"), text[text.kappa.isna()]
     means = swept.groupby("kappa").mean(numeric_only=True)
     first, second, *others = colours(2 + rivals.model.nunique())
     with look():
-        figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
         left, right = figure.subplots(1, 2)
         share = planted.groupby("kappa").share.mean()
         left.plot(share.index, share, "o-", ms=4, color=first, label="planted rank")
@@ -148,13 +148,15 @@ def kappa_plot(planted: pd.DataFrame, text: pd.DataFrame) -> Figure:
         left.plot(means.index, means["rank"] / offered, "s-", ms=4, color=second, label="sentences")
         left.set(ylabel="share of ranks kept", ylim=(-0.03, 1.05))
         right.plot(means.index, means.nll, "s-", ms=4, color=second, label="LRVD, draws, test")
-        right.plot(
-            means.index, means.mean_nll_validation, "s--", ms=4, mfc="white", color=second, label="mean, validation"
-        )
+        for kind, style in (("test", "s--"), ("validation", "s:")):
+            right.plot(
+                means.index, means[f"mean_nll_{kind}"], style, ms=4, mfc="white", color=second, label=f"mean, {kind}"
+            )
         for (name, nll), colour in zip(rivals.groupby("model", sort=False).nll.mean().items(), others, strict=True):
             right.axhline(nll, color=colour, lw=1.0, ls=":", label=str(name))
         right.set(ylabel="NLL on sentences")
         for axes in (left, right):
             axes.set(xscale="log", xlabel="κ")
-            axes.legend(fontsize=8)
+        left.legend(fontsize=8)
+        figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize=8)
     return figure
