@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -138,7 +139,7 @@ def kappa_plot(planted: pd.DataFrame, text: pd.DataFrame) -> Figure:
     """
     swept, rivals = text.dropna(subset="kappa"), text[text.kappa.isna()]
     means = swept.groupby("kappa").mean(numeric_only=True)
-    first, second, *others = colours(2 + rivals.model.nunique())
+    first, second = colours(2)
     with look():
         figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
         left, right = figure.subplots(1, 2)
@@ -152,8 +153,8 @@ def kappa_plot(planted: pd.DataFrame, text: pd.DataFrame) -> Figure:
             right.plot(
                 means.index, means[f"mean_nll_{kind}"], style, ms=4, mfc="white", color=second, label=f"mean, {kind}"
             )
-        for (name, nll), colour in zip(rivals.groupby("model", sort=False).nll.mean().items(), others, strict=True):
-            right.axhline(nll, color=colour, lw=1.0, ls=":", label=str(name))
+        for (name, nll), style in zip(rivals.groupby("model", sort=False).nll.mean().items(), cycle((":", "-."))):
+            right.axhline(nll, color="0.35", lw=1.0, ls=style, label=str(name))
         right.set(ylabel="NLL on sentences")
         for axes in (left, right):
             axes.set(xscale="log", xlabel="κ")
