@@ -13,6 +13,8 @@ import argparse
 import statistics
 import time
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -46,53 +48,52 @@ def backbone(width: int, layers: int) -> nn.Module:
 
 
 def pair(config: LoraConfig, width: int, layers: int, steps: int):
-    """A function that makes one training step and returns its seconds."""
+    """A function that makes one training step."""
     model = get_peft_model(backbone(width, layers), config).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, steps), fused=True)
     objective = LrvdObjective(num_data=1000, warmup_steps=steps // 5) if isinstance(config, LrvdConfig) else None
     ids, labels = torch.randint(1000, (BATCH, LENGTH)), torch.randint(2, (BATCH,))
 
-    def step(i: int) -> float:
-        started = time.perf_counter()
+    def step(i: int) -> None:
         optimizer.zero_grad()
         loss = model(input_ids=ids, labels=labels).loss
         if objective is not None:
             loss = loss + objective.penalty(model, i)
         loss.backward()
         optimizer.step()
-        return time.perf_counter() - started
 
     return step
 
 
-def ratios(lrvd: LrvdConfig, width: int, layers: int, steps: int) -> tuple[list[float], list[float], list[float]]:
-    """Seconds of LRVD's steps, of LoRA's, and their pairwise ratios."""
-    functions = [pair(lrvd, width, layers, steps), pair(LoraConfig(r=8, target_modules=TARGETS), width, layers, steps)]
-    times: list[list[float]] = [[], []]
-    for i in range(steps + 3):
-        for k in (0, 1) if i % 2 else (1, 0):
-            seconds = functions[k](i)
-            if i >= 3:
-                times[k].append(seconds)
-    return times[0], times[1], [a / b for a, b in zip(*times, strict=True)]
-
-
-def method_ratios(steps: int) -> dict[str, tuple[list[float], list[float]]]:
-    """By method of the text experiments the seconds of its steps, and their ratios to LoRA's of the same round."""
-    sentences = template_sentences(8 * BATCH)
-    budget = AdapterBudget(steps=steps + 3, batch_size=BATCH)
-    trainings = {}
-    for name in ADAPTER_METHODS:
-        base = load_network("minilm")
-        trainings[name] = AdapterTraining(name, base, tokenise(base, sentences), 2, budget)
-    times: dict[str, list[float]] = {name: [] for name in trainings}
-    for i in range(steps + 3):
-        for name in list(trainings)[:: 1 if i % 2 else -1]:
+def in_turns(functions: dict[str, Callable[[int], Any]], steps: int) -> dict[str, tuple[list[float], list[float]]]:
+    """By name the seconds of steps taken in turns, and their ratios to those of "lora" in the same round."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for i in range(steps + 3):  # the first three are not counted
+        for name in list(functions)[:: 1 if i % 2 else -1]:
             started = time.perf_counter()
-            trainings[name].step()
+            functions[name](i)
             if i >= 3:
                 times[name].append(time.perf_counter() - started)
     return {name: (found, [a / b for a, b in zip(found, times["lora"], strict=True)]) for name, found in times.items()}
+
+
+def method_steps(steps: int) -> dict[str, Callable[[int], Any]]:
+    """A function that makes one training step, by method of the text experiments."""
+    sentences = template_sentences(8 * BATCH)
+    budget = AdapterBudget(steps=steps + 3, batch_size=BATCH)
+
+    def step_of(name: str) -> Callable[[int], Any]:
+        base = load_network("minilm")
+        training = AdapterTraining(name, base, tokenise(base, sentences), 2, budget)
+        return lambda i: training.step()
+
+    return {name: step_of(name) for name in ADAPTER_METHODS}
+
+
+def quartiles(ratio: list[float]) -> str:
+    """The median with its quartiles."""
+    low, middle, high = statistics.quantiles(ratio, n=4)
+    return f"{middle:.3f} (quartiles {low:.3f}-{high:.3f})"
 
 
 def main(steps: int = 30, width: int = 384, layers: int = 6) -> dict[str, float]:
@@ -106,19 +107,20 @@ def main(steps: int = 30, width: int = 384, layers: int = 6) -> dict[str, float]
         "rank, per call": {"noise": "call"},
         "shared_sigma, per sequence": {"family": "shared_sigma"},
     }.items():
-        ours, theirs, ratio = ratios(LrvdConfig(r=8, target_modules=TARGETS, **options), width, layers, steps)
-        low, middle, high = statistics.quantiles(ratio, n=4)
-        found[name] = middle
+        functions = {
+            "lrvd": pair(LrvdConfig(r=8, target_modules=TARGETS, **options), width, layers, steps),
+            "lora": pair(LoraConfig(r=8, target_modules=TARGETS), width, layers, steps),
+        }
+        times = in_turns(functions, steps)
+        seconds, ratio = times["lrvd"]
+        found[name] = statistics.median(ratio)
         print(
-            f"{name:26s} {1e3 * statistics.median(ours):7.1f} ms, "
-            f"plain LoRA {1e3 * statistics.median(theirs):7.1f} ms, "
-            f"ratio {middle:.3f} (quartiles {low:.3f}-{high:.3f})"
+            f"{name:26s} {1e3 * statistics.median(seconds):7.1f} ms, "
+            f"plain LoRA {1e3 * statistics.median(times['lora'][0]):7.1f} ms, ratio {quartiles(ratio)}"
         )
     print(f"MiniLM-L6, rank 8 in 36 linear layers, {BATCH} short sentences")
-    for name, (seconds, ratio) in method_ratios(steps).items():
-        low, middle, high = statistics.quantiles(ratio, n=4)
-        print(f"{name:26s} {1e3 * statistics.median(seconds):7.1f} ms, ", end="")
-        print(f"ratio to lora {middle:.3f} (quartiles {low:.3f}-{high:.3f})")
+    for name, (seconds, ratio) in in_turns(method_steps(steps), steps).items():
+        print(f"{name:26s} {1e3 * statistics.median(seconds):7.1f} ms, ratio to lora {quartiles(ratio)}")
     return found
 
 

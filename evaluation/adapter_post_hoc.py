@@ -104,7 +104,6 @@ class AdapterLaplace:
         if structure not in STRUCTURES:
             raise ValueError(f"structure: got {structure!r}; it must be 'diagonal' or 'kronecker'")
         self.reader = reader.eval()
-        self.device = next(reader.parameters()).device
         self.precisions, self.structure = precisions, structure
         self.linears: list[nn.Module] = []
         for layer in lora_layers(reader.network).values():
@@ -118,7 +117,7 @@ class AdapterLaplace:
         """Logits ``[n, C]``, and by factor its inputs ``[n, L, k_in]`` and the logits' derivatives by its outputs,
         ``[n, C, L, k_out]``, at all L places where it is used."""
         with recorded_calls(self.linears) as calls:
-            logits = self.reader(texts.to(self.device).inputs)
+            logits = self.reader(texts.to(self.reader.device).inputs)
             seen = calls.take()
         n = len(texts)
         if n > 1 and not are_per_example(seen, n):  # examples share what a factor is used on: one at a time
@@ -153,13 +152,9 @@ class AdapterLaplace:
         return self
 
     def _fit_kronecker(self, texts: TokenSet, batch_size: int) -> AdapterLaplace:
-        layers: list[Any] = self.linears
-        sizes = [tuple(linear.weight.shape) for linear in layers]
-        moments = [
-            (torch.zeros(k_out, k_out, device=self.device), torch.zeros(k_in, k_in, device=self.device))
-            for k_out, k_in in sizes
-        ]
-        places = [0] * len(layers)
+        weights: list[Any] = [linear.weight for linear in self.linears]
+        moments = [(w.new_zeros(w.shape[0], w.shape[0]), w.new_zeros(w.shape[1], w.shape[1])) for w in weights]
+        places = [0] * len(moments)
         for rows in torch.arange(len(texts)).split(batch_size):
             logits, inputs, gradients = self._gradients(texts.take(rows))
             probs = logits.softmax(-1).unsqueeze(-1).unsqueeze(-1)
@@ -181,14 +176,14 @@ class AdapterLaplace:
     def posterior(self, texts: TokenSet, batch_size: int = 16) -> LogitPosterior:
         """The logits' Gaussian at texts, for each precision of the grid, on the host."""
         means, covariances = [], []
-        grid = torch.tensor(self.precisions, device=self.device)
+        grid = torch.tensor(self.precisions, device=self.reader.device)
         variances = [1 / (c.clamp_min(0.0).flatten().unsqueeze(-1) + grid) for c in self.curvature]  # [P, G] a factor
         for rows in torch.arange(len(texts)).split(batch_size):
             logits, jacobians = self._jacobians(texts.take(rows))
             if self.bases:
                 jacobians = [u.mT @ (jacobian @ v) for jacobian, (u, v) in zip(jacobians, self.bases, strict=True)]
             classes = logits.shape[-1]
-            total = torch.zeros(len(rows), classes, classes, len(grid), device=self.device)
+            total = torch.zeros(len(rows), classes, classes, len(grid), device=self.reader.device)
             for jacobian, variance in zip(jacobians, variances, strict=True):
                 flat = jacobian.flatten(2)
                 total += (flat.unsqueeze(2) * flat.unsqueeze(1)) @ variance

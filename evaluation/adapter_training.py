@@ -44,6 +44,11 @@ class AdaptedReader(nn.Module):
         letters = letter_ids(base.tokenizer, num_classes) if base.kind == "letters" else torch.empty(0)
         self.register_buffer("letters", letters, persistent=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return self.letters.device
+
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         found = self.network(**inputs)
         mask = inputs["attention_mask"]
@@ -157,7 +162,7 @@ class AdapterTraining:
         scored = len(train) if train.labels.dim() == 1 else int((train.labels[:, 1:] != -100).sum())
         self.reader, self.method = build_reader(name, base, num_classes, scored, budget, seed)
         self.reader.to(device)
-        self.train, self.budget, self.device = train, budget, torch.device(device)
+        self.train, self.budget = train, budget
         scales = self.method.scale_parameters()
         special = {id(p) for p in scales}
         self.others = [p for p in self.reader.parameters() if p.requires_grad and id(p) not in special]
@@ -174,7 +179,7 @@ class AdapterTraining:
         if len(self.order) < self.budget.batch_size:
             self.order = torch.cat([self.order, torch.randperm(len(self.train))])
         rows, self.order = self.order[: self.budget.batch_size], self.order[self.budget.batch_size :]
-        batch = self.train.take(rows).to(self.device)
+        batch = self.train.take(rows).to(self.reader.device)
         self.reader.train()
         loss = mean_nll(self.reader(batch.inputs), batch.labels)
         self.optimizer.zero_grad()
@@ -201,11 +206,7 @@ def train_adapter(
     """Trains a method on labelled texts; the global random state is left alone.
 
     Args:
-        name: of ``ADAPTER_METHODS``.
-        base: a transformer of its own, which is changed in place.
-        train: N texts; for language modelling N counts their tokens.
-        num_classes: C (ignored for language modelling).
-        budget: steps, ranks and rates.
+        name, base, train, num_classes, budget: see :class:`AdapterTraining`.
         seed: of the start, the order of texts and the noise.
         validation: texts to choose an early stop by; looked at eight times, at the posterior mean.
         on_step: called after each step.
@@ -225,10 +226,11 @@ def train_adapter(
             begun = time.process_time()
             losses.append(training.step())
             times.append(time.process_time() - begun)
-            if step % max(1, budget.steps // 20) == 0 or step in (1, budget.steps):
+            looked_at = step == 1 or step % max(1, budget.steps // 20) == 0
+            if looked_at or step == budget.steps:
                 result.losses += _finite(losses, step, name)
                 losses.clear()
-            if step % max(1, budget.steps // 20) == 0 or step == 1:
+            if looked_at:
                 found = method.log_alpha()
                 if found:
                     result.scales.append((step, {path: value.cpu().clone() for path, value in found.items()}))
@@ -271,13 +273,12 @@ def predict_classes(
         draws: S.
     """
     reader.eval()
-    device = next(reader.parameters()).device
     order = texts.inputs["attention_mask"].sum(-1).argsort(stable=True)  # little padding in a batch
     back = order.argsort()
 
     def one() -> Tensor:
         batches = order.split(PREDICTED_AT_ONCE)
-        found = [reader(texts.take(rows).to(device).inputs).softmax(-1) for rows in batches]
+        found = [reader(texts.take(rows).to(reader.device).inputs).softmax(-1) for rows in batches]
         return torch.cat(found).cpu()[back]
 
     if method is None:

@@ -63,7 +63,7 @@ def score_tokens(
     reader.eval()
     right, confidence, hits = [], [], []
     for number, rows in enumerate(torch.arange(len(texts)).split(AT_ONCE)):
-        batch = texts.take(rows).to(next(reader.parameters()).device)
+        batch = texts.take(rows).to(reader.device)
         labels = batch.labels[:, 1:].flatten()
         turns: Any = nullcontext(range(1)) if method is None else method.drawing(draws, seed + number)
         total: Any = 0.0
