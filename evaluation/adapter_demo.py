@@ -14,9 +14,9 @@ from evaluation.adapter_training import predict_classes, train_adapter
 from evaluation.calibration_metrics import score_classes
 from evaluation.planted_rank import PlantedTask, fit_planted
 from evaluation.rank_analysis import energy_curve, kept_ranks
+from pp_models.adapters.text_networks import load_network, tokenise
 from pp_models.data import DataError
-from pp_models.text_networks import load_network, tokenise
-from pp_models.text_tasks import template_sentences
+from pp_models.tasks.text_tasks import template_sentences
 
 #: steps of the planted problem as a share of NVDP's, and of MiniLM's adapters
 PLANTED_SHARE, TEXT_SHARE = 0.75, 0.02

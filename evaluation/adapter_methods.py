@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from inference.lrvd_training import TRAVEL, log_alpha_learning_rate
 from inference.predict import seeded
+from pp_models.adapters.text_networks import TextNetwork
 from pp_models.data import DataError
-from pp_models.text_networks import TextNetwork
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from evaluation.adapter_training import AdaptedReader
 from evaluation.calibration_metrics import negative_log_likelihood
 from guides.adapter_laplace import STRUCTURES
 from guides.recorded_calls import are_per_example, recorded_calls
-from pp_models.text_networks import TokenSet
+from pp_models.adapters.text_networks import TokenSet
 
 
 @torch.no_grad()

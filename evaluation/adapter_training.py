@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from evaluation.adapter_methods import ADAPTER_METHODS, AdapterBudget, PlainLora
 from evaluation.calibration_metrics import negative_log_likelihood
 from inference.predict import seeded
-from pp_models.text_networks import TextNetwork, TokenSet, letter_ids
+from pp_models.adapters.text_networks import TextNetwork, TokenSet, letter_ids
 
 #: texts of a prediction batch
 PREDICTED_AT_ONCE = 64

@@ -61,7 +61,7 @@ def _list_of(kind: str) -> Table:
     from evaluation.experiments import EXPERIMENTS
     from evaluation.methods import METHODS
     from inference.objectives import REGISTRY
-    from pp_models.task_names import TASK_NAMES
+    from pp_models.tasks.task_names import TASK_NAMES
 
     table = Table(title=kind, title_justify="left", show_header=False, box=None, padding=(0, 2))
     rows = {
@@ -295,7 +295,7 @@ def doctor() -> None:
     import torch
 
     from pp_models.data import DataError
-    from pp_models.downloads import cache_folder, data_folder
+    from pp_models.tasks.downloads import cache_folder, data_folder
 
     table = Table(title="guidebook doctor", title_justify="left", show_header=False, box=None, padding=(0, 2))
     table.add_row("python", platform.python_version())

@@ -25,7 +25,7 @@ from inference import nuts, predict, prior_predictive
 from inference.checkpoint import make_folder, write_atomically
 from inference.objectives import make
 from pp_models import TaskBatch, oracle_predict, tasks
-from pp_models.task_stream import batches_of
+from pp_models.tasks.task_stream import batches_of
 
 #: methods of the demo, and steps of each as a share of NVDP's on GP tasks
 GP_METHODS = {"nvdp": 1.0, "cnp": 1.0, "np": 1.0}

@@ -22,7 +22,7 @@ from inference import predict
 from inference.checkpoint import make_folder
 from inference.progress import Stages
 from pp_models.data import TaskBatch
-from pp_models.task_names import task_stream
+from pp_models.tasks.task_names import task_stream
 
 SIMULATIONS = 200
 

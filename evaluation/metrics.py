@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pp_models.data import Dataset, TaskBatch
-from pp_models.simplex_distributions import ExpertMixture
+from pp_models.mixtures.simplex_distributions import ExpertMixture
 
 
 class Prediction(Protocol):

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from evaluation.methods import Method, Task, build
 from inference import fit
-from pp_models.task_stream import TaskStream
+from pp_models.tasks.task_stream import TaskStream
 
 
 @dataclass(frozen=True)

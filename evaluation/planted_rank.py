@@ -31,7 +31,7 @@ class PlantedTask:
 
     Args:
         family: of ``guides.lrvd_families``.
-        prior: of the ranks; see ``pp_models.low_rank_priors.rank_prior_kl``.
+        prior: of the ranks; see ``pp_models.adapters.low_rank_priors.rank_prior_kl``.
         singular_values: of ΔW.
         dim: width of x and of y.
         rank: ranks of the adapter.

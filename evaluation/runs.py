@@ -14,7 +14,7 @@ import torch
 from evaluation.methods import Method, Task, build
 from inference import FitResult, checkpoint, fit
 from inference.objectives import make
-from pp_models.task_names import task_stream
+from pp_models.tasks.task_names import task_stream
 
 CONFIGURATION = "run.json"
 

@@ -27,8 +27,8 @@ from inference import checkpoint, fit
 from inference.compare_objectives import compare_objectives
 from inference.objectives import REGISTRY, make
 from inference.progress import Stages
-from pp_models.task_names import task_stream
-from pp_models.task_stream import TaskStream, batches_of
+from pp_models.tasks.task_names import task_stream
+from pp_models.tasks.task_stream import TaskStream, batches_of
 
 #: where in a stream without a test protocol the test batches begin
 TEST_BATCH = 10_000_000

@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 from guides.adapter_guide import AdapterGuide
-from pp_models.low_rank_adapted import LowRankAdapted
+from pp_models.adapters.low_rank_adapted import LowRankAdapted
 
 PLACES = ("input", "rank")
 

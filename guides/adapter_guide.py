@@ -8,9 +8,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pp_models.adapters.low_rank_adapted import LowRankAdapted
+from pp_models.adapters.low_rank_layer import RankParameter
 from pp_models.data import Dataset
-from pp_models.low_rank_adapted import LowRankAdapted
-from pp_models.low_rank_layer import RankParameter
 from pp_models.parameter_module import ParameterModule
 
 

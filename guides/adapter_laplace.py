@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from guides.adapter_guide import AdapterGuide
 from guides.kronecker_normal import KroneckerNormal
 from guides.recorded_calls import are_per_example, recorded_calls
+from pp_models.adapters.low_rank_adapted import LowRankAdapted
 from pp_models.data import Dataset
-from pp_models.low_rank_adapted import LowRankAdapted
 
 STRUCTURES = ("diagonal", "kronecker")
 #: points of one backward pass

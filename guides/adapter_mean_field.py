@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from guides.adapter_guide import AdapterGuide
-from pp_models.low_rank_adapted import LowRankAdapted
+from pp_models.adapters.low_rank_adapted import LowRankAdapted
 
 
 class AdapterMeanFieldGuide(AdapterGuide):

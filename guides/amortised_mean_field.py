@@ -12,8 +12,8 @@ from torch.nn.functional import softplus
 
 from guides.set_encoder import SetEncoder
 from guides.weight_guide import WeightGuide, initial_weight
-from pp_models.bayesian_network import BayesianNetwork
 from pp_models.data import Dataset
+from pp_models.networks.bayesian_network import BayesianNetwork
 
 
 class AmortisedMeanFieldGuide(WeightGuide):

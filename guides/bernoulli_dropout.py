@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from guides.dropout_normal import DropoutNormal, DropRates
 from guides.set_encoder import SetEncoder
 from guides.weight_guide import WeightGuide, initial_weight
-from pp_models.bayesian_network import BayesianNetwork
 from pp_models.data import Dataset
+from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.parameter_module import mlp
 
 CLIPS = ("logit", "probability")

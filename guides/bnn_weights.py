@@ -18,10 +18,10 @@ from guides.conjugate_layer import SOLVERS, layer_posterior, posterior_of_statis
 from guides.context_transformer import ContextTransformer
 from guides.weight_guide import WeightGuide
 from guides.whitened_gaussian import WhitenedGaussian
-from pp_models.bayesian_network import ACTIVATIONS, BayesianNetwork, join
 from pp_models.data import DataError, Dataset
 from pp_models.likelihoods import GaussianLikelihood
-from pp_models.linear import linear
+from pp_models.networks.bayesian_network import ACTIVATIONS, BayesianNetwork, join
+from pp_models.networks.linear import linear
 from pp_models.parameter_module import mlp
 from pp_models.task_plates import PARTICLE_PLATE, task_plates
 

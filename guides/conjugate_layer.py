@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from guides.whitened_gaussian import Dual, Primal, WhitenedGaussian
-from pp_models.priors import GaussianBlocks
+from pp_models.networks.priors import GaussianBlocks
 
 SOLVERS = ("auto", "primal", "dual")
 

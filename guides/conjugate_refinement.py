@@ -10,7 +10,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pp_models.data import Dataset
-from pp_models.mixture_density import MixtureDensityNetwork
+from pp_models.mixtures.mixture_density import MixtureDensityNetwork
 from pp_models.parameter_module import ParameterModule
 from pp_models.task_plates import task_plates
 

@@ -6,9 +6,9 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from pp_models.conditional_process import ConditionalProcess, context_memory
 from pp_models.data import Dataset
 from pp_models.parameter_module import ParameterModule
+from pp_models.processes.conditional_process import ConditionalProcess, context_memory
 from pp_models.task_plates import task_plates
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from guides.set_encoder import PointEncoder, SetEncoder
 from pp_models.data import Dataset
-from pp_models.distance_informed_process import DistanceInformedProcess, of_points
 from pp_models.parameter_module import ParameterModule, mlp
+from pp_models.processes.distance_informed_process import DistanceInformedProcess, of_points
 from pp_models.task_plates import task_plates
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from guides.weight_guide import WeightGuide
 from guides.whitened_gaussian import Unwhitened, WhitenedGaussian
-from pp_models.bayesian_network import BayesianNetwork
 from pp_models.data import DataError, Dataset
-from pp_models.priors import GRANULARITIES, GaussianPrior
+from pp_models.networks.bayesian_network import BayesianNetwork
+from pp_models.networks.priors import GRANULARITIES, GaussianPrior
 from pp_models.task_plates import task_plates
 
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from guides.conjugate_layer import layer_posterior
 from guides.weight_guide import WeightGuide
 from guides.whitened_gaussian import WhitenedGaussian
-from pp_models.bayesian_network import ACTIVATIONS, BayesianNetwork
 from pp_models.data import DataError, Dataset
 from pp_models.likelihoods import GaussianLikelihood
-from pp_models.linear import linear
+from pp_models.networks.bayesian_network import ACTIVATIONS, BayesianNetwork
+from pp_models.networks.linear import linear
 from pp_models.task_plates import task_plates
 
 

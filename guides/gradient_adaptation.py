@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from guides.neural_process_guide import require_representation_alone
 from guides.weight_guide import WeightGuide, initial_weight
-from pp_models.bayesian_network import BayesianNetwork, join
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood
-from pp_models.neural_process import NeuralProcess
+from pp_models.networks.bayesian_network import BayesianNetwork, join
 from pp_models.parameter_module import ParameterModule
+from pp_models.processes.neural_process import NeuralProcess
 from pp_models.task_plates import task_plates
 
 

@@ -13,8 +13,8 @@ from torch.nn.functional import softplus
 
 from guides.mixture_guide import MixtureGuide
 from pp_models.data import Dataset
-from pp_models.mixture_density import MixtureDensityNetwork
-from pp_models.simplex_distributions import above_zero, log_weights
+from pp_models.mixtures.mixture_density import MixtureDensityNetwork
+from pp_models.mixtures.simplex_distributions import above_zero, log_weights
 
 
 class AdditiveLogisticNormal(TorchDistribution):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from pp_models.low_rank_priors import check_rank_prior, rank_prior_kl
+from pp_models.adapters.low_rank_priors import check_rank_prior, rank_prior_kl
 
 #: by family the names of its parameters
 FAMILIES: dict[str, tuple[str, ...]] = {

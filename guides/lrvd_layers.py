@@ -16,8 +16,8 @@ from guides.lrvd_families import (
     rank_statistic,
     scored_ratios,
 )
-from pp_models.low_rank_layer import RankModule
-from pp_models.low_rank_priors import rank_prior_kl
+from pp_models.adapters.low_rank_layer import RankModule
+from pp_models.adapters.low_rank_priors import rank_prior_kl
 
 
 class LayerState(NamedTuple):

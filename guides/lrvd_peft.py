@@ -24,7 +24,7 @@ from guides.lrvd_families import (
     noisy_output,
 )
 from guides.lrvd_layers import LayerState, LrvdModule, kl_divergence, rank_log_alpha, sampling
-from pp_models.low_rank_layer import RankParameter, linear_sizes, low_rank_output
+from pp_models.adapters.low_rank_layer import RankParameter, linear_sizes, low_rank_output
 
 try:
     from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict

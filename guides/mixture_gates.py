@@ -9,7 +9,7 @@ import torch
 
 from guides.mixture_guide import MixtureGuide
 from pp_models.data import Dataset
-from pp_models.mixture_density import MixtureDensityNetwork
+from pp_models.mixtures.mixture_density import MixtureDensityNetwork
 
 
 class DeterministicGateGuide(MixtureGuide):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from guides.set_encoder import PointEncoder, SetEncoder
 from pp_models.data import Dataset
-from pp_models.mixture_density import MixtureDensityNetwork
+from pp_models.mixtures.mixture_density import MixtureDensityNetwork
 from pp_models.parameter_module import ParameterModule, mlp
 from pp_models.task_plates import task_plates
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from guides.set_encoder import PointEncoder, SetEncoder
 from pp_models.data import Dataset
-from pp_models.neural_process import NeuralProcess
 from pp_models.parameter_module import ParameterModule, mlp
+from pp_models.processes.neural_process import NeuralProcess
 from pp_models.task_plates import task_plates
 
 

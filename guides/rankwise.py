@@ -22,8 +22,8 @@ from guides.lrvd_families import (
     weights_per_rank,
 )
 from guides.rank_normal import RankNormal
-from pp_models.low_rank_adapted import LowRankAdapted
-from pp_models.low_rank_layer import RankParameter
+from pp_models.adapters.low_rank_adapted import LowRankAdapted
+from pp_models.adapters.low_rank_layer import RankParameter
 
 
 class RankwiseGuide(AdapterGuide):

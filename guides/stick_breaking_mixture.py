@@ -12,8 +12,8 @@ from guides.dirichlet_mixture import LARGEST_CONCENTRATION
 from guides.logistic_normal_mixture import check_several
 from guides.mixture_guide import MixtureGuide
 from pp_models.data import Dataset
-from pp_models.mixture_density import MixtureDensityNetwork
-from pp_models.simplex_distributions import StickBreaking
+from pp_models.mixtures.mixture_density import MixtureDensityNetwork
+from pp_models.mixtures.simplex_distributions import StickBreaking
 
 
 class StickBreakingGuide(MixtureGuide):

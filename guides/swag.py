@@ -7,8 +7,8 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from guides.weight_guide import WeightGuide
-from pp_models.bayesian_network import BayesianNetwork
 from pp_models.data import DataError, Dataset
+from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.task_plates import task_plates
 
 

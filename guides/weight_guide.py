@@ -11,8 +11,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from guides.set_encoder import SetEncoder
-from pp_models.bayesian_network import BayesianNetwork
 from pp_models.data import Dataset
+from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.parameter_module import ParameterModule
 from pp_models.task_plates import task_plates
 

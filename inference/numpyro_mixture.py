@@ -9,7 +9,7 @@ import torch
 
 from inference.numpyro_twin import as_array, precision_of, twin_plates
 from pp_models.data import Dataset
-from pp_models.mixture_density import MixtureDensityNetwork
+from pp_models.mixtures.mixture_density import MixtureDensityNetwork
 
 
 def mixture_twin(model: MixtureDensityNetwork) -> Callable[[Dataset], None]:

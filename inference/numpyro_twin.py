@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pp_models.bayesian_network import BayesianNetwork
 from pp_models.data import Dataset
 from pp_models.likelihoods import (
     BernoulliLikelihood,
@@ -16,7 +15,8 @@ from pp_models.likelihoods import (
     GaussianHeadLikelihood,
     GaussianLikelihood,
 )
-from pp_models.priors import GaussianPrior
+from pp_models.networks.bayesian_network import BayesianNetwork
+from pp_models.networks.priors import GaussianPrior
 from pp_models.task_plates import task_plate_name
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from inference.numpyro_adapters import adapter_twin
 from inference.numpyro_mixture import mixture_twin
 from inference.numpyro_twin import numpyro_twin, precision_of
 from inference.predict import Prediction, likelihood_of_points
-from pp_models.bayesian_network import BayesianNetwork
+from pp_models.adapters.low_rank_adapted import LowRankAdapted
 from pp_models.data import Dataset
-from pp_models.low_rank_adapted import LowRankAdapted
-from pp_models.mixture_density import MixtureDensityNetwork
+from pp_models.mixtures.mixture_density import MixtureDensityNetwork
+from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.task_plates import PARTICLE_PLATE
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from guides.lrvd_layers import lrvd_modules, module_path, rank_log_alpha
-from pp_models.low_rank_adapted import LowRankAdapted
-from pp_models.low_rank_layer import RankModule, RankParameter
+from pp_models.adapters.low_rank_adapted import LowRankAdapted
+from pp_models.adapters.low_rank_layer import RankModule, RankParameter
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from guides.swag import SWAGGuide
 from inference.objectives.independent_plates import sample_sites
 from inference.predict import seeded
-from pp_models.bayesian_network import BayesianNetwork
 from pp_models.data import DataError, Dataset
+from pp_models.networks.bayesian_network import BayesianNetwork
 
 
 def swag(

@@ -10,8 +10,8 @@ from evaluation.metrics import interval_coverage, rmse
 from evaluation.two_sample import energy_distance
 from inference import predict, prior_predictive
 from pp_models import BayesianNetwork, Dataset, TaskBatch
-from pp_models.ecg_tasks import ECGTasks
-from pp_models.function_tasks import FunctionTasks
+from pp_models.tasks.ecg_tasks import ECGTasks
+from pp_models.tasks.function_tasks import FunctionTasks
 
 
 def context_scores(

@@ -26,8 +26,8 @@ from evaluation.experiments.lrvd_text_claims import claims, energy_curves, gauge
 from evaluation.experiments.lrvd_text_runs import PRUNED_AT, Run, TextRuns
 from evaluation.mixture_uncertainty import auroc
 from evaluation.rank_analysis import EnergyCurve, rank_stability, rank_table
-from pp_models.text_networks import TextNetwork, load_network, tiny_network, tokenise
-from pp_models.text_tasks import TextSet, load_text, template_sentences
+from pp_models.adapters.text_networks import TextNetwork, load_network, tiny_network, tokenise
+from pp_models.tasks.text_tasks import TextSet, load_text, template_sentences
 
 
 class Size(NamedTuple):

@@ -26,7 +26,7 @@ from evaluation.adapter_training import (
 from evaluation.calibration_metrics import accuracy, average_draws
 from inference.checkpoint import make_folder, write_atomically
 from inference.rank_pruning import prune_ranks
-from pp_models.text_networks import TextNetwork, TokenSet
+from pp_models.adapters.text_networks import TextNetwork, TokenSet
 
 #: thresholds of log α of the curve of accuracy against rank, and those that predictions are pruned at
 SWEEP = (-2.0, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)

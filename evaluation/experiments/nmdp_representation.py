@@ -20,7 +20,7 @@ from evaluation.task_representation import (
     representation_scores,
 )
 from pp_models import Dataset
-from pp_models.gp_kernels import KERNELS
+from pp_models.tasks.gp_kernels import KERNELS
 
 COUNTS = (5, 10, 30, 46)
 BY_HAND = "seven hand-made features"

@@ -3,8 +3,8 @@
 import sys
 
 from evaluation.adapter_demo import planted_figures, text_table
-from pp_models.text_networks import tiny_network
-from pp_models.text_tasks import template_sentences
+from pp_models.adapters.text_networks import tiny_network
+from pp_models.tasks.text_tasks import template_sentences
 
 
 def test_the_planted_panel_draws_five_problems():
@@ -18,7 +18,7 @@ def test_minilm_is_adapted_where_it_is_installed(monkeypatch, tmp_path):
     made = tiny_network("minilm", template_sentences(64).texts)
     made.network.save_pretrained(tmp_path)
     made.tokenizer.save_pretrained(tmp_path)
-    monkeypatch.setattr("pp_models.text_networks.minilm_folder", lambda: tmp_path)
+    monkeypatch.setattr("pp_models.adapters.text_networks.minilm_folder", lambda: tmp_path)
     table = text_table(100, 0)
     assert list(table.model) == ["LoRA", "LRVD"] and table.ranks.tolist() == [96, 96]
     assert table[["acc", "nll", "ece"]].notna().all().all()

@@ -16,9 +16,9 @@ from evaluation.adapter_training import (
     train_adapter,
     trained_state,
 )
+from pp_models.adapters.text_networks import tiny_network, token_blocks, tokenise
 from pp_models.data import DataError
-from pp_models.text_networks import tiny_network, token_blocks, tokenise
-from pp_models.text_tasks import template_sentences
+from pp_models.tasks.text_tasks import template_sentences
 
 TRAIN, TEST = template_sentences(24, 0), template_sentences(10, 1)
 BUDGET = AdapterBudget(steps=6, batch_size=8, rank=4, learning_rate=5e-3, draws=3)

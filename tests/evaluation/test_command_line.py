@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from evaluation import command_line
-from pp_models import downloads
+from pp_models.tasks import downloads
 
 ROOT = Path(__file__).parents[2]
 TINY = ("--width", "8", "--batch-size", "2", "--device", "cpu")

@@ -24,7 +24,8 @@ from evaluation.methods import Task, build
 from evaluation.metrics import rate_spread
 from inference import CheckpointError
 from inference.active_context import acquire
-from pp_models import downloads, tasks
+from pp_models import tasks
+from pp_models.tasks import downloads
 from tests.evaluation.test_bnnp_experiments import FIGURES as BNNP_FIGURES
 from tests.evaluation.test_nmdp_experiments import FIGURES as NMDP_FIGURES
 from tests.recorded_stand_ins import write_mnist

@@ -18,8 +18,8 @@ from evaluation.experiments.lrvd_language import score_tokens
 from evaluation.experiments.lrvd_text import by_draws, other_corpus, text_sets
 from evaluation.experiments.lrvd_text_claims import AT_EQUAL_RANK, RIVALS, claims
 from evaluation.experiments.lrvd_text_runs import Run
-from pp_models.text_networks import tiny_network, token_blocks
-from pp_models.text_tasks import TEXT_SETS, template_sentences
+from pp_models.adapters.text_networks import tiny_network, token_blocks
+from pp_models.tasks.text_tasks import TEXT_SETS, template_sentences
 
 pytestmark = pytest.mark.usefixtures("coarse_pictures")
 
@@ -34,7 +34,7 @@ def small_minilm(monkeypatch, tmp_path):
     made = tiny_network("minilm", (*WORDS, "we saw the old film again bad. good. He said"))
     made.network.save_pretrained(tmp_path / "model")
     made.tokenizer.save_pretrained(tmp_path / "model")
-    monkeypatch.setattr("pp_models.text_networks.minilm_folder", lambda: tmp_path / "model")
+    monkeypatch.setattr("pp_models.adapters.text_networks.minilm_folder", lambda: tmp_path / "model")
 
 
 def written(folder):

@@ -14,7 +14,7 @@ from evaluation.scoring import SCORES, parameter_count, score_oracle, score_task
 from guides import MCDropoutGuide
 from inference import fit
 from pp_models import BayesianNetwork, Dataset, GaussianHeadLikelihood, TaskBatch, oracle_log_likelihood, tasks
-from pp_models.image_tasks import ImageTasks
+from pp_models.tasks.image_tasks import ImageTasks
 
 COLUMNS = ["m", *SCORES, "rmse", "crps", "within_1sd", "within_2sd", "sd"]
 CEILING = -math.log(0.1) - 0.5 * math.log(2 * math.pi)  # a point at the mean of a Gaussian head with floor 0.1

@@ -14,8 +14,8 @@ from evaluation.experiments.nmdp_parts import Size, ceiling, description, mixtur
 from guides import ConjugateRefinement
 from inference import predict
 from pp_models import Dataset, tasks
-from pp_models.regression_tables import RegressionTable
-from pp_models.regression_tasks import RegressionTasks
+from pp_models.tasks.regression_tables import RegressionTable
+from pp_models.tasks.regression_tasks import RegressionTasks
 
 pytestmark = pytest.mark.usefixtures("coarse_pictures")
 

@@ -26,10 +26,10 @@ from guides.bernoulli_dropout import BernoulliExpertGuide
 from guides.mc_dropout import MCDropoutGuide
 from inference.predict import Prediction, predict
 from pp_models import tasks
-from pp_models.bayesian_network import BayesianNetwork
 from pp_models.data import Dataset, TaskBatch
-from pp_models.gp_oracle import oracle_predict
-from pp_models.image_tasks import ImageTasks
+from pp_models.networks.bayesian_network import BayesianNetwork
+from pp_models.tasks.gp_oracle import oracle_predict
+from pp_models.tasks.image_tasks import ImageTasks
 
 X = torch.linspace(-2, 2, 21)[:, None]
 

@@ -7,7 +7,7 @@ from evaluation.inspection import inspect_run
 from evaluation.runs import RunConfiguration, open_run, read_configuration, start
 from evaluation.trust import LEVELS
 from inference import CheckpointError, TrainingDiverged, predict
-from pp_models.task_names import TASK_NAMES, TEST_SEED, task_stream
+from pp_models.tasks.task_names import TASK_NAMES, TEST_SEED, task_stream
 
 TINY = {"steps": 2, "width": 8, "batch_size": 2}
 QUIET = {"device": "cpu", "progress": False}

@@ -8,7 +8,7 @@ from guides import BNNWeightGuide, GaussianVIGuide, GlobalInducingGuide
 from inference import fit, predict
 from inference.objectives import make
 from pp_models import BayesianNetwork, DataError, Dataset, GivenGaussianPrior, LearnedGaussianPrior, LogUniformPrior
-from pp_models.priors import GRANULARITIES
+from pp_models.networks.priors import GRANULARITIES
 
 SILENT = {"progress": False, "device": "cpu"}
 CORRELATIONS = GRANULARITIES
