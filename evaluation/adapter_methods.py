@@ -181,7 +181,7 @@ class Lrvd(PlainLora):
 
     def config(self, targets: str) -> Any:
         _peft()
-        from guides.lrvd_peft import LrvdConfig
+        from guides.adapters.lrvd_peft import LrvdConfig
 
         return LrvdConfig(**self._options(targets), family=self.family, noise="sequence", init_log_alpha=self.frozen)
 
@@ -197,7 +197,7 @@ class Lrvd(PlainLora):
         return [] if self.frozen is not None else self._scales()
 
     def penalty(self, step: int) -> Tensor | float:
-        from guides.lrvd_layers import kl_divergence
+        from guides.adapters.lrvd_layers import kl_divergence
 
         if self.frozen is not None:
             return 0.0
@@ -205,12 +205,12 @@ class Lrvd(PlainLora):
         return beta * self.budget.temperature / self.num_data * kl_divergence(self.model, "rank")
 
     def drawing(self, draws: int, seed: int) -> Any:
-        from guides.lrvd_layers import sampling
+        from guides.adapters.lrvd_layers import sampling
 
         return sampling(self.model, draws, seed, noise="sequence")
 
     def log_alpha(self) -> dict[str, Tensor]:
-        from guides.lrvd_layers import rank_log_alpha
+        from guides.adapters.lrvd_layers import rank_log_alpha
 
         return rank_log_alpha(self.model)
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from evaluation.adapter_methods import lora_layers
 from evaluation.adapter_training import AdaptedReader
 from evaluation.calibration_metrics import negative_log_likelihood
-from guides.adapter_laplace import STRUCTURES
-from guides.recorded_calls import are_per_example, recorded_calls
+from guides.adapters.adapter_laplace import STRUCTURES
+from guides.adapters.recorded_calls import are_per_example, recorded_calls
 from pp_models.adapters.text_networks import TokenSet
 
 

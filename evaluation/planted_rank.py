@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from guides.lrvd_families import (
+from guides.adapters.lrvd_families import (
     COUNTS,
     LOG_ALPHA_RANGE,
     check_family,
@@ -30,7 +30,7 @@ class PlantedTask:
     """What is planted and how it is fitted.
 
     Args:
-        family: of ``guides.lrvd_families``.
+        family: of ``guides.adapters.lrvd_families``.
         prior: of the ranks; see ``pp_models.adapters.low_rank_priors.rank_prior_kl``.
         singular_values: of ΔW.
         dim: width of x and of y.

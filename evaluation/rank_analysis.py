@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from guides.lrvd_layers import layer_states, lrvd_modules, rank_log_alpha
+from guides.adapters.lrvd_layers import layer_states, lrvd_modules, rank_log_alpha
 from pp_models.log_uniform_kl import log_uniform_kl
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from guides.lrvd_layers import rank_log_alpha
+from guides.adapters.lrvd_layers import rank_log_alpha
 from inference.rank_pruning import RankPruning, prune_ranks
 
 try:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guides.lrvd_families import weights_per_rank
-from guides.lrvd_layers import check_count, kl_divergence, layer_states
+from guides.adapters.lrvd_families import weights_per_rank
+from guides.adapters.lrvd_layers import check_count, kl_divergence, layer_states
 from inference.fit import TrainingDiverged
 
 #: how far log α may travel in a training run, in nats: the sum of its learning rates over the steps

@@ -11,7 +11,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from guides.lrvd_layers import lrvd_modules, module_path, rank_log_alpha
+from guides.adapters.lrvd_layers import lrvd_modules, module_path, rank_log_alpha
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
 from pp_models.adapters.low_rank_layer import RankModule, RankParameter
 

@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from guides.swag import SWAGGuide
+from guides.networks.swag import SWAGGuide
 from inference.objectives.independent_plates import sample_sites
 from inference.predict import seeded
 from pp_models.data import DataError, Dataset

@@ -12,7 +12,7 @@ def linear(inputs: Tensor, weight: Tensor, coherent: bool = False) -> Tensor:
     """Pre-activations of one layer.
 
     A handler with a ``_pyro_linear`` method may set the value instead
-    (``guides.local_reparameterization`` draws the pre-activations rather than the weights).
+    (``guides.networks.local_reparameterization`` draws the pre-activations rather than the weights).
 
     Args:
         inputs: ``[*B, N, k_in]``.

@@ -22,8 +22,8 @@ from evaluation.plots import (
 from evaluation.plots.functions import _quantiles
 from evaluation.plots.images import UNSEEN
 from evaluation.plots.style import symlog_ticks
-from guides.bernoulli_dropout import BernoulliExpertGuide
-from guides.mc_dropout import MCDropoutGuide
+from guides.networks.bernoulli_dropout import BernoulliExpertGuide
+from guides.networks.mc_dropout import MCDropoutGuide
 from inference.predict import Prediction, predict
 from pp_models import tasks
 from pp_models.data import Dataset, TaskBatch

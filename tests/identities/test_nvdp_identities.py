@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from guides import BernoulliExpertGuide, local_reparameterization
-from guides.dropout_normal import DropoutNormal, DropRates, dropout_kl
+from guides import BernoulliExpertGuide
+from guides.networks import local_reparameterization
+from guides.networks.dropout_normal import DropoutNormal, DropRates, dropout_kl
 from guides.set_encoder import POOLINGS, SetEncoder
 from inference import fit, predict
 from inference.objectives import ConditionalPrior

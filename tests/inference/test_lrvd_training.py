@@ -14,8 +14,8 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from guides import RankwiseGuide
-from guides.lrvd_layers import kl_divergence, lrvd_modules, rank_log_alpha
-from guides.lrvd_peft import LrvdConfig
+from guides.adapters.lrvd_layers import kl_divergence, lrvd_modules, rank_log_alpha
+from guides.adapters.lrvd_peft import LrvdConfig
 from inference import TrainingDiverged
 from inference.lrvd_training import (
     LrvdCallback,
@@ -235,7 +235,7 @@ os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[2], ACCELERATE_U
 warnings.simplefilter("ignore")
 import torch
 from safetensors.torch import save_file
-from guides.lrvd_layers import rank_log_alpha
+from guides.adapters.lrvd_layers import rank_log_alpha
 from inference.lrvd_training import LrvdCallback, LrvdObjective
 from tests.inference.test_lrvd_training import LrvdTrainer, adapted, arguments, rows
 

@@ -8,7 +8,7 @@ import scipy.integrate
 import scipy.special
 import torch
 
-from guides.lrvd_families import FAMILIES, family_kl, initial_parameters
+from guides.adapters.lrvd_families import FAMILIES, family_kl, initial_parameters
 from pp_models import log_uniform_kl
 from pp_models.log_uniform_kl import dawson
 
