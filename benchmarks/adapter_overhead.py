@@ -24,7 +24,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from evaluation.adapter_methods import ADAPTER_METHODS, AdapterBudget
 from evaluation.adapter_training import AdapterTraining
 from guides.adapters.lrvd_peft import LrvdConfig
-from inference.lrvd_training import LrvdObjective, parameter_groups
+from inference.adapters.lrvd_training import LrvdObjective, parameter_groups
 from pp_models.adapters.text_networks import load_network, tokenise
 from pp_models.tasks.text_tasks import template_sentences
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inference.lrvd_training import TRAVEL, log_alpha_learning_rate
+from inference.adapters.lrvd_training import TRAVEL, log_alpha_learning_rate
 from inference.predict import seeded
 from pp_models.adapters.text_networks import TextNetwork
 from pp_models.data import DataError

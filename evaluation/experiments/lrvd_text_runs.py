@@ -24,8 +24,8 @@ from evaluation.adapter_training import (
     trained_state,
 )
 from evaluation.calibration_metrics import accuracy, average_draws
+from inference.adapters.rank_pruning import prune_ranks
 from inference.checkpoint import make_folder, write_atomically
-from inference.rank_pruning import prune_ranks
 from pp_models.adapters.text_networks import TextNetwork, TokenSet
 
 #: thresholds of log α of the curve of accuracy against rank, and those that predictions are pruned at

@@ -93,7 +93,7 @@ class LrvdConfig(LoraConfig):
 
     In training every forward pass is a posterior draw; in evaluation it is the posterior mean, unless within
     :func:`guides.adapters.lrvd_layers.sampling`. The KL is yours to add to the loss (:func:`kl_divergence`),
-    or the Trainer's (``inference.lrvd_training.LrvdTrainerMixin``). Saved adapters are LoRA adapters: peft without this
+    or the Trainer's (``LrvdTrainerMixin``). Saved adapters are LoRA adapters: peft without this
     library opens them as the posterior mean; :func:`lrvd_load` opens them whole.
 
     Args:

@@ -152,7 +152,7 @@ def test_a_model_without_lrvd_layers_is_refused():
 def test_peft_is_imported_only_when_asked_for():
     script = """
 import sys
-import pp_models, guides, inference, evaluation, inference.lrvd_training
+import pp_models, guides, inference, evaluation, inference.adapters.lrvd_training
 assert not {"peft", "transformers"} & set(sys.modules), "imported"
 sys.modules["peft"] = None
 try:

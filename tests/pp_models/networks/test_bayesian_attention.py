@@ -9,8 +9,8 @@ from pyro.infer.autoguide import AutoNormal
 
 from guides import AmortisedMeanFieldGuide, BNNWeightGuide
 from inference import predict
-from inference.numpyro_twin import numpyro_twin
 from inference.objectives import REGISTRY, make
+from inference.reference.numpyro_twin import numpyro_twin
 from pp_models import (
     BayesianAttentionNetwork,
     BayesianNetwork,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from inference.numpyro_twin import activation_twins, as_array, likelihood_twin, precision_of, twin_plates
+from inference.reference.numpyro_twin import activation_twins, as_array, likelihood_twin, precision_of, twin_plates
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
 from pp_models.adapters.low_rank_layer import LowRankLinear
 from pp_models.data import Dataset

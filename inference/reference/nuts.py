@@ -11,10 +11,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from inference.numpyro_adapters import adapter_twin
-from inference.numpyro_mixture import mixture_twin
-from inference.numpyro_twin import numpyro_twin, precision_of
 from inference.predict import Prediction, likelihood_of_points
+from inference.reference.numpyro_adapters import adapter_twin
+from inference.reference.numpyro_mixture import mixture_twin
+from inference.reference.numpyro_twin import numpyro_twin, precision_of
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
 from pp_models.data import Dataset
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork

@@ -270,7 +270,7 @@ class LrvdTrainerMixin:
 def __getattr__(name: str) -> Any:
     """The callback needs transformers, which is imported when it is first asked for."""
     if name == "LrvdCallback":
-        from inference.lrvd_callback import LrvdCallback
+        from inference.adapters.lrvd_callback import LrvdCallback
 
         return LrvdCallback
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

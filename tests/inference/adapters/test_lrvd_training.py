@@ -17,7 +17,7 @@ from guides import RankwiseGuide
 from guides.adapters.lrvd_layers import kl_divergence, lrvd_modules, rank_log_alpha
 from guides.adapters.lrvd_peft import LrvdConfig
 from inference import TrainingDiverged
-from inference.lrvd_training import (
+from inference.adapters.lrvd_training import (
     LrvdCallback,
     LrvdObjective,
     LrvdTrainerMixin,
@@ -26,7 +26,7 @@ from inference.lrvd_training import (
     parameter_groups,
     warmup,
 )
-from inference.rank_pruning import module_ranks
+from inference.adapters.rank_pruning import module_ranks
 from pp_models import LowRankAdapted, log_uniform_kl
 from tests.tiny_transformers import tiny_bert, tiny_gpt2, token_ids
 
@@ -236,7 +236,7 @@ warnings.simplefilter("ignore")
 import torch
 from safetensors.torch import save_file
 from guides.adapters.lrvd_layers import rank_log_alpha
-from inference.lrvd_training import LrvdCallback, LrvdObjective
+from inference.adapters.lrvd_training import LrvdCallback, LrvdObjective
 from tests.inference.test_lrvd_training import LrvdTrainer, adapted, arguments, rows
 
 noisy = adapted()

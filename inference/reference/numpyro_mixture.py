@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from inference.numpyro_twin import as_array, precision_of, twin_plates
+from inference.reference.numpyro_twin import as_array, precision_of, twin_plates
 from pp_models.data import Dataset
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork
 

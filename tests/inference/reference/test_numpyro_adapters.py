@@ -11,7 +11,7 @@ from torch import nn
 import evaluation
 import inference
 from guides import RankwiseGuide
-from inference.numpyro_adapters import adapter_twin
+from inference.reference.numpyro_adapters import adapter_twin
 from pp_models import Dataset, LowRankAdapted
 from tests.tiny_transformers import BERT_TARGETS, tiny_bert
 from tests.twin_log_joint import twin_log_joint

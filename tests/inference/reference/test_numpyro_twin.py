@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 
 import inference
-from inference.numpyro_twin import numpyro_twin
+from inference.reference.numpyro_twin import numpyro_twin
 from pp_models import (
     BayesianNetwork,
     Dataset,

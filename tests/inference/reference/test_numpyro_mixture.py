@@ -7,7 +7,7 @@ from pyro import poutine
 import evaluation
 import inference
 from guides import ConjugateRefinement, DirichletMixtureGuide
-from inference.numpyro_mixture import mixture_twin
+from inference.reference.numpyro_mixture import mixture_twin
 from pp_models import Dataset, MixtureDensityNetwork
 from tests.twin_log_joint import twin_log_joint
 

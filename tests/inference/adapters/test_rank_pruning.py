@@ -14,7 +14,7 @@ from guides.adapters.lrvd_families import FAMILIES, LOG_ALPHA_RANGE
 from guides.adapters.lrvd_layers import kl_divergence, lrvd_modules, rank_log_alpha, sampling
 from guides.adapters.lrvd_peft import LrvdConfig, lrvd_load
 from inference import fit, predict, prune_ranks
-from inference.rank_pruning import largest_gap, module_ranks, rank_threshold
+from inference.adapters.rank_pruning import largest_gap, module_ranks, rank_threshold
 from pp_models import Dataset, LowRankAdapted
 from tests.tiny_transformers import BERT_TARGETS, tiny_bert, token_ids
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from guides.adapters.lrvd_layers import rank_log_alpha
-from inference.rank_pruning import RankPruning, prune_ranks
+from inference.adapters.rank_pruning import RankPruning, prune_ranks
 
 try:
     from transformers import TrainerCallback
 except ImportError as error:
     raise ImportError(
-        f"inference.lrvd_callback: {error.name or 'transformers'} is missing; pip install guidebook[adapters]"
+        f"inference.adapters.lrvd_callback: {error.name or 'transformers'} is missing; pip install guidebook[adapters]"
     ) from None
 
 
