@@ -9,11 +9,11 @@ from typing import Any
 import pandas as pd
 
 from evaluation import plots
-from evaluation.adapter_methods import AdapterBudget
-from evaluation.adapter_training import predict_classes, train_adapter
-from evaluation.calibration_metrics import score_classes
-from evaluation.planted_rank import PlantedTask, fit_planted
-from evaluation.rank_analysis import energy_curve, kept_ranks
+from evaluation.adapters.adapter_methods import AdapterBudget
+from evaluation.adapters.adapter_training import predict_classes, train_adapter
+from evaluation.adapters.planted_rank import PlantedTask, fit_planted
+from evaluation.adapters.rank_analysis import energy_curve, kept_ranks
+from evaluation.scores.calibration_metrics import score_classes
 from pp_models.adapters.text_networks import load_network, tokenise
 from pp_models.data import DataError
 from pp_models.tasks.text_tasks import template_sentences

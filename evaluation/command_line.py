@@ -87,7 +87,7 @@ def _guides() -> list[tuple[str, str]]:
 
 
 def _families() -> list[tuple[str, str]]:
-    from evaluation.families import GUIDES, MODELS
+    from evaluation.comparison.families import GUIDES, MODELS
 
     found = [(f"model {name}", what) for name, (what, _) in MODELS.items()]
     return found + [(f"guide {name}", (g.__doc__ or "").strip().splitlines()[0]) for name, (g, _) in GUIDES.items()]
@@ -237,8 +237,8 @@ def compare_command(
 
     Example: `guidebook compare --guides mean-field,mc-dropout --objectives elbo,iwae,pp-avi --seeds 0,1,2 --steps 500`
     """
-    from evaluation.swap_matrix import compare
-    from evaluation.swap_report import failures, summarise, verdicts
+    from evaluation.comparison.swap_matrix import compare
+    from evaluation.comparison.swap_report import failures, summarise, verdicts
 
     _prepare()
 
@@ -304,7 +304,7 @@ def doctor() -> None:
             table.add_row(name, version(name))
         except PackageNotFoundError:
             table.add_row(name, "not installed")
-    from evaluation.arviz_container import choose_container
+    from evaluation.arviz.arviz_container import choose_container
 
     table.add_row("ArviZ container", choose_container("auto"))
     cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none usable"

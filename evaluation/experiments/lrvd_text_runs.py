@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from evaluation.adapter_methods import AdapterBudget, PlainLora
-from evaluation.adapter_post_hoc import AdapterLaplace, mask_ranks, truncate_ranks
-from evaluation.adapter_training import (
+from evaluation.adapters.adapter_methods import AdapterBudget, PlainLora
+from evaluation.adapters.adapter_post_hoc import AdapterLaplace, mask_ranks, truncate_ranks
+from evaluation.adapters.adapter_training import (
     AdaptedReader,
     build_reader,
     load_trained_state,
@@ -23,7 +23,7 @@ from evaluation.adapter_training import (
     train_adapter,
     trained_state,
 )
-from evaluation.calibration_metrics import accuracy, average_draws
+from evaluation.scores.calibration_metrics import accuracy, average_draws
 from inference.adapters.rank_pruning import prune_ranks
 from inference.checkpoint import make_folder, write_atomically
 from pp_models.adapters.text_networks import TextNetwork, TokenSet

@@ -12,7 +12,7 @@ from evaluation.experiments.experiment import Check, Outcome, Workshop
 from evaluation.experiments.nmdp_kernel_mix import FLOOR, SCALES, VARIANTS, fitted, test_tasks
 from evaluation.experiments.nmdp_parts import description
 from evaluation.plots.style import WIDTH, colours, look
-from evaluation.task_representation import (
+from evaluation.scores.task_representation import (
     centred_log_ratio,
     context_features,
     match_amplitude,

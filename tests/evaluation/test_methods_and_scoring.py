@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from evaluation.methods import METHODS, Task, build
-from evaluation.scoring import SCORES, parameter_count, score_oracle, score_tasks
+from evaluation.scores.scoring import SCORES, parameter_count, score_oracle, score_tasks
 from guides import MCDropoutGuide
 from inference import fit
 from pp_models import BayesianNetwork, Dataset, GaussianHeadLikelihood, TaskBatch, oracle_log_likelihood, tasks

@@ -15,7 +15,7 @@ from guides.adapters.lrvd_peft import LrvdConfig, LrvdLinear, lrvd_load
 from tests.guides.adapters.adapted_networks import Net, adapted, logits, scatter
 from tests.tiny_transformers import BERT_TARGETS, tiny_bert, tiny_gpt2
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_merging_gives_the_mean_and_disabling_the_base():

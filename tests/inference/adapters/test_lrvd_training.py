@@ -35,7 +35,7 @@ pytestmark = [
 ]
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 class LrvdTrainer(LrvdTrainerMixin, Trainer):

@@ -10,7 +10,7 @@ import scipy.integrate
 import torch
 from torch.distributions import kl_divergence
 
-from evaluation.planted_rank import PlantedTask, fit_planted
+from evaluation.adapters.planted_rank import PlantedTask, fit_planted
 from guides.adapters.rank_normal import RankNormal
 from pp_models.adapters.low_rank_priors import RANK_PRIORS, ard_kl, half_cauchy_kl, rank_prior_kl
 

@@ -11,8 +11,8 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from evaluation.adapter_methods import ADAPTER_METHODS, AdapterBudget, PlainLora
-from evaluation.calibration_metrics import negative_log_likelihood
+from evaluation.adapters.adapter_methods import ADAPTER_METHODS, AdapterBudget, PlainLora
+from evaluation.scores.calibration_metrics import negative_log_likelihood
 from inference.predict import seeded
 from pp_models.adapters.text_networks import TextNetwork, TokenSet, letter_ids
 

@@ -5,8 +5,8 @@ import pytest
 import xarray
 
 from evaluation import to_arviz
-from evaluation.arviz_container import write_netcdf
-from evaluation.arviz_summary import summarise, widest_entries, widest_forest
+from evaluation.arviz.arviz_container import write_netcdf
+from evaluation.arviz.arviz_summary import summarise, widest_entries, widest_forest
 from evaluation.methods import Task, build
 from pp_models import tasks
 

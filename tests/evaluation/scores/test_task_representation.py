@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.task_representation import (
+from evaluation.scores.task_representation import (
     CONTEXT_FEATURES,
     centred_log_ratio,
     context_features,

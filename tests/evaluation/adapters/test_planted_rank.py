@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
+from evaluation.adapters.planted_rank import PlantedTask, fit_planted, planted_data
+from evaluation.adapters.rank_analysis import energy_curve
 from evaluation.experiments.lrvd_planted import TASK, VARIANTS, _claims
-from evaluation.planted_rank import PlantedTask, fit_planted, planted_data
-from evaluation.rank_analysis import energy_curve
 
 
 def test_the_planted_rank_is_found_in_ten_problems():

@@ -18,10 +18,10 @@ import pyro
 import torch
 from torch import nn
 
-from evaluation.families import GUIDES, MODELS
+from evaluation.comparison.families import GUIDES, MODELS
+from evaluation.comparison.swap_report import write_swap_report
 from evaluation.methods import Task
-from evaluation.scoring import score_tasks
-from evaluation.swap_report import write_swap_report
+from evaluation.scores.scoring import score_tasks
 from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, verdict
 from inference import checkpoint, fit
 from inference.compare_objectives import compare_objectives

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from evaluation.two_sample import energy_distance
+from evaluation.scores.two_sample import energy_distance
 
 
 def test_it_is_the_closed_form_of_two_normals():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import matthews_corrcoef
 
-from evaluation.calibration_metrics import (
+from evaluation.scores.calibration_metrics import (
     accuracy,
     average_draws,
     brier_score,

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from evaluation.adapter_methods import AdapterBudget
-from evaluation.adapter_training import build_reader, mean_nll
+from evaluation.adapters.adapter_methods import AdapterBudget
+from evaluation.adapters.adapter_training import build_reader, mean_nll
 from evaluation.experiments import lrvd_text, lrvd_text_runs, reproduce
 from evaluation.experiments.lrvd_kappa import claims as kappa_claims
 from evaluation.experiments.lrvd_language import score_tokens
@@ -174,7 +174,7 @@ def test_importing_evaluation_needs_neither_peft_nor_transformers(tmp_path):
     script = """
 import sys
 sys.modules["peft"] = sys.modules["transformers"] = sys.modules["datasets"] = None
-import evaluation.experiments, evaluation.demo, evaluation.command_line, evaluation.adapter_post_hoc
+import evaluation.experiments, evaluation.demo, evaluation.command_line, evaluation.adapters.adapter_post_hoc
 from evaluation.experiments import reproduce
 try:
     reproduce("lrvd/deberta-cola", "smoke", out=sys.argv[1], progress=False)
@@ -182,6 +182,6 @@ except ValueError as error:
     print(error)
 """
     command = [sys.executable, "-c", script, str(tmp_path)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    done = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "transformers: the package is missing; pip install guidebook[adapters]"

@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from evaluation.arviz_container import SAMPLE_DIMS, Variable, choose_container, pack
+from evaluation.arviz.arviz_container import SAMPLE_DIMS, Variable, choose_container, pack
 from inference.objectives.independent_plates import sample_sites
 from inference.predict import seeded
 

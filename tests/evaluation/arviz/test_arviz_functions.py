@@ -11,8 +11,8 @@ import torch
 import xarray
 
 import evaluation
-from evaluation.arviz_conversion import fit_attributes
-from evaluation.arviz_store import write_zarr
+from evaluation.arviz.arviz_conversion import fit_attributes
+from evaluation.arviz.arviz_store import write_zarr
 from guides import BernoulliExpertGuide, BNNWeightGuide, DirichletMixtureGuide, RankwiseGuide
 from inference import fit
 from pp_models import BayesianNetwork, Dataset, LowRankAdapted, MixtureDensityNetwork, tasks

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from evaluation import plots
-from evaluation.planted_rank import PlantedTask, planted_data
-from evaluation.rank_analysis import (
+from evaluation.adapters.planted_rank import PlantedTask, planted_data
+from evaluation.adapters.rank_analysis import (
     energy_curve,
     entropy_rank,
     gap_threshold,

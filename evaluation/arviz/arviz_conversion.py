@@ -17,7 +17,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions import Independent
 
-from evaluation.arviz_container import SAMPLE_DIMS, Variable, choose_container, pack
+from evaluation.arviz.arviz_container import SAMPLE_DIMS, Variable, choose_container, pack
 from inference.objectives.independent_plates import sample_sites
 from inference.pareto_smoothing import psis
 from inference.predict import seeded

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import evaluation
-from evaluation import plots, swap_matrix
+from evaluation import plots
 from evaluation.command_line import main
-from evaluation.families import GUIDES, MODELS
-from evaluation.swap_matrix import COLUMNS
-from evaluation.swap_report import failures, summarise, verdicts
+from evaluation.comparison import swap_matrix
+from evaluation.comparison.families import GUIDES, MODELS
+from evaluation.comparison.swap_matrix import COLUMNS
+from evaluation.comparison.swap_report import failures, summarise, verdicts
 from evaluation.trust import LEVELS
 from guides import AmortisedMeanFieldGuide
 from inference.objectives import make

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from evaluation.mixture_uncertainty import (
+from evaluation.scores.mixture_uncertainty import (
     auroc,
     concentration_of,
     context_typicality,

@@ -21,7 +21,7 @@ from evaluation.experiments import (
 )
 from evaluation.experiments.experiment import Check, Outcome, Scale, Workshop, check_table, summary, write_outcome
 from evaluation.methods import Task, build
-from evaluation.metrics import rate_spread
+from evaluation.scores.metrics import rate_spread
 from inference import CheckpointError
 from inference.active_context import acquire
 from pp_models import tasks

@@ -9,7 +9,7 @@ from typing import Any
 
 import xarray
 
-from evaluation.arviz_conversion import to_arviz
+from evaluation.arviz.arviz_conversion import to_arviz
 from inference.checkpoint import make_folder
 from pp_models.data import Dataset, TaskBatch
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from evaluation.adapter_methods import lora_layers
-from evaluation.adapter_training import AdaptedReader
-from evaluation.calibration_metrics import negative_log_likelihood
+from evaluation.adapters.adapter_methods import lora_layers
+from evaluation.adapters.adapter_training import AdaptedReader
+from evaluation.scores.calibration_metrics import negative_log_likelihood
 from guides.adapters.adapter_laplace import STRUCTURES
 from guides.adapters.recorded_calls import are_per_example, recorded_calls
 from pp_models.adapters.text_networks import TokenSet

@@ -5,9 +5,9 @@ import sys
 import pytest
 import torch
 
-from evaluation.adapter_methods import ADAPTER_METHODS, AdapterBudget, lora_layers
-from evaluation.adapter_post_hoc import AdapterLaplace, LogitPosterior, truncate_ranks
-from evaluation.adapter_training import (
+from evaluation.adapters.adapter_methods import ADAPTER_METHODS, AdapterBudget, lora_layers
+from evaluation.adapters.adapter_post_hoc import AdapterLaplace, LogitPosterior, truncate_ranks
+from evaluation.adapters.adapter_training import (
     AdapterTraining,
     build_reader,
     load_trained_state,

@@ -12,7 +12,7 @@ import torch
 import xarray
 
 from evaluation import to_arviz
-from evaluation.arviz_conversion import pointwise_log_prob
+from evaluation.arviz.arviz_conversion import pointwise_log_prob
 from pp_models import Dataset, TaskBatch
 
 CONTAINERS = [name for name in ("inferencedata", "datatree") if name == "datatree" or hasattr(arviz, "InferenceData")]
@@ -445,7 +445,7 @@ def test_data_without_y_is_refused():
 
 
 def test_inferencedata_is_refused_where_arviz_has_none(monkeypatch):
-    from evaluation import arviz_container
+    from evaluation.arviz import arviz_container
 
     monkeypatch.setattr(arviz_container, "version", lambda name: "1.2.0")
     assert arviz_container.choose_container("auto") == "datatree"

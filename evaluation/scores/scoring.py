@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from evaluation.metrics import crps, gaussian_parts, log_likelihoods, rmse, sigma_coverage
+from evaluation.scores.metrics import crps, gaussian_parts, log_likelihoods, rmse, sigma_coverage
 from inference import predict
 from inference.predict import Prediction
 from pp_models import TaskBatch, oracle_joint_log_likelihood, oracle_log_likelihood
