@@ -174,7 +174,7 @@ def test_importing_evaluation_needs_neither_peft_nor_transformers(tmp_path):
     script = """
 import sys
 sys.modules["peft"] = sys.modules["transformers"] = sys.modules["datasets"] = None
-import evaluation.experiments, evaluation.demo, evaluation.command_line, evaluation.adapters.adapter_post_hoc
+import evaluation.experiments, guidebook.demo, guidebook.command_line, evaluation.adapters.adapter_post_hoc
 from evaluation.experiments import reproduce
 try:
     reproduce("lrvd/deberta-cola", "smoke", out=sys.argv[1], progress=False)

@@ -3,9 +3,9 @@ import json
 import pytest
 import torch
 
-from evaluation.inspection import inspect_run
-from evaluation.runs import RunConfiguration, open_run, read_configuration, start
 from evaluation.trust import LEVELS
+from guidebook.inspection import inspect_run
+from guidebook.runs import RunConfiguration, open_run, read_configuration, start
 from inference import CheckpointError, TrainingDiverged, predict
 from pp_models.tasks.task_names import TASK_NAMES, TEST_SEED, task_stream
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from evaluation.adapter_demo import planted_figures, text_table
+from guidebook.adapter_demo import planted_figures, text_table
 from pp_models.adapters.text_networks import tiny_network
 from pp_models.tasks.text_tasks import template_sentences
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from evaluation.experiments import reproduce
-from evaluation.results_page import MARKER, markdown_table, write_page
+from guidebook.results_page import MARKER, markdown_table, write_page
 
 
 def test_a_page_holds_every_run_with_its_command_and_pictures(tmp_path):

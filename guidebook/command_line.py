@@ -119,7 +119,7 @@ def demo(
 
     Example: `guidebook demo --out demo`
     """
-    from evaluation.demo import run_demo
+    from guidebook.demo import run_demo
 
     _prepare()
 
@@ -150,7 +150,7 @@ def fit_command(
 
     Example: `guidebook fit --model nvdp --tasks gp-rbf --steps 3000 --seed 0 --out runs/first`
     """
-    from evaluation.runs import RunConfiguration, start
+    from guidebook.runs import RunConfiguration, start
 
     _prepare()
 
@@ -177,7 +177,7 @@ def inspect(
 
     Writes posterior.nc and report.html into the run's folder. Example: `guidebook inspect runs/first`
     """
-    from evaluation.inspection import inspect_run
+    from guidebook.inspection import inspect_run
 
     _prepare()
 

@@ -14,10 +14,10 @@ from evaluation.arviz.arviz_conversion import fit_attributes, to_arviz
 from evaluation.arviz.arviz_summary import widest_entries, widest_forest
 from evaluation.methods import Method
 from evaluation.report import Code, Heading, Picture, Prose, Section, Settings, Table, write_report
-from evaluation.runs import RunConfiguration, open_run
 from evaluation.scores.metrics import rate_spread
 from evaluation.scores.scoring import SCORES, score_oracle, score_tasks
 from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, Verdict, verdict
+from guidebook.runs import RunConfiguration, open_run
 from inference import predict
 from inference.checkpoint import make_folder
 from inference.progress import Stages

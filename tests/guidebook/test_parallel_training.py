@@ -3,7 +3,7 @@
 import torch
 
 from evaluation.methods import Task
-from evaluation.parallel_training import Job, train_jobs
+from guidebook.parallel_training import Job, train_jobs
 from inference import fit
 from pp_models import tasks
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from evaluation import command_line
+from guidebook import command_line
 from pp_models.tasks import downloads
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +48,7 @@ def guidebook(capsys):
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     """A run of four steps with two checkpoints, made once; copy it to change it."""
-    from evaluation.runs import RunConfiguration, start
+    from guidebook.runs import RunConfiguration, start
 
     folder = tmp_path_factory.mktemp("runs") / "first"
     start(
@@ -124,7 +124,7 @@ def test_help_without_a_command_names_every_command(guidebook):
 def test_help_does_not_wait_for_torch():
     script = """
 import sys
-from evaluation.command_line import main
+from guidebook.command_line import main
 main([*sys.argv[1:], "--help"])
 heavy = {"torch", "pyro", "arviz", "matplotlib", "pandas"} & set(sys.modules)
 assert not heavy, heavy
@@ -411,7 +411,7 @@ def test_an_interruption_is_one_line(guidebook, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("evaluation.runs.fit", interrupted)
+    monkeypatch.setattr("guidebook.runs.fit", interrupted)
     message = is_one_error_line(guidebook("fit", *TINY, "--out", tmp_path / "run"), status=130)
     assert message.startswith("interrupted")
 
@@ -420,7 +420,7 @@ def test_what_nobody_expected_keeps_its_traceback(guidebook, tmp_path, monkeypat
     def broken(*args, **kwargs):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("evaluation.runs.fit", broken)
+    monkeypatch.setattr("guidebook.runs.fit", broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         guidebook("fit", *TINY, "--out", tmp_path / "run")
     monkeypatch.setenv("GUIDEBOOK_TRACEBACK", "1")
@@ -438,7 +438,7 @@ def test_what_nobody_expected_keeps_its_traceback(guidebook, tmp_path, monkeypat
 def test_errors_of_a_real_process_are_one_line_too(tmp_path, words, status, expected):
     """Warnings that an import prints would show here and not in this process."""
     done = subprocess.run(
-        [sys.executable, "-m", "evaluation.command_line", *words],
+        [sys.executable, "-m", "guidebook.command_line", *words],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

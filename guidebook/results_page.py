@@ -1,6 +1,6 @@
 """Writes the measured part of a results page from the runs that measured it.
 
-Run: python -m evaluation.results_page runs/nvdp docs/results/nvdp.md
+Run: python -m guidebook.results_page runs/nvdp docs/results/nvdp.md
 
 What stands above the marker line of the page is kept; all below it is made anew from each run's ``results.json`` and
 pictures, which are copied, smaller, into a folder beside the page.
