@@ -10,7 +10,7 @@ from pp_models.likelihoods import (
     GaussianLikelihood,
     StudentTHeadLikelihood,
 )
-from pp_models.log_uniform_kl import log_uniform_kl
+from pp_models.log_uniform import log_uniform_kl
 from pp_models.mixtures.conjugate_sweeps import dirichlet_sweeps, stick_breaking_sweeps
 from pp_models.mixtures.exact_mixture import exact_log_evidence
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork, effective_experts, unused_experts

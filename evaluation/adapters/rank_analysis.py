@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from guides.adapters.lrvd_layers import layer_states, lrvd_modules, rank_log_alpha
-from pp_models.log_uniform_kl import log_uniform_kl
+from pp_models.log_uniform import log_uniform_kl
 
 
 def kept_ranks(log_alpha: Mapping[str, Tensor], threshold: float = 1.0) -> dict[str, int]:

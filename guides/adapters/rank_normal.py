@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.distributions import register_kl
 
 from pp_models.adapters.low_rank_priors import CentredCauchy, half_cauchy_kl
-from pp_models.log_uniform_kl import log_uniform_kl
-from pp_models.networks.log_uniform_prior import LogUniform
+from pp_models.log_uniform import LogUniform, log_uniform_kl
 
 
 class RankNormal(dist.Normal):

@@ -20,8 +20,9 @@ from guides.networks.weight_guide import WeightGuide
 from guides.networks.whitened_gaussian import WhitenedGaussian
 from pp_models.data import DataError, Dataset
 from pp_models.likelihoods import GaussianLikelihood
-from pp_models.networks.bayesian_network import ACTIVATIONS, BayesianNetwork, join
+from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.networks.linear import linear
+from pp_models.observation_model import ACTIVATIONS, join
 from pp_models.parameter_module import mlp
 from pp_models.task_plates import PARTICLE_PLATE, task_plates
 

@@ -13,7 +13,7 @@ from torch.distributions import constraints
 from guides.processes.neural_process_guide import require_representation_alone
 from guides.set_encoder import SetEncoder
 from pp_models.data import Dataset
-from pp_models.networks.bayesian_network import join
+from pp_models.observation_model import join
 from pp_models.parameter_module import ParameterModule
 from pp_models.processes.neural_process import NeuralProcess
 from pp_models.task_plates import task_plates

@@ -15,7 +15,8 @@ from guides.networks.weight_guide import WeightGuide, initial_weight
 from guides.processes.neural_process_guide import require_representation_alone
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood
-from pp_models.networks.bayesian_network import BayesianNetwork, join
+from pp_models.networks.bayesian_network import BayesianNetwork
+from pp_models.observation_model import join
 from pp_models.parameter_module import ParameterModule
 from pp_models.processes.neural_process import NeuralProcess
 from pp_models.task_plates import task_plates

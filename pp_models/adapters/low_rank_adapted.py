@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,12 +12,12 @@ from pyro import poutine
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 
-from pp_models.adapters.low_rank_layer import FactorDraws, LowRankLinear, RankModule, RankParameter, linear_sizes
+from pp_models.adapters.low_rank_layer import FactorDraws, RankModule, RankParameter, adapt, linear_sizes
 from pp_models.adapters.low_rank_priors import CentredCauchy, check_rank_prior
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
-from pp_models.networks.bayesian_network import observe
-from pp_models.networks.log_uniform_prior import LogUniform
+from pp_models.log_uniform import LogUniform
+from pp_models.observation_model import observe
 from pp_models.parameter_module import ParameterModule
 from pp_models.task_plates import task_plates, without_repeats
 
@@ -304,63 +303,6 @@ class LowRankAdapted(ParameterModule):
         padding = getattr(self.backbone.config, "pad_token_id", None)
         options = {} if padding is None else {"attention_mask": (ids != padding).long()}
         return self.backbone(input_ids=ids, **options).logits
-
-
-def adapt(
-    backbone: nn.Module,
-    targets: str | Sequence[str] | None,
-    rank: int,
-    lora_alpha: float = 16.0,
-    dropout: float = 0.0,
-    trainable: Sequence[str] = (),
-) -> None:
-    """Freezes a module and puts low-rank updates around some of its linear layers, in place.
-
-    Raises:
-        ValueError: targets that name no linear layer, a rank below 1, or a backbone that is adapted already.
-    """
-    adapted = [m for m in backbone.modules() if isinstance(m, RankModule)]
-    if targets is None:
-        if not adapted:
-            raise ValueError("targets: got None, but the backbone has no LRVD layer; name the linear layers to adapt")
-        for name, parameter in backbone.named_parameters():
-            if "lora_lrvd_" in name:
-                parameter.requires_grad_(False)  # a guide has its own
-        return
-    if adapted or hasattr(backbone, "peft_config"):
-        raise ValueError("backbone: it is adapted already; pass targets=None for a peft model with guides.LrvdConfig")
-    if rank < 1:
-        raise ValueError(f"rank: got {rank}; it must be at least 1")
-    linears = {name: m for name, m in backbone.named_modules() if linear_sizes(m) is not None}
-    chosen = [name for name in linears if _matches(name, targets)]
-    wanted = [] if isinstance(targets, str) else list(targets)
-    missing = [t for t in wanted if not any(_matches(name, [t]) for name in linears)]
-    if missing or not chosen:
-        unknown = missing[0] if missing else targets
-        raise ValueError(
-            f"targets: no Linear or Conv1D layer of {type(backbone).__name__} is named {unknown!r}; it has "
-            f"{', '.join(sorted({name.rpartition('.')[2] for name in linears})[:8]) or 'none'}"
-        )
-    backbone.requires_grad_(False)
-    for name in chosen:
-        parent, _, child = name.rpartition(".")
-        setattr(
-            backbone.get_submodule(parent) if parent else backbone,
-            child,
-            LowRankLinear(linears[name], rank, lora_alpha, dropout),
-        )
-    for ending in trainable:
-        found = [m for name, m in backbone.named_modules() if _matches(name, [ending])]
-        if not found:
-            raise ValueError(f"trainable: {type(backbone).__name__} has no module named {ending!r}")
-        for module in found:
-            module.requires_grad_(True)
-
-
-def _matches(name: str, targets: str | Sequence[str]) -> bool:
-    if isinstance(targets, str):
-        return targets == "all-linear" or re.fullmatch(targets, name) is not None
-    return any(name == t or name.endswith(f".{t}") for t in targets)
 
 
 def _is_hugging_face(backbone: nn.Module) -> bool:

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pp_models.log_uniform_kl import log_uniform_kl
+from pp_models.log_uniform import log_uniform_kl
 
 #: the log-uniform prior is improper; the other two are proper
 RANK_PRIORS = ("log-uniform", "half-cauchy", "ard")

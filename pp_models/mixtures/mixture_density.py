@@ -16,8 +16,7 @@ from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.mixtures.conjugate_sweeps import dirichlet_sweeps, stick_breaking_sweeps
 from pp_models.mixtures.simplex_distributions import ExpertMixture, LogSpaceDirichlet, StickBreaking, log_weights
-from pp_models.networks.bayesian_network import observe
-from pp_models.observation_model import ObservationModel, network_outputs
+from pp_models.observation_model import ObservationModel, network_outputs, observe
 from pp_models.task_plates import task_plates, without_repeats
 
 EXPERTS = ("context", "strict")

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from pp_models.attention import attend
 from pp_models.likelihoods import Likelihood, make_likelihood
-from pp_models.networks.bayesian_network import ACTIVATIONS, BayesianNetwork, Layer
+from pp_models.networks.bayesian_network import BayesianNetwork, Layer
 from pp_models.networks.priors import WeightPrior
-from pp_models.observation_model import network_outputs
+from pp_models.observation_model import ACTIVATIONS, network_outputs
 
 #: weight matrices of a block: queries, keys, values, output, and the two of the feed-forward part
 MATRICES_OF_A_BLOCK = 6

@@ -6,42 +6,17 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import pyro
-import pyro.distributions as dist
-import torch
 from torch import Tensor
 
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.networks.linear import linear
 from pp_models.networks.priors import FixedGaussianPrior, WeightPrior
-from pp_models.observation_model import ObservationModel
+from pp_models.observation_model import ACTIVATIONS, ObservationModel, flat_representation, join, observe
 from pp_models.task_plates import task_plates
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-    "silu": torch.nn.functional.silu,
-    "gelu": torch.nn.functional.gelu,
-}
 
 #: a layer's index and its input ``[*B, N, k_in]`` to its pre-activations ``[*B, N, k_out]``
 Layer = Callable[[int, Tensor], Tensor]
-
-
-def observe(distribution: dist.TorchDistribution, data: Dataset) -> Tensor:
-    """The observation site ``y``: pointwise ``distribution`` (batch ``[..., N]``), masked, points as one event."""
-    # without points there is nothing to mask, and torch cannot sum a masked distribution over none
-    if data.mask is not None and data.y is not None and data.num_points:
-        distribution = distribution.mask(data.mask)
-    return pyro.sample("y", distribution.to_event(1), obs=data.y)
-
-
-def flat_representation(width: int, like: Tensor) -> dist.TorchDistribution:
-    """A flat prior over a task representation ``[width]``: log-density 0, drawn as standard normal where sampled.
-
-    A guide that puts a point mass there has a deterministic path (as in CNPs) at no cost in the bound.
-    """
-    return dist.Normal(like.new_zeros(width), like.new_ones(width)).to_event(1).mask(False)
 
 
 class BayesianNetwork(ObservationModel):
@@ -153,10 +128,3 @@ class BayesianNetwork(ObservationModel):
 def weight_shapes(layer_sizes: list[int]) -> list[tuple[int, int]]:
     """``(k_out, k_in + 1)`` of the matrices between consecutive widths."""
     return [(k_out, k_in + 1) for k_in, k_out in pairwise(layer_sizes)]
-
-
-def join(x: Tensor, representation: Tensor) -> Tensor:
-    """Appends a task representation ``[*B, R]`` to every point of ``x`` ``[*B, N, Dx]``; leading dims broadcast."""
-    shape = torch.broadcast_shapes(x.shape[:-2], representation.shape[:-1])
-    wide = representation.unsqueeze(-2).expand(*shape, x.shape[-2], representation.shape[-1])
-    return torch.cat([x.expand(*shape, *x.shape[-2:]), wide], -1)

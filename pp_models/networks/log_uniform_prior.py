@@ -2,49 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pp_models.log_uniform import LogUniform
 from pp_models.networks.priors import WeightPrior
-
-
-class LogUniform(TorchDistribution):
-    """Log-uniform over magnitudes with a symmetric sign: density ∝ 1/|w| on ``low <= |w| <= high``.
-
-    Cutting the magnitudes makes the improper prior of variational dropout (Kingma et al. 2015) one that can be sampled;
-    outside the cut the density is continued as ∝ 1/|w|, so that gradients are those of the improper prior.
-
-    Args:
-        low: smallest magnitude.
-        high: largest magnitude.
-    """
-
-    arg_constraints: ClassVar[dict] = {"low": constraints.positive, "high": constraints.positive}
-    support = constraints.real
-    has_rsample = False
-
-    def __init__(self, low: Tensor, high: Tensor, validate_args: bool | None = None) -> None:
-        self.low, self.high = torch.broadcast_tensors(low, high)
-        super().__init__(self.low.shape, validate_args=validate_args)
-
-    def expand(self, batch_shape, _instance=None):
-        new = self._get_checked_instance(LogUniform, _instance)
-        new.low, new.high = self.low.expand(batch_shape), self.high.expand(batch_shape)
-        super(LogUniform, new).__init__(torch.Size(batch_shape), validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-    def sample(self, sample_shape=()):
-        shape = self._extended_shape(torch.Size(sample_shape))
-        uniform = torch.rand(shape, dtype=self.low.dtype, device=self.low.device)
-        sign = torch.randint(0, 2, shape, device=self.low.device) * 2 - 1
-        return sign * torch.exp(self.low.log() + uniform * (self.high / self.low).log())
-
-    def log_prob(self, value):
-        return -value.abs().clamp_min(1e-30).log() - torch.log(2 * (self.high / self.low).log())
 
 
 class LogUniformPrior(WeightPrior):

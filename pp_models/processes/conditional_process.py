@@ -10,8 +10,7 @@ from torch.nn.functional import one_hot
 
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
-from pp_models.networks.bayesian_network import observe
-from pp_models.observation_model import ObservationModel, network_outputs
+from pp_models.observation_model import ObservationModel, network_outputs, observe
 from pp_models.task_plates import task_plates, without_repeats
 
 

@@ -12,8 +12,7 @@ from torch.nn.functional import leaky_relu
 
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
-from pp_models.networks.bayesian_network import join, observe
-from pp_models.observation_model import ObservationModel, network_outputs
+from pp_models.observation_model import ObservationModel, join, network_outputs, observe
 from pp_models.parameter_module import mlp
 from pp_models.processes.conditional_process import flat_memory
 from pp_models.task_plates import task_plates, without_repeats

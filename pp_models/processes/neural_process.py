@@ -10,8 +10,7 @@ from torch import Tensor
 from pp_models.attention import ContextAttention
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
-from pp_models.networks.bayesian_network import flat_representation, join, observe
-from pp_models.observation_model import ObservationModel, network_outputs
+from pp_models.observation_model import ObservationModel, flat_representation, join, network_outputs, observe
 from pp_models.parameter_module import mlp
 from pp_models.task_plates import task_plates, without_repeats
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pp_models.data import Dataset, TaskBatch
-from pp_models.networks.bayesian_network import ACTIVATIONS
+from pp_models.observation_model import ACTIVATIONS
 from pp_models.tasks.gp_kernels import KERNELS
 from pp_models.tasks.point_counts import ShareCounts, random_subsets
 from pp_models.tasks.task_stream import TaskStream

@@ -24,7 +24,7 @@ from evaluation.adapters.rank_analysis import (
 from guides import LrvdConfig, RankwiseGuide
 from inference import prune_ranks
 from pp_models import LowRankAdapted
-from pp_models.log_uniform_kl import log_uniform_kl
+from pp_models.log_uniform import log_uniform_kl
 
 
 def factors(rank=5, seeds=3, dtype=torch.float64):

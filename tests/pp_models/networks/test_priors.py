@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pp_models import BayesianNetwork, Dataset, FixedGaussianPrior, LearnedGaussianPrior, LogUniformPrior
-from pp_models.networks.log_uniform_prior import LogUniform
+from pp_models.log_uniform import LogUniform
 from pp_models.networks.priors import GRANULARITIES
 
 SHAPES = [(3, 3), (1, 4)]

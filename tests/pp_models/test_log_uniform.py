@@ -10,7 +10,7 @@ import torch
 
 from guides.adapters.lrvd_families import FAMILIES, family_kl, initial_parameters
 from pp_models import log_uniform_kl
-from pp_models.log_uniform_kl import dawson
+from pp_models.log_uniform import dawson
 
 TABLE = {-8: 4.63501, -4: 2.62575, -2: 1.54415, -1: 0.91453, 0: 0.42669, 1: 0.17319, 2: 0.06617, 3: 0.02469, 4: 0.00913}
 APPROXIMATE = [4.6359, 2.63421, 1.54053, 0.91387, 0.43124, 0.17797, 0.06842, 0.02542, 0.00933]
