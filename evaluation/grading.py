@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evaluation.diagnostics import psis, wasserstein
 from evaluation.plots.style import WIDTH, colours, look
-from inference.predict import posterior_log_weights, sample_posterior
+from inference.posterior_draws import posterior_log_weights, sample_posterior
 from inference.progress import Stages
 from pp_models.data import Dataset
 
