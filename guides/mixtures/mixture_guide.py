@@ -16,9 +16,6 @@ from pp_models.mixtures.mixture_density import MixtureDensityNetwork
 from pp_models.parameter_module import ParameterModule, mlp
 from pp_models.task_plates import task_plates
 
-#: objectives that weigh particles by densities, which a point mass has not
-WEIGHING = ("iw-em", "iwae", "dreg", "renyi", "rws", "chi2")
-
 
 class MixtureEncoder(nn.Module):
     """A set encoder with the number of points beside the pooled embedding (NMDP, section 1.2).
@@ -115,16 +112,19 @@ class MixtureGuide(ParameterModule):
         """
         raise ValueError(f"guide: {type(self).__name__} cannot drop experts one by one")
 
-    def check_objective(self, name: str) -> None:
+    def check_objective(self, objective: Any) -> None:
         """Refuses an objective that cannot train this guide.
+
+        Args:
+            objective: a ``TaskObjective``; its ``name`` and the facts that its class states.
 
         Raises:
             ValueError: it cannot; the message says why.
         """
-        if self.point_mass and name in WEIGHING:
+        if self.point_mass and objective.weighs_particles:
             raise ValueError(
-                f"objective: {name!r} weighs draws of the mixture weights by their density, and the weights of "
-                f"{type(self).__name__} are a point mass: all draws are one. Use 'npml' (maximum likelihood)"
+                f"objective: {objective.name!r} weighs draws of the mixture weights by their density, and the weights "
+                f"of {type(self).__name__} are a point mass: all draws are one. Use 'npml' (maximum likelihood)"
             )
 
     def forward(self, data: Dataset) -> dict[str, Tensor]:

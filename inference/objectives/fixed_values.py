@@ -86,6 +86,21 @@ def log_densities_at_fixed_values(
     return {name: log_density(site, axes, scaled=scaled) for name, site in drawn_sites(again)}
 
 
+def score_densities(guide_trace: Trace, axes: TaskAxes, every: bool = False) -> dict[str, Tensor]:
+    """log q ``[K, *B]`` of the sites whose gradient is a score function's: those that have no reparameterised draw.
+
+    Args:
+        guide_trace: the guide's trace.
+        axes: the task dimensions.
+        every: take all drawn sites.
+    """
+    return {
+        name: log_density(site, axes, scaled=False)
+        for name, site in drawn_sites(guide_trace)
+        if every or not site["fn"].has_rsample
+    }
+
+
 class GradientWeight:
     """A factor ``[K, *B]`` on the gradient of values, known (with its axes) only after they were used."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pyro
@@ -14,7 +15,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference.objectives.fixed_values import drawn_sites, log_density, only_drawn, score_term
-from inference.objectives.importance_weights import ImportanceWeighted, WeightedDraws, total
+from inference.objectives.importance_weights import WeightedDraws, WeightedObjective, total
 from inference.objectives.independent_plates import independent_axes
 from inference.objectives.observations import observed_log_likelihood
 from inference.objectives.task_objective import (
@@ -45,7 +46,7 @@ class EStep:
     weights: Tensor | None = None
 
 
-class IWEM(ImportanceWeighted):
+class IWEM(WeightedObjective):
     """Importance-weighted EM (NMDP, eq. 7 to 9): the guide on the context is a *conditional prior* g(z | D_c).
 
     E-step: z_k from a proposal r, without gradient; ŵ_k ∝ p(y | z_k) g(z_k | D_c) / r(z_k), normalised in each task.
@@ -88,7 +89,10 @@ class IWEM(ImportanceWeighted):
         ValueError: an argument out of range; when used, ``"conjugate"`` with a model that has no such proposal.
     """
 
-    fixed_particles = True
+    fixed_particles = weighs_particles = True
+    guide_is = "predictor"
+    needs = "data set"
+    has_no = MappingProxyType({"on": "iw-em always gives its guide the context; 'score' says which points weigh"})
 
     def __init__(
         self,
@@ -100,8 +104,6 @@ class IWEM(ImportanceWeighted):
         inner_steps: int = 1,
         **options: Any,
     ) -> None:
-        if "on" in options:
-            raise ValueError("on: iw-em always gives its guide the context; 'score' says which points weigh")
         super().__init__(num_particles, **options)
         if not callable(proposal) and proposal not in PROPOSALS:
             raise ValueError(f"proposal: got {proposal!r}; it must be one of {', '.join(PROPOSALS)}, or a guide")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import pyro
@@ -74,6 +75,16 @@ class TaskObjective(ELBO):
 
     Plates are read off the traces. Vectorised particles are a plate to the left of all others.
 
+    What others may ask about an objective stands on its class:
+
+    * ``weighs_particles``: it weighs draws by their densities, which a point mass has not;
+    * ``guide_is``: ``"posterior"``, or ``"predictor"`` where the guide is a conditional prior or only predicts, and is
+      no posterior under the model's own prior;
+    * ``needs``: ``"anything"`` that model and guide take, or a ``"data set"``: a TaskBatch or a Dataset;
+    * ``proposal``: what draws its particles in place of the guide, trained with the rest where it is a module;
+    * ``inner_steps``: optimizer steps for one set of particles;
+    * ``has_no``: options that one may expect of it, and why there are none.
+
     Args:
         num_particles: draws per task, K.
         normalize: report and maximise per scored value (the mean over points and output dimensions, then over tasks)
@@ -92,6 +103,12 @@ class TaskObjective(ELBO):
     sign = 1.0
     #: particles carry no gradient to the guide
     fixed_particles = False
+    weighs_particles: bool = False
+    guide_is: str = "posterior"
+    needs: str = "anything"
+    proposal: Any = None
+    inner_steps: int = 1
+    has_no: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -182,7 +199,7 @@ class TaskObjective(ELBO):
             DataError: data that do not fit the model.
         """
         if hasattr(guide, "check_objective"):
-            guide.check_objective(self.name)
+            guide.check_objective(self)
         if hasattr(model, "check") and args:  # here, for Pyro's traces add the shapes of all sites to the message
             parts = (args[0].context, args[0].target) if isinstance(args[0], TaskBatch) else (args[0],)
             for part in parts:
