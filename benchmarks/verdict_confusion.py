@@ -16,8 +16,8 @@ import torch
 import typer
 from torch import Tensor
 
-from evaluation.results_page import markdown_table
 from evaluation.trust import LEVELS, verdict
+from guidebook.results_page import markdown_table
 from inference import fit
 from inference.objectives import make
 from pp_models import Dataset, LogSpaceDirichlet, TaskBatch

@@ -35,7 +35,7 @@ from pp_models import (
     NeuralProcess,
     TransformerNeuralProcess,
 )
-from pp_models.conditional_process import ConditionalProcess
+from pp_models.processes.conditional_process import ConditionalProcess
 
 
 @dataclass

@@ -2,30 +2,30 @@
 
 from typing import Any
 
-from guides.adapter_dropout import MCDropoutAdapterGuide
-from guides.adapter_guide import PointAdapterGuide
-from guides.adapter_laplace import LaplaceAdapterGuide
-from guides.adapter_mean_field import AdapterMeanFieldGuide
-from guides.amortised_mean_field import AmortisedMeanFieldGuide
-from guides.bernoulli_dropout import BernoulliExpertGuide
-from guides.bnn_weights import BNNWeightGuide
-from guides.bootstrap import BootstrapGuide
-from guides.conjugate_refinement import ConjugateRefinement
-from guides.context_points import ContextPointsGuide
-from guides.dirichlet_mixture import DirichletMixtureGuide, DirichletPosteriorGuide
-from guides.distance_informed_guide import DistanceInformedGuide
-from guides.expert_pruning import prune_experts
-from guides.gaussian_vi import GaussianVIGuide
-from guides.global_inducing import GlobalInducingGuide
-from guides.gradient_adaptation import CAVIAGuide, MAMLGuide
-from guides.local_reparameterization import local_reparameterization
-from guides.logistic_normal_mixture import LogisticNormalGuide
-from guides.mc_dropout import MCDropoutGuide
-from guides.mixture_gates import DeterministicGateGuide, UniformMixtureGuide
-from guides.neural_process_guide import NeuralProcessGuide
-from guides.rankwise import RankwiseGuide
-from guides.stick_breaking_mixture import StickBreakingGuide
-from guides.swag import SWAGGuide
+from guides.adapters.adapter_dropout import MCDropoutAdapterGuide
+from guides.adapters.adapter_guide import PointAdapterGuide
+from guides.adapters.adapter_laplace import LaplaceAdapterGuide
+from guides.adapters.adapter_mean_field import AdapterMeanFieldGuide
+from guides.adapters.rankwise import RankwiseGuide
+from guides.mixtures.conjugate_refinement import ConjugateRefinement
+from guides.mixtures.dirichlet_mixture import DirichletMixtureGuide, DirichletPosteriorGuide
+from guides.mixtures.expert_pruning import prune_experts
+from guides.mixtures.logistic_normal_mixture import LogisticNormalGuide
+from guides.mixtures.mixture_gates import DeterministicGateGuide, UniformMixtureGuide
+from guides.mixtures.stick_breaking_mixture import StickBreakingGuide
+from guides.networks.amortised_mean_field import AmortisedMeanFieldGuide
+from guides.networks.bernoulli_dropout import BernoulliExpertGuide
+from guides.networks.bnn_weights import BNNWeightGuide
+from guides.networks.gaussian_vi import GaussianVIGuide
+from guides.networks.global_inducing import GlobalInducingGuide
+from guides.networks.local_reparameterization import local_reparameterization
+from guides.networks.mc_dropout import MCDropoutGuide
+from guides.networks.swag import SWAGGuide
+from guides.processes.bootstrap import BootstrapGuide
+from guides.processes.context_points import ContextPointsGuide
+from guides.processes.distance_informed_guide import DistanceInformedGuide
+from guides.processes.gradient_adaptation import CAVIAGuide, MAMLGuide
+from guides.processes.neural_process_guide import NeuralProcessGuide
 
 __all__ = [
     "AdapterMeanFieldGuide",
@@ -61,7 +61,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """What needs peft is imported when it is first asked for."""
     if name in ("LrvdConfig", "lrvd_load"):
-        from guides import lrvd_peft
+        from guides.adapters import lrvd_peft
 
         return getattr(lrvd_peft, name)
     raise AttributeError(f"module 'guides' has no attribute {name!r}")

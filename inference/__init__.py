@@ -1,14 +1,14 @@
 """Objectives, fitting, prediction and reference samplers."""
 
 from inference import objectives
+from inference.adapters.rank_pruning import RankPruning, prune_ranks
 from inference.checkpoint import CheckpointError
 from inference.compare_objectives import compare_objectives
 from inference.fit import FitResult, TrainingDiverged, fit
-from inference.nuts import NutsResult, nuts
 from inference.predict import Prediction, predict, sample_posterior
 from inference.prior_predictive import prior_predictive
-from inference.rank_pruning import RankPruning, prune_ranks
-from inference.swag import swag
+from inference.reference.nuts import NutsResult, nuts
+from inference.reference.swag import swag
 
 __all__ = [
     "CheckpointError",

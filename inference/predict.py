@@ -19,7 +19,7 @@ from inference.objectives.importance_weights import weigh
 from inference.objectives.independent_plates import sample_sites
 from inference.pareto_smoothing import psis_weights
 from pp_models.data import DataError, Dataset, TaskBatch
-from pp_models.simplex_distributions import ExpertMixture
+from pp_models.mixtures.simplex_distributions import ExpertMixture
 from pp_models.task_plates import PARTICLE_PLATE
 
 

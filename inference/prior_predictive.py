@@ -10,8 +10,8 @@ from pyro import poutine
 from torch import Tensor
 
 from inference.predict import Prediction, likelihood_of_points, seeded
-from pp_models.bayesian_network import BayesianNetwork
 from pp_models.data import Dataset
+from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.task_plates import PARTICLE_PLATE
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import typer
 
-from evaluation.command_line import app
+from guidebook.command_line import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if path.is_file()]

@@ -32,7 +32,7 @@ from evaluation.experiments import (
     nvdp_trigonometric,
 )
 from evaluation.experiments.experiment import SCALES, Check, Experiment, Outcome, Workshop, write_outcome
-from pp_models.regression_tables import TABLES
+from pp_models.tasks.regression_tables import TABLES
 
 EXPERIMENTS: dict[str, Experiment] = {
     "nvdp/gp-random": Experiment("1-D GP regression, random RBF kernel", partial(nvdp_gp.run, "random")),

@@ -19,7 +19,7 @@ from evaluation.report import Code, Heading, Picture, Prose, Section, Table, as_
 from inference import fit
 from inference.checkpoint import make_folder, write_atomically
 from inference.training_setup import make_fabric
-from pp_models.task_stream import TaskStream
+from pp_models.tasks.task_stream import TaskStream
 
 SCALES = ("smoke", "small", "paper")
 

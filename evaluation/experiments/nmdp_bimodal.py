@@ -14,7 +14,7 @@ from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
 from evaluation.experiments.nmdp_parts import Size, description, mixture, process, scores, train
 from inference import predict
 from pp_models import TaskBatch, tasks
-from pp_models.mixed_offset_tasks import (
+from pp_models.tasks.mixed_offset_tasks import (
     mixed_offset_joint_log_likelihood,
     mixed_offset_log_likelihood,
     mixed_offset_predict,

@@ -17,7 +17,7 @@ from evaluation.plots.style import WIDTH, colours, look
 from guides import StickBreakingGuide, prune_experts
 from inference.objectives import make
 from pp_models import MixtureDensityNetwork, TaskBatch, effective_experts, tasks, unused_experts
-from pp_models.branch_tasks import branch_oracle
+from pp_models.tasks.branch_tasks import branch_oracle
 
 FLOOR = 0.01
 CONTEXTS = (1, 3, 10)

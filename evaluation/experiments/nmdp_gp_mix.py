@@ -14,7 +14,7 @@ from evaluation.experiments.nmdp_ladder import RUNGS, late_ess, rung, rung_objec
 from evaluation.experiments.nmdp_parts import Pair, Size, description, scores, train_with
 from evaluation.methods import Task, build
 from evaluation.plots.style import WIDTH, colours, look
-from evaluation.scoring import score_oracle
+from evaluation.scores.scoring import score_oracle
 from pp_models import TaskBatch, tasks
 
 #: below the noise of 0.02

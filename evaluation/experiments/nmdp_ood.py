@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from evaluation.experiments.experiment import Check, Outcome, Workshop
 from evaluation.experiments.nmdp_kernel_mix import FLOOR, SCALES, fitted, test_tasks
 from evaluation.experiments.nmdp_parts import Pair, description
-from evaluation.mixture_uncertainty import auroc, concentration_of, context_typicality, mixture_uncertainty
 from evaluation.plots.style import WIDTH, look
+from evaluation.scores.mixture_uncertainty import auroc, concentration_of, context_typicality, mixture_uncertainty
 from guides import ConjugateRefinement
 from pp_models import Dataset
 

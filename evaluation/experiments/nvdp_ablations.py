@@ -8,8 +8,8 @@ from evaluation import plots
 from evaluation.experiments.experiment import Check, Outcome, Scale, Workshop, signed
 from evaluation.experiments.nvdp_gp import FLOOR
 from evaluation.methods import METHODS, Task
-from evaluation.metrics import rate_spread
-from evaluation.scoring import MARGINAL, score_oracle, score_tasks
+from evaluation.scores.metrics import rate_spread
+from evaluation.scores.scoring import MARGINAL, score_oracle, score_tasks
 from pp_models import tasks
 
 SCALES = {

@@ -8,8 +8,8 @@ import torch
 from evaluation import plots
 from evaluation.experiments.experiment import Check, Outcome, Scale, Workshop, signed
 from evaluation.methods import Task
-from evaluation.metrics import paired_difference, rate_spread
-from evaluation.scoring import SCORES, parameter_count, score_oracle, score_tasks
+from evaluation.scores.metrics import paired_difference, rate_spread
+from evaluation.scores.scoring import SCORES, parameter_count, score_oracle, score_tasks
 from inference import predict
 from pp_models import TaskBatch, oracle_predict, tasks
 

@@ -8,8 +8,8 @@ import torch
 from evaluation import plots
 from evaluation.experiments.experiment import Check, Outcome, Scale, Workshop
 from evaluation.methods import Task
-from evaluation.metrics import paired_difference
-from evaluation.scoring import MARGINAL, score_tasks
+from evaluation.scores.metrics import paired_difference
+from evaluation.scores.scoring import MARGINAL, score_tasks
 from pp_models import tasks
 
 SCALES = {

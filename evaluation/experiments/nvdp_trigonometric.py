@@ -7,7 +7,7 @@ import pandas as pd
 from evaluation import plots
 from evaluation.experiments.experiment import Check, Outcome, Scale, Workshop, signed
 from evaluation.methods import Task
-from evaluation.scoring import score_tasks
+from evaluation.scores.scoring import score_tasks
 from inference import predict
 from pp_models import tasks
 

@@ -13,7 +13,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from guides.local_reparameterization import is_gaussian_weight, local_reparameterization
+from guides.networks.local_reparameterization import is_gaussian_weight, local_reparameterization
 from inference.objectives.fixed_values import (
     drawn_sites,
     has_auxiliary_sites,

@@ -11,7 +11,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference.objectives.independent_plates import TaskAxes, own_scale, per_particle, sample_sites, share
-from pp_models.simplex_distributions import ExpertMixture
+from pp_models.mixtures.simplex_distributions import ExpertMixture
 
 
 def observed_log_likelihood(trace: Trace, axes: TaskAxes) -> tuple[Tensor, Tensor]:

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from evaluation.methods import METHODS, Task, build
-from evaluation.scoring import SCORES, parameter_count, score_oracle, score_tasks
+from evaluation.scores.scoring import SCORES, parameter_count, score_oracle, score_tasks
 from guides import MCDropoutGuide
 from inference import fit
 from pp_models import BayesianNetwork, Dataset, GaussianHeadLikelihood, TaskBatch, oracle_log_likelihood, tasks
-from pp_models.image_tasks import ImageTasks
+from pp_models.tasks.image_tasks import ImageTasks
 
 COLUMNS = ["m", *SCORES, "rmse", "crps", "within_1sd", "within_2sd", "sd"]
 CEILING = -math.log(0.1) - 0.5 * math.log(2 * math.pi)  # a point at the mean of a Gaussian head with floor 0.1

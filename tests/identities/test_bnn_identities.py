@@ -9,7 +9,7 @@ from pyro import poutine
 from torch import nn
 
 from guides import BNNWeightGuide
-from guides.whitened_gaussian import Dual, Primal, WhitenedGaussian
+from guides.networks.whitened_gaussian import Dual, Primal, WhitenedGaussian
 from inference.objectives import make
 from pp_models import (
     BayesianNetwork,

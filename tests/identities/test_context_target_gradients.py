@@ -10,7 +10,7 @@ from torch import nn
 
 from inference.objectives import kl_objective, make
 from pp_models import Dataset, TaskBatch
-from pp_models.bayesian_network import observe
+from pp_models.observation_model import observe
 from pp_models.parameter_module import ParameterModule
 from pp_models.task_plates import task_plates
 from tests.identities.conjugate_gaussian import TWINS, Noise, gauss_hermite

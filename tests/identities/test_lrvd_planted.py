@@ -4,10 +4,10 @@ import pyro
 import torch
 from pyro.infer import SVI, TraceMeanField_ELBO
 
-from evaluation.planted_rank import PlantedTask, planted_data
+from evaluation.adapters.planted_rank import PlantedTask, planted_data
 from guides import RankwiseGuide
 from inference import prune_ranks
-from inference.lrvd_training import log_alpha_learning_rate
+from inference.adapters.lrvd_training import log_alpha_learning_rate
 from pp_models import Dataset, LowRankAdapted
 
 

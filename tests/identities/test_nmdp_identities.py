@@ -21,8 +21,8 @@ from pp_models import (
     stick_breaking_sweeps,
     tasks,
 )
-from pp_models.branch_tasks import BranchTasks, branch_log_likelihood, branch_means, branch_oracle
-from pp_models.simplex_distributions import log_weights
+from pp_models.mixtures.simplex_distributions import log_weights
+from pp_models.tasks.branch_tasks import BranchTasks, branch_log_likelihood, branch_means, branch_oracle
 
 
 def log_likelihoods(points=12, experts=2, tasks_=(), seed=0):

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from guides import BernoulliExpertGuide, local_reparameterization
-from guides.dropout_normal import DropoutNormal, DropRates, dropout_kl
+from guides import BernoulliExpertGuide
+from guides.networks import local_reparameterization
+from guides.networks.dropout_normal import DropoutNormal, DropRates, dropout_kl
 from guides.set_encoder import POOLINGS, SetEncoder
 from inference import fit, predict
 from inference.objectives import ConditionalPrior
 from pp_models import BayesianNetwork, Dataset, TaskBatch, oracle_log_likelihood, tasks
-from pp_models.linear import linear
+from pp_models.networks.linear import linear
 
 #: P, P̂, KL of the Gaussian forms, KL of the Bernoulli masks (which is another number)
 KL_TABLE = [

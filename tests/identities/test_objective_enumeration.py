@@ -13,7 +13,7 @@ from torch import nn
 
 from inference.objectives import REGISTRY, fixed_values, importance_weights, kl_objective, make
 from pp_models import Dataset, TaskBatch
-from pp_models.bayesian_network import observe
+from pp_models.observation_model import observe
 from pp_models.parameter_module import ParameterModule
 from pp_models.task_plates import task_plates
 

@@ -11,7 +11,7 @@ from torch import nn
 from guides import AmortisedMeanFieldGuide, NeuralProcessGuide
 from inference.objectives import make
 from pp_models import BayesianNetwork, Dataset, NeuralProcess, tasks
-from pp_models.bayesian_network import observe
+from pp_models.observation_model import observe
 from pp_models.parameter_module import ParameterModule
 from pp_models.task_plates import task_plates
 

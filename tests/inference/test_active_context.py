@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.mixture_uncertainty import entropy_of_mean, mutual_information
+from evaluation.scores.mixture_uncertainty import entropy_of_mean, mutual_information
 from inference.active_context import acquire, acquisition_scores, entropy_drop, information
 from pp_models import Dataset
 from pp_models.task_plates import task_plates

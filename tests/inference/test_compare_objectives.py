@@ -14,7 +14,7 @@ from guides import AmortisedMeanFieldGuide
 from inference import compare_objectives
 from inference.objectives import REGISTRY, TaskELBO, make
 from pp_models import BayesianNetwork, Dataset, tasks
-from pp_models.bayesian_network import observe
+from pp_models.observation_model import observe
 from pp_models.parameter_module import ParameterModule
 from pp_models.task_plates import task_plates
 

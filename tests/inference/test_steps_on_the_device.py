@@ -5,7 +5,7 @@ from contextlib import suppress
 import pyro
 import pytest
 
-from evaluation.families import GUIDES, MODELS
+from evaluation.comparison.families import GUIDES, MODELS
 from evaluation.methods import Task
 from inference.fit import TrainingStep, _Sealed
 from inference.objectives import REGISTRY, make

@@ -1,0 +1,276 @@
+"""Training a model with LRVD layers outside Pyro: the KL's weight, learning rates, and Hugging Face's Trainer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guides.adapters.lrvd_families import weights_per_rank
+from guides.adapters.lrvd_layers import check_count, kl_divergence, layer_states
+from inference.fit import TrainingDiverged
+
+#: how far log α may travel in a training run, in nats: the sum of its learning rates over the steps
+TRAVEL = 14.0
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclass(frozen=True)
+class LrvdObjective:
+    """E_q[mean NLL] + β(t) T KL / N: how the KL is weighed against a mean loss.
+
+    Args:
+        num_data: N, number of training examples (of labels, where the loss is a mean over labels).
+        kl_count: ``"rank"`` counts the KL once a rank, ``"weights"`` once for each weight.
+        kl_weight: ``"elbo"`` for 1 / N; a number takes its place (the released code has 1e-6).
+        temperature: T; 1 with ``"elbo"`` is the evidence bound.
+        warmup_steps: steps over which β grows linearly from 0 to 1. None leaves it to the Trainer: a fifth of its
+            steps.
+        approximate: see ``kl_divergence``.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    num_data: int
+    kl_count: str = "rank"
+    kl_weight: str | float = "elbo"
+    temperature: float = 1.0
+    warmup_steps: int | None = None
+    approximate: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_count(self.kl_count)
+        if self.num_data < 1:
+            raise ValueError(f"num_data: got {self.num_data}; it must be at least 1")
+        if self.kl_weight != "elbo" and (isinstance(self.kl_weight, str) or not 0 <= self.kl_weight < math.inf):
+            raise ValueError(f"kl_weight: got {self.kl_weight!r}; it must be 'elbo' or a number that is not negative")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature: got {self.temperature}; it must be finite and not negative")
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps: got {self.warmup_steps}; it must be at least 0")
+
+    @property
+    def weight(self) -> float:
+        """What multiplies the summed KL in a mean loss after the warm-up."""
+        return self.temperature * (1 / self.num_data if self.kl_weight == "elbo" else float(self.kl_weight))
+
+    def beta(self, step: int) -> float:
+        """β at a step, counted from 0."""
+        return warmup(step, self.warmup_steps or 0)
+
+    def penalty(self, model: nn.Module, step: int) -> Tensor:
+        """What a step adds to its mean loss: a scalar."""
+        return self.beta(step) * self.weight * kl_divergence(model, self.kl_count, self.approximate)
+
+    def effective_temperature(self, model: nn.Module) -> float:
+        """κ: what a rank's KL is multiplied by against the *summed* log-likelihood, all factors together.
+
+        T times N times the weight in the mean loss, times the weights of a rank where those are counted (their mean
+        over ranks). It is the one number to compare runs by (LRVD's released GLUE runs: 4 to 600).
+        """
+        states = list(layer_states(model).values())
+        ranks = sum(len(s.lora_A) for s in states)
+        count = 1.0
+        if self.kl_count == "weights" and ranks:
+            count = sum(len(s.lora_A) * weights_per_rank(*s[:3]) for s in states) / ranks
+        return self.weight * self.num_data * count
+
+
+def warmup(step: int, steps: int) -> float:
+    """β: (step + 1) / steps up to 1; 1 without a warm-up."""
+    return min(1.0, (step + 1) / steps) if steps > 0 else 1.0
+
+
+def log_alpha_learning_rate(
+    steps: int, travel: float = TRAVEL, schedule: str = "linear", warmup_steps: int = 0
+) -> float:
+    """The peak learning rate of log α for a training of so many steps.
+
+    Adam moves a parameter by at most its learning rate a step, so that the sum over steps bounds how far log α can get
+    from where it starts; with a tenth of the weights' rate (as in the released code) it never reaches a threshold.
+
+    Args:
+        steps: optimizer steps.
+        travel: sum of learning rates over them; 12 to 16 let ranks be pruned, 60 takes null ranks to their end.
+        schedule: ``"constant"``, ``"linear"`` or ``"cosine"`` decay to 0, after the warm-up.
+        warmup_steps: steps of linear growth of the learning rate at the beginning.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+    if steps < 1:
+        raise ValueError(f"steps: got {steps}; it must be at least 1")
+    if not 0 < travel < math.inf:
+        raise ValueError(f"travel: got {travel}; it must be positive and finite")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule: got {schedule!r}; it must be one of {', '.join(SCHEDULES)}")
+    return travel / sum(_factor(t, steps, schedule, warmup_steps) for t in range(steps))
+
+
+def _factor(step: int, steps: int, schedule: str, warmup_steps: int) -> float:
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    rest = (step - warmup_steps) / max(steps - warmup_steps, 1)
+    return {"constant": 1.0, "linear": 1 - rest, "cosine": 0.5 * (1 + math.cos(math.pi * rest))}[schedule]
+
+
+def noise_parameters(model: nn.Module, guide: nn.Module | None = None) -> list[nn.Parameter]:
+    """Trainable noise levels: those of the LRVD layers of a model, and those of a rank-wise guide."""
+    found = [p for name, p in model.named_parameters() if "lora_lrvd_" in name and p.requires_grad]
+    if guide is not None:
+        found += [p for name, p in guide.named_parameters() if name.startswith("levels.")]
+    return found
+
+
+def parameter_groups(
+    model: nn.Module,
+    learning_rate: float,
+    steps: int,
+    *,
+    guide: nn.Module | None = None,
+    travel: float = TRAVEL,
+    schedule: str = "linear",
+    warmup_steps: int = 0,
+    weight_decay: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Groups for a torch optimizer: weights at ``learning_rate``, noise levels at the rate that their travel needs.
+
+    Args:
+        model: a model with LRVD layers, or a ``LowRankAdapted``.
+        learning_rate: of A, B and every other trainable parameter.
+        steps: optimizer steps.
+        guide: a guide whose parameters are trained too.
+        travel: see :func:`log_alpha_learning_rate`.
+        schedule: of the scheduler that will run, the same for both groups.
+        warmup_steps: of that scheduler.
+        weight_decay: of the first group; noise levels have none.
+    """
+    noise = noise_parameters(model, guide)
+    theirs = {id(p) for p in noise}
+    every = [*model.parameters(), *(guide.parameters() if guide is not None else ())]
+    weights = [p for p in every if p.requires_grad and id(p) not in theirs]
+    rate = log_alpha_learning_rate(steps, travel, schedule, warmup_steps)
+    groups = [{"params": weights, "lr": learning_rate, "weight_decay": weight_decay}]
+    return groups + ([{"params": noise, "lr": rate, "weight_decay": 0.0}] if noise else [])
+
+
+class LrvdTrainerMixin:
+    """Adds the KL to a Hugging Face Trainer: ``class MyTrainer(LrvdTrainerMixin, Trainer)``.
+
+    It is made as any Trainer, with ``lrvd=LrvdObjective(num_data)`` beside the other arguments.
+
+    The KL enters once an optimizer step, however many batches a step accumulates, whether the loss is a mean over
+    labels of all of them (``num_items_in_batch``) or of each, and however many processes there are. Noise levels get a
+    parameter group without decay, whose learning rate comes from the number of steps. Logs carry ``kl`` (nats),
+    ``beta``, ``kappa`` and ``total_rank``.
+
+    Args:
+        lrvd: the weight of the KL.
+        travel: see :func:`log_alpha_learning_rate`.
+
+    Raises:
+        TrainingDiverged: a loss was not finite.
+    """
+
+    def __init__(self, *args: Any, lrvd: LrvdObjective, travel: float = TRAVEL, **kwargs: Any) -> None:
+        self.lrvd, self.travel = lrvd, travel
+        self._bad: Tensor | None = None
+        super().__init__(*args, **kwargs)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's optimizer with the noise levels in a group of their own."""
+        this: Any = self
+        fresh = this.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+        noise = noise_parameters(this.model)
+        if fresh and noise:
+            theirs = {id(p) for p in noise}
+            for group in this.optimizer.param_groups:
+                group["params"] = [p for p in group["params"] if id(p) not in theirs]
+            this.optimizer.add_param_group({"params": noise, "weight_decay": 0.0, "noise_levels": True})
+        return optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The Trainer's scheduler, after the noise levels' learning rate was set from the number of steps."""
+        this: Any = self
+        kind = str(getattr(this.args.lr_scheduler_type, "value", this.args.lr_scheduler_type))
+        rate = log_alpha_learning_rate(
+            num_training_steps,
+            self.travel,
+            kind if kind in SCHEDULES else "linear",
+            this.args.get_warmup_steps(num_training_steps),
+        )
+        for group in (this.optimizer if optimizer is None else optimizer).param_groups:
+            if group.get("noise_levels"):
+                group["lr"] = rate
+                group.pop("initial_lr", None)
+        if self.lrvd.warmup_steps is None:
+            self.lrvd = replace(self.lrvd, warmup_steps=num_training_steps // 5)
+        return super().create_scheduler(num_training_steps, optimizer)  # type: ignore[misc]
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> Any:
+        """The Trainer's loss, and in training this batch's share of the weighted KL."""
+        this: Any = self
+        found = super().compute_loss(  # type: ignore[misc]
+            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch, **kwargs
+        )
+        if not model.training:
+            return found
+        loss, outputs = found if return_outputs else (found, None)
+        term = self.lrvd.penalty(model, this.state.global_step)
+        # the Trainer divides a batch's loss by the number of batches only where it is a mean over that batch
+        scaled = getattr(this, "loss_is_scaled_for_ga", None)
+        if scaled is None:
+            by_items = this.model_accepts_loss_kwargs and num_items_in_batch is not None
+            scaled = by_items or this.compute_loss_func is not None
+        share = 1.0 / getattr(this, "current_gradient_accumulation_steps", 1) if scaled else 1.0
+        loss = loss + share * term
+        bad = ~torch.isfinite(loss.detach()).all()
+        self._bad = bad if self._bad is None else self._bad | bad
+        if bad.device.type == "cpu" or this.state.global_step % 10 == 0:
+            self.check_finite()
+        return (loss, outputs) if return_outputs else loss
+
+    def check_finite(self) -> None:
+        """Refuses to go on after a loss that was not finite.
+
+        Raises:
+            TrainingDiverged: there was one.
+        """
+        this: Any = self
+        if self._bad is not None and bool(self._bad):
+            raise TrainingDiverged(
+                f"step {this.state.global_step}: loss not finite; try a smaller learning_rate, max_grad_norm=1.0, or "
+                "a smaller travel of log alpha"
+            )
+        self._bad = None
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Logs, with what LRVD has to say."""
+        this: Any = self
+        if "loss" in logs:
+            self.check_finite()
+            with torch.no_grad():
+                model = this.model
+                logs |= {
+                    "kl": float(kl_divergence(model, self.lrvd.kl_count, self.lrvd.approximate)),
+                    "beta": self.lrvd.beta(this.state.global_step),
+                    "kappa": self.lrvd.effective_temperature(model),
+                    "total_rank": sum(len(s.lora_A) for s in layer_states(model).values()),
+                }
+        super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+
+def __getattr__(name: str) -> Any:
+    """The callback needs transformers, which is imported when it is first asked for."""
+    if name == "LrvdCallback":
+        from inference.adapters.lrvd_callback import LrvdCallback
+
+        return LrvdCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
