@@ -168,7 +168,7 @@ def fit(
         final_learning_rate: every learning rate falls linearly to this, reached at the last step; None to keep it.
         max_grad_norm: clip the gradient's norm to this.
         release: by the beginning of parameter names, the step from which they are trained; before it they stay as they
-            are. ``{"model.prior": 100}`` lets a guide settle before the prior moves (BNNP, section 4).
+            are. ``{"model.prior": 100}`` lets a guide settle before the prior moves.
         log_every: steps between logged metrics.
         checkpoint_every: steps between checkpoints.
 

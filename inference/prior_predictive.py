@@ -20,7 +20,7 @@ from pp_models.task_plates import PARTICLE_PLATE
 def prior_predictive(
     model: BayesianNetwork, x: Tensor, num_samples: int = 100, *, seed: int | None = None
 ) -> Prediction:
-    """Functions from the prior, learned or not, at any inputs: the generative use of BNNP (section 4).
+    """Functions from the prior, learned or not, at any inputs: the generative use of BNNP.
 
     A prior trained on 28x28 images is sampled at 100x100 by asking for that grid. No guide takes part.
 

@@ -59,8 +59,8 @@ class GaussianLikelihood(Likelihood):
     Args:
         noise_scale: its standard deviation (where it starts, if learned).
         learn_noise: whether it is trained (in log space).
-        max_noise: a bound that a learned one stays below, as bound * sigmoid(raw) (BNNP, section 1); without it a
-            model may explain its first tasks as noise and never leave.
+        max_noise: a bound that a learned one stays below, as bound * sigmoid(raw); without it a model may
+            explain its first tasks as noise and never leave (docs/papers/bnnp.md, eq. 3).
 
     Raises:
         ValueError: a scale that is not positive, or a bound that is not above it or not needed.
@@ -96,7 +96,7 @@ class GaussianLikelihood(Likelihood):
 class GaussianHeadLikelihood(Likelihood):
     """A mean and a scale per point from the network: sigma = min_scale + (1 - min_scale) softplus(u).
 
-    With the floor 0.1 of NVDP's experiments no log-density per output dimension exceeds 1.3836 (NVDP, section 2.4).
+    With NVDP's floor of 0.1 no log-density per output dimension exceeds 1.3836 (docs/papers/nvdp.md, eq. 12 and 13).
 
     Args:
         min_scale: the floor of the standard deviation.

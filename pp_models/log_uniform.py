@@ -79,6 +79,8 @@ def dawson(u: Tensor) -> Tensor:
 def log_uniform_kl(log_alpha: Tensor, approximate: bool = False) -> Tensor:
     """KL(N(μ, α μ²) ‖ log-uniform) in nats, elementwise; it depends on the noise-to-signal ratio α alone.
 
+    See docs/papers/lrvd.md, eq. 6 and 7.
+
     The prior is improper; the constant is chosen so that the KL goes to 0 for α → ∞. Its derivative by log α is -u D(u)
     with u = 1/√(2α) and Dawson's integral D.
 

@@ -40,7 +40,8 @@ class EnergyCurve(NamedTuple):
     """Shares of the energy of ΔW that its first m components carry, m = 1 to r, and their means over m.
 
     Args:
-        energy: E(m) = 1 - |ΔW - ΔW_m|² / |ΔW|² in the given order ``[*S, r]``; negative for a bad order.
+        energy: E(m) = 1 - |ΔW - ΔW_m|² / |ΔW|² in the given order ``[*S, r]``; negative for a bad order
+            (docs/papers/lrvd.md, eq. 15).
         bound: Eckart and Young's, from the singular values ``[*S, r]``.
         random: mean over random orders ``[*S, r]``.
         auc, auc_bound, auc_random: means over m ``[*S]``.

@@ -1,4 +1,4 @@
-"""A prior learned from two tasks: how much of it should be trainable (BNNP, section 6.4)."""
+"""A prior learned from two tasks: how much of it should be trainable in BNNP."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     for column, better in (("lpd", "higher"), ("mae_rings", "lower")):
         gaps = [float(best.loc[(1.0, s), column] - best.loc[(0.0, s), column]) for s in seeds]
         name = f"whole prior learned less none learned, {column} ({better} is better)"
-        outcome.checks.append(Check(name, "reported (B5)", signed(gaps), None))
+        outcome.checks.append(Check(name, "reported", signed(gaps), None))
     means = best.groupby("proportion").lpd.mean()
     outcome.checks.append(
         Check("proportion with the highest mean LPD", "reported", f"{means.idxmax():g} ({means.max():+.3f})", None)

@@ -1,4 +1,4 @@
-"""BNNP's guide and mean-field VI against long NUTS runs on a small network (BNNP spec B8)."""
+"""BNNP's guide and mean-field VI against long NUTS runs on a small network."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
 
     outcome.checks = [
         Check(
-            "BNNP's predictive mean is NUTS's (B8)",
+            "BNNP's predictive mean is NUTS's",
             "largest difference between the data < 0.2 noise sd in every seed",
             signed(by.bnnp_mean_error),
             claim((by.bnnp_mean_error < 0.2).all()),

@@ -1,4 +1,4 @@
-"""Does a good prior replace good inference? A learned prior under BNNP, NUTS, SWAG and other VI (BNNP, section 6.3)."""
+"""Does a good prior replace good inference? A learned prior under BNNP, NUTS, SWAG and other VI."""
 
 from __future__ import annotations
 

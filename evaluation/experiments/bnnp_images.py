@@ -1,4 +1,4 @@
-"""Images as functions with a learned weight prior: completion and super-resolution (BNNP, section 6.5)."""
+"""Images as functions with a learned weight prior: completion and super-resolution by BNNP."""
 
 from __future__ import annotations
 

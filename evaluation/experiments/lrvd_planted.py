@@ -1,4 +1,4 @@
-"""Is a planted rank found? LRVD on a linear regression, its ablations, and controls that must fail (T1 and T2)."""
+"""Is a planted rank found? LRVD on a linear regression, its ablations, and controls that must fail."""
 
 from __future__ import annotations
 

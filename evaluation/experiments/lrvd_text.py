@@ -59,7 +59,7 @@ SIZES: dict[str, dict[str, Size]] = {
         "paper": Size(_ALL, 100, _ALL, 800, AdapterBudget(steps=5_000, batch_size=4, learning_rate=1e-4, max_len=300)),
     },
 }
-#: tasks of another size: pairs of sentences fill twice the tokens, and docstrings are as many as the LRVD prototype had
+#: tasks of another size: pairs of sentences fill twice the tokens, and there are fewer docstrings
 OTHER_SIZES: dict[tuple[str, str, str], Size] = {
     ("minilm", "mrpc", "small"): Size(1_200, 200, 400, 200, AdapterBudget(steps=300, batch_size=8)),
     ("minilm", "docstrings", "small"): Size(400, 140, 400, 200, AdapterBudget(steps=300)),

@@ -1,4 +1,4 @@
-"""A process with two modes: who finds both, and who knows that all points of a task share one (NMDP, section 4.2)."""
+"""A process with two modes: who finds both, and who knows that all points of a task share one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Does a Dirichlet's doubt tell odd tasks from ordinary ones? AUROC of every score (NMDP, section 5)."""
+"""Does a Dirichlet's doubt tell odd tasks from ordinary ones? AUROC of every score.
+
+The scores: docs/papers/nmdp.md, eq. 18 to 21.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Do NMDP's weights know which kernel drew a task? Clusters, a linear probe, and two controls (NMDP, section 5)."""
+"""Do NMDP's weights know which kernel drew a task? Clusters, a linear probe, and two controls."""
 
 from __future__ import annotations
 

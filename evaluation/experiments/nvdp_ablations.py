@@ -1,4 +1,4 @@
-"""NVDP's parts taken away one at a time: variational prior, its gradient, KL scale, rate structure (section 4.7)."""
+"""NVDP's parts taken away one at a time: variational prior, its gradient, KL scale, rate structure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Active learning on GP tasks: query where the predictive variance is largest, or at random (NVDP, section 4.3)."""
+"""Active learning on GP tasks: query where the predictive variance is largest, or at random, by NVDP and its rivals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NVDP on 1-D Gaussian-process regression with random and fixed kernels (NVDP, section 4.2)."""
+"""NVDP on 1-D Gaussian-process regression with random and fixed kernels (docs/papers/nvdp.md#experiments)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image completion: MNIST, Omniglot to MNIST, CelebA and the embedded digits (NVDP, section 4.4)."""
+"""Image completion by NVDP and its rivals: MNIST, Omniglot to MNIST, CelebA and the embedded digits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functional ambiguity on the trigonometric toy: sine, cosine or tanh from few points (NVDP, section 4.5)."""
+"""Functional ambiguity on the trigonometric toy: sine, cosine or tanh from few points, by NVDP and its rivals."""
 
 from __future__ import annotations
 

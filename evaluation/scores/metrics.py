@@ -61,7 +61,7 @@ class LogLikelihoods:
 
 
 def log_likelihoods(prediction: Prediction, batch: TaskBatch) -> LogLikelihoods:
-    """LL, RLL and PLL of a prediction made at ``batch.full.x`` (NVDP, section 4: context points first, then target).
+    """LL, RLL and PLL of a prediction made at ``batch.full.x`` (context points first, then target).
 
     Args:
         prediction: at the N = N_context + N_target points of ``batch.full``.
@@ -310,9 +310,9 @@ class RateSpread:
 
 
 def rate_spread(guide: Any, data: Dataset) -> dict[str, RateSpread]:
-    """Mean and across-task spread of a dropout guide's rates, by layer (NVDP, section 5.2).
+    """Mean and across-task spread of a dropout guide's rates, by layer.
 
-    A spread near 0 means that the guide ignores the context.
+    A spread near 0 means that the guide ignores the context (docs/papers/nvdp.md#traps).
 
     Args:
         guide: has ``rates(data)``, a dict from site name to drop probabilities ``[*B, k_out, k_in + 1]``, bias last.

@@ -29,6 +29,8 @@ from pp_models.adapters.low_rank_layer import RankParameter
 class RankwiseGuide(AdapterGuide):
     """z_k ~ N(1, α_k): one noise-to-signal ratio for each rank-one component (LRVD, the family ``"rank"``).
 
+    See docs/papers/lrvd.md, eq. 3 to 5.
+
     The other families make the factors random instead, around A and B of the model: ``"weight_tied"`` N(μ, α_k μ²),
     ``"shared_sigma"`` N(μ, σ_k²) in row k of A and column k of B (the released code), ``"asym"`` the same for A alone,
     and ``"untied"`` a variance for every weight. In plain Pyro a draw is shared by the batch.

@@ -16,7 +16,9 @@ from pp_models.task_plates import task_plates
 
 
 class ConjugateRefinement(ParameterModule):
-    """A guide's q(z | D) taken as the prior, updated by the context's likelihood under the experts (NMDP, section 2.6).
+    """A guide's q(z | D) taken as the prior, updated by the context's likelihood under the experts.
+
+    The sweeps are docs/papers/nmdp.md, eq. 14 and 16.
 
     q(z | D) says what to expect of a task like this; a few variational sweeps add what these very points say about
     which expert spoke. Whether they were counted before depends on how the guide was trained: one trained as the

@@ -20,7 +20,7 @@ MAPS = ("softplus", "mean-and-concentration")
 
 
 class DirichletMixtureGuide(MixtureGuide):
-    """q(z | D) = Dir(α(D)): the paper's conditional prior over the weights of a task (NMDP, eq. 2).
+    """q(z | D) = Dir(α(D)), a conditional prior over the weights of a task (docs/papers/nmdp.md, eq. 1 and 4).
 
     Maps from the encoder's output u to α: ``"softplus"``, α = α_min + softplus(u + 1), or
     ``"mean-and-concentration"``, α = α_min + softplus(v) softmax(u), whose mean and strength are separate numbers.
@@ -82,10 +82,11 @@ class DirichletMixtureGuide(MixtureGuide):
 
 
 class DirichletPosteriorGuide(DirichletMixtureGuide):
-    """A Dirichlet guide with a second encoder for the posterior of the whole task (NMDP, ablation A4).
+    """A Dirichlet guide with a second encoder for the posterior of the whole task.
 
-    Called with data it is the conditional prior Dir(α(D_c)), which predicts; ``npvi`` draws from the second encoder's
-    Dir(β(D)) instead, with pathwise gradients, and pays KL(Dir(β(D)) ‖ Dir(α(D_c))), in closed form.
+    NMDP's rung A4 (docs/papers/nmdp.md#the-ladder). Called with data it is the conditional prior Dir(α(D_c)), which
+    predicts; ``npvi`` draws from the second encoder's Dir(β(D)) instead, with pathwise gradients, and pays
+    KL(Dir(β(D)) ‖ Dir(α(D_c))), in closed form.
 
     Args:
         model: the mixture.

@@ -24,7 +24,7 @@ def prune_experts(
         model: the mixture; left as it is.
         guide: its guide; left as it is.
         data: contexts of many tasks ``[T, N]``, which the mean is taken over.
-        threshold: experts below this mean weight go (NMDP, section 7.1: 1e-3).
+        threshold: experts below this mean weight go.
 
     Returns:
         The smaller model, its guide, and the indices of the experts that were kept.

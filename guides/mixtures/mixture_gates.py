@@ -13,10 +13,10 @@ from pp_models.mixtures.mixture_density import MixtureDensityNetwork
 
 
 class DeterministicGateGuide(MixtureGuide):
-    """z = softmax(u(D_c)): a mixture of experts gated by the context, trained by ``npml`` (NMDP, ablation A3).
+    """z = softmax(u(D_c)): a mixture of experts gated by the context, trained by ``npml``.
 
-    Its predictive is the same family as the mean weights of a Dirichlet guide, and maximum likelihood trains it on the
-    marginal score itself; it has no joint uncertainty about the weights.
+    NMDP's rung A3 (docs/papers/nmdp.md#the-ladder). Its predictive is the same family as the mean weights of a
+    Dirichlet guide, and maximum likelihood trains it on the marginal score itself; it has no joint uncertainty.
 
     Args:
         model: the mixture.
@@ -38,7 +38,9 @@ class DeterministicGateGuide(MixtureGuide):
 
 
 class UniformMixtureGuide(MixtureGuide):
-    """z_l = 1 / L for every task: a mixture density network that cannot adapt its weights (NMDP, ablations A1 and A2).
+    """z_l = 1 / L for every task: a mixture density network that cannot adapt its weights.
+
+    NMDP's rungs A1 and A2 (docs/papers/nmdp.md#the-ladder).
 
     Args:
         model: the mixture; with one expert it is a plain conditional density.

@@ -18,7 +18,7 @@ from pp_models.task_plates import task_plates
 
 
 class MixtureEncoder(nn.Module):
-    """A set encoder with the number of points beside the pooled embedding (NMDP, section 1.2).
+    """A set encoder with the number of points beside the pooled embedding (docs/papers/nmdp.md#model).
 
     Pooling by means forgets how many points there were, and a concentration should grow with evidence.
 
@@ -92,7 +92,7 @@ class MixtureGuide(ParameterModule):
         raise NotImplementedError
 
     def mean_weights(self, data: Dataset) -> Tensor:
-        """E[z | D] ``[*B, L]``: the weights of the closed-form predictive (NMDP, eq. 10)."""
+        """E[z | D] ``[*B, L]``: the weights of the closed-form predictive (NMDP, the paper's eq. 10)."""
         return self.weights_distribution(data).mean
 
     def memory(self, data: Dataset) -> Tensor:

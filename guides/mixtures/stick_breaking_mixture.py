@@ -17,7 +17,9 @@ from pp_models.mixtures.simplex_distributions import StickBreaking
 
 
 class StickBreakingGuide(MixtureGuide):
-    """z_l = v_l Π_{j<l} (1 - v_j), v_l ~ Beta(a_l(D), b_l(D)): earlier experts come first (NMDP, section 7.1).
+    """z_l = v_l Π_{j<l} (1 - v_j), v_l ~ Beta(a_l(D), b_l(D)): earlier experts come first.
+
+    See docs/papers/nmdp.md, eq. 15.
 
     With L well above what is needed the tail goes unused: :func:`pp_models.effective_experts` counts what is left, and
     :func:`guides.prune_experts` drops the rest from model and guide.

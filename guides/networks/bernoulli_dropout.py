@@ -60,7 +60,8 @@ class BernoulliExpertGuide(WeightGuide):
 
         P[k, d] = s(b_k) s(a_d) s(c),   bias: s(e_k),   s(u) = sigmoid(clip(u) / τ)
 
-    and q(W | D) is Gaussian dropout with those rates (:class:`guides.networks.dropout_normal.DropoutNormal`).
+    and q(W | D) is Gaussian dropout with those rates (:class:`guides.networks.dropout_normal.DropoutNormal`); see
+    docs/papers/nvdp.md, eq. 2 to 5.
 
     Args:
         model: the network.

@@ -28,13 +28,13 @@ from pp_models.task_plates import task_plates
 CHOICES = ("auto", "real", "pseudo")
 INFERENCE = ("mlp", "transformer")
 CHUNK_GRADIENTS = ("exact", "single")
-#: subtracted from the raw log noise, so that pseudo-observations start with sd e^-2 (BNNP, section 2.1)
+#: subtracted from the raw log noise, so that pseudo-observations start with sd e^-2 (docs/papers/bnnp.md, eq. 4)
 LOG_NOISE_SHIFT = 2.0
 LOG_NOISE_RANGE = (-6.0, 4.0)
 
 
 class BNNWeightGuide(WeightGuide):
-    """Amortised conditional posteriors of the layers of a Bayesian network (BNNP, sections 2.1 to 2.3).
+    """Amortised conditional posteriors of the layers of a Bayesian network (docs/papers/bnnp.md, eq. 4 to 7).
 
     One inference network a layer maps each context point (x_n, y_n) to a pseudo-target v and a pseudo-noise σ for each
     unit. Given a draw of the layers below, hence the features Φ that enter layer l, a unit's incoming weights have the
@@ -65,8 +65,9 @@ class BNNWeightGuide(WeightGuide):
         chunk_size: accumulate the natural statistics over this many points at a time, so that memory does not grow with
             the context (primal form); None for all at once.
         chunk_gradient: ``"exact"`` recomputes each chunk in the backward pass; ``"single"`` takes the gradient of one
-            random chunk a layer, scaled by their number: exact values, an unbiased gradient, and cheaper. (Released
-            code updates chunk after chunk, where a later one without gradient cuts it; BNNP, section 4.)
+            random chunk a layer, scaled by their number: exact values, an unbiased gradient, and cheaper. (See
+            docs/papers/bnnp.md, eq. 19 and 20; released code updates chunk after chunk, where a later one without
+            gradient cuts it.)
         width: width of the transformers, and of the encoder of the deterministic path, where the model has one.
         num_blocks: attention blocks of a transformer.
         num_heads: attention heads of a transformer.

@@ -22,7 +22,7 @@ def layer_posterior(
     prior: Any,
     solver: str = "auto",
 ) -> WhitenedGaussian:
-    """p(W | v) ∝ p(W) Π_nd N(v_nd; φ_nᵀ w_d, 1/λ_nd) (BNNP, section 2.2).
+    """p(W | v) ∝ p(W) Π_nd N(v_nd; φ_nᵀ w_d, 1/λ_nd) (docs/papers/bnnp.md, eq. 5 and 6).
 
     Args:
         features: what enters the layer ``[..., N, k_in]``.

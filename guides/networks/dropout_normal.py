@@ -23,7 +23,7 @@ class DropRates:
         row: ``[*B, k_in]``, one factor per input unit.
         column: ``[*B, k_out]``, one factor per output unit.
         layer: ``[*B]``, one factor for the layer.
-        bias: ``[*B, k_out]``, the rates of the biases (a single factor; NVDP, section 1.3).
+        bias: ``[*B, k_out]``, the rates of the biases (a single factor; docs/papers/nvdp.md, eq. 4).
         dense: ``[*B, k_out, k_in + 1]``; where given it is what counts and the factors are not used.
     """
 
@@ -55,7 +55,8 @@ class DropRates:
 class DropoutNormal(TorchDistribution):
     """N((1 - P) θ, P (1 - P) θ²) for every entry of a weight matrix: dropout noise matched in its first two moments.
 
-    No rescaling by 1 / (1 - P): the rates move the mean, and that is how a task is adapted to (NVDP, section 1.2).
+    No rescaling by 1 / (1 - P): the rates move the mean, and that is how a task is adapted to
+    (docs/papers/nvdp.md, eq. 2).
 
     Args:
         weight: θ ``[k_out, k_in + 1]``, bias in the last column.
@@ -116,7 +117,9 @@ class DropoutNormal(TorchDistribution):
         return self.to_normal().log_prob(value)
 
     def preactivation_moments(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance ``[*B, N, k_out]`` of the pre-activations of inputs ``[*B, N, k_in]`` (NVDP, section 3.3).
+        """Mean and variance ``[*B, N, k_out]`` of the pre-activations of inputs ``[*B, N, k_in]``.
+
+        See docs/papers/nvdp.md, eq. 8 to 11.
 
         Two evaluations of the same numbers: with factored rates and few points, shared products without any per-task
         matrix; with many points, where the per-task matrices are the smaller objects, batched products.
@@ -176,7 +179,7 @@ class _DropoutKL(torch.autograd.Function):
 
 
 def dropout_kl(rate: Tensor, prior_rate: Tensor) -> Tensor:
-    """KL of N((1-P)θ, P(1-P)θ²) from N((1-P̂)θ, P̂(1-P̂)θ²), elementwise; θ cancels (NVDP, section 3.2).
+    """KL of N((1-P)θ, P(1-P)θ²) from N((1-P̂)θ, P̂(1-P̂)θ²), elementwise; θ cancels (docs/papers/nvdp.md, eq. 7).
 
         KL = ½ { [P(1-P) + (P̂-P)²] / [P̂(1-P̂)] + ln P̂(1-P̂) - ln P(1-P) - 1 }
 

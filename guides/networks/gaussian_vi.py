@@ -17,7 +17,7 @@ from pp_models.task_plates import task_plates
 
 
 class GaussianVIGuide(WeightGuide):
-    """q(W) = N(m, S) with its own parameters for each task: no network reads the data (BNNP's rivals, section 6.2).
+    """q(W) = N(m, S) with its own parameters for each task: no network reads the data.
 
     Args:
         model: the network.

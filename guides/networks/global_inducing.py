@@ -21,7 +21,7 @@ class GlobalInducingGuide(WeightGuide):
     """q(W_l | W_<l) ∝ p(W_l) Π_m N(v_m; W_l φ_m, σ_m²) with learned inducing inputs, targets and noises.
 
     The inducing inputs are propagated through the weights drawn, as BNNP's context is; nothing is amortised (Ober and
-    Aitchison 2021; BNNP, section 6.7). Each task has its own.
+    Aitchison 2021; docs/papers/bnnp.md#experiments). Each task has its own.
 
     Args:
         model: the network; its prior must be Gaussian.

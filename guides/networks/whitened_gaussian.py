@@ -17,7 +17,9 @@ def cholesky(matrix: Tensor) -> Tensor:
 
 
 class Primal:
-    """u ~ N(m, Λ⁻¹) with Λ = I + G and Λ m = h, by the Cholesky factor of Λ ``[..., k, k]`` (BNNP, section 2.2).
+    """u ~ N(m, Λ⁻¹) with Λ = I + G and Λ m = h, by the Cholesky factor of Λ ``[..., k, k]``.
+
+    See docs/papers/bnnp.md, eq. 8 to 10.
 
     Args:
         gram: G ``[..., k, k]``, positive semi-definite.
@@ -56,7 +58,7 @@ class Primal:
 class Dual:
     """The same posterior for Λ = I + AᵀA and h = Aᵀr with few points (A is ``[..., N, k]``, N < k), by I + A Aᵀ.
 
-    Draws by Matheron's rule: a prior draw corrected by its misfit.
+    Draws by Matheron's rule, a prior draw corrected by its misfit (docs/papers/bnnp.md, eq. 11 and 12).
     """
 
     def __init__(self, design: Tensor, residual: Tensor) -> None:
@@ -128,7 +130,9 @@ Whitened = Primal | Dual | Unwhitened
 
 
 class WhitenedGaussian(TorchDistribution):
-    """W = μ + C u block by block, u ~ N(m, Λ⁻¹): the posterior of weights with prior N(μ, C Cᵀ) (BNNP, section 2.2).
+    """W = μ + C u block by block, u ~ N(m, Λ⁻¹): the posterior of weights with prior N(μ, C Cᵀ).
+
+    See docs/papers/bnnp.md, eq. 8 to 12.
 
     A block is the incoming weights of a unit (``k_out`` blocks of ``k_in + 1``), or the whole matrix, row after row.
     In these coordinates Λ has no eigenvalue below one, so that nothing needs jitter.
@@ -291,7 +295,7 @@ def _kl_whitened_gaussian(q: WhitenedGaussian, p: torch.distributions.Distributi
 
 @register_kl(WhitenedGaussian, WhitenedGaussian)
 def _kl_whitened_whitened(q: WhitenedGaussian, p: WhitenedGaussian) -> Tensor:
-    """KL between two posteriors under one prior, in its coordinates (BNNP, section 3, NPVI)."""
+    """KL between two posteriors under one prior, in its coordinates (docs/papers/bnnp.md, eq. 13)."""
     if q.prior is None or q.prior != p.prior:
         raise NotImplementedError
     k = q.block_shape[-1]

@@ -15,7 +15,9 @@ from pp_models.task_plates import task_plates
 
 
 class NeuralProcessGuide(ParameterModule):
-    """q(z | D) = N(μ(D), σ²(D)), σ = 0.1 + 0.9 sigmoid, and a point mass on the deterministic path (NVDP, section 2.5).
+    """q(z | D) = N(μ(D), σ²(D)), σ = 0.1 + 0.9 sigmoid, and a point mass on the deterministic path.
+
+    See docs/papers/nvdp.md, eq. 14.
 
     Which sites it has follows from the model: CNP, NP, NP+CNP or ANP. Trained with ``npvi`` it is the neural process of
     Garnelo et al. 2018; with ``conditional-prior`` (``kl_reduction="sum"``) the variational-prior variant "+VP".

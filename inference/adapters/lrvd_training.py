@@ -20,7 +20,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 @dataclass(frozen=True)
 class LrvdObjective:
-    """E_q[mean NLL] + β(t) T KL / N: how the KL is weighed against a mean loss.
+    """E_q[mean NLL] + β(t) T KL / N: how the KL is weighed against a mean loss (docs/papers/lrvd.md, eq. 11).
 
     Args:
         num_data: N, number of training examples (of labels, where the loss is a mean over labels).

@@ -14,7 +14,7 @@ from inference.objectives.task_objective import context_and_full
 
 
 class ConditionalPrior(LocallyReparameterized):
-    """E_q(W | D_c)[log p(y_D | x_D, W)] - β KL(q(W | D_c) ‖ q(W | D)) for each task (NVDP, section 3.1).
+    """E_q(W | D_c)[log p(y_D | x_D, W)] - β KL(q(W | D_c) ‖ q(W | D)) for each task (docs/papers/nvdp.md, eq. 6).
 
     Samples come from the guide on the *context*, as at test time; the prior is the same guide on the whole task (its
     ``conditional_prior`` method where it has one), and gradients flow through both. It is not a bound on the evidence

@@ -47,7 +47,9 @@ class EStep:
 
 
 class IWEM(WeightedObjective):
-    """Importance-weighted EM (NMDP, eq. 7 to 9): the guide on the context is a *conditional prior* g(z | D_c).
+    """Importance-weighted EM: the guide on the context is a *conditional prior* g(z | D_c).
+
+    NMDP: the paper's eq. 7 to 9 and Algorithm 1; docs/papers/nmdp.md, eq. 5 to 9.
 
     E-step: z_k from a proposal r, without gradient; ŵ_k ∝ p(y | z_k) g(z_k | D_c) / r(z_k), normalised in each task.
     M-step: ascend Σ_k ŵ_k [log p(y | z_k) + log g(z_k | D_c)]. By Fisher's identity this is the self-normalised

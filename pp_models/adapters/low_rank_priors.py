@@ -34,7 +34,8 @@ def ard_kl(log_alpha: Tensor) -> Tensor:
     """KL(N(μ, α μ²) ‖ N(0, s²)) in nats at the best s² = (1 + α) μ², which is log(1 + 1/α) / 2; elementwise.
 
     Automatic relevance determination with the prior's scale in closed form (Kharitonov et al. 2018: variational dropout
-    by empirical Bayes). As the log-uniform prior's it depends on α alone and falls to 0 for α → ∞.
+    by empirical Bayes; docs/papers/lrvd.md, eq. 8). As the log-uniform prior's it depends on α alone and falls to 0 for
+    α → ∞.
 
     Args:
         log_alpha: log α, any shape.

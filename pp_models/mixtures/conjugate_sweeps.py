@@ -9,7 +9,7 @@ from torch import Tensor
 def dirichlet_sweeps(
     concentration: Tensor, expert_log_likelihood: Tensor, mask: Tensor | None = None, sweeps: int = 8
 ) -> Tensor:
-    """Concentration of the variational Dirichlet posterior of mixture weights (NMDP, conjugate proposal).
+    """Concentration of the variational Dirichlet posterior of mixture weights (docs/papers/nmdp.md, eq. 14).
 
     Given its expert, a point counts for that expert alone, so that responsibilities and concentration are updated in
     turn, as in variational inference for mixtures:
@@ -38,6 +38,8 @@ def stick_breaking_sweeps(
     a: Tensor, b: Tensor, expert_log_likelihood: Tensor, mask: Tensor | None = None, sweeps: int = 8
 ) -> tuple[Tensor, Tensor]:
     """The same for a stick v_l ~ Beta(a_l, b_l): a_l += Σ_i r_il, b_l += Σ_i Σ_{j>l} r_ij.
+
+    See docs/papers/nmdp.md, eq. 16.
 
     Args:
         a: ``[*B, L - 1]``, positive.

@@ -12,7 +12,7 @@ LARGEST_TABLE = 2**24
 
 
 def exact_log_evidence(expert_log_likelihood: Tensor, concentration: Tensor, mask: Tensor | None = None) -> Tensor:
-    """log ∫ Dir(z; α) Π_i Σ_l z_l p_il dz ``[*B]``, with no approximation (NMDP, section 2.5).
+    """log ∫ Dir(z; α) Π_i Σ_l z_l p_il dz ``[*B]``, with no approximation (docs/papers/nmdp.md, eq. 13).
 
     The product is a polynomial in z whose coefficients by counts (k_1 … k_L) follow one point at a time; each monomial
     has a closed-form Dirichlet moment. Costs O(N^L) in time, O(N^(L-1)) in memory, and is differentiable: by Fisher's

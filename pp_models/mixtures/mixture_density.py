@@ -23,7 +23,9 @@ EXPERTS = ("context", "strict")
 
 
 class MixtureDensityNetwork(ObservationModel):
-    """z ~ Dir(α₀) for each task, y_i | x_i, z ~ Σ_l z_l p_l(y_i | x_i) for each point (NMDP, eq. 1 to 3).
+    """z ~ Dir(α₀) for each task, y_i | x_i, z ~ Σ_l z_l p_l(y_i | x_i) for each point.
+
+    This is NMDP's model (docs/papers/nmdp.md, eq. 1 to 3; the paper's eq. 3).
 
     The experts p_l are shared by all tasks and have parameters of their own; a task has only its weights z. Which
     expert speaks is drawn **anew at every point**: a task that follows one expert for all x has z near a corner of the

@@ -24,7 +24,7 @@ def _wide(value: Tensor) -> Tensor:
 def log_gamma_draw(concentration: Tensor) -> Tensor:
     """Logarithms of Gamma(α, 1) draws, differentiable in α, exact for α far below 1.
 
-    log Gamma(α) = log Gamma(α + 1) + log(U) / α, which never leaves log space (NMDP, section 1.5).
+    log Gamma(α) = log Gamma(α + 1) + log(U) / α, which never leaves log space (docs/papers/nmdp.md, eq. 17).
     """
     exponential = torch.empty_like(concentration).exponential_()
     return torch._standard_gamma(concentration + 1.0).log() - exponential / concentration
@@ -168,7 +168,7 @@ def _kl_dirichlet_sticks(p: torch.distributions.Dirichlet, q: StickBreaking) -> 
 
 
 class ExpertMixture(torch.distributions.Distribution, TorchDistributionMixin):
-    """At each point Σ_l z_l p_l: one expert is picked for every point anew (NMDP, eq. 3).
+    """At each point Σ_l z_l p_l: one expert is picked for every point anew (docs/papers/nmdp.md, eq. 2).
 
     Unlike ``MixtureSameFamily`` the experts may lack the batch dimensions of the weights: K draws of the weights then
     cost one evaluation of the experts, not K.

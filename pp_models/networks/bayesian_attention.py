@@ -1,4 +1,4 @@
-"""A transformer whose weights are latent in every task: BNNP's attention model (BNAM)."""
+"""A transformer whose weights are latent in every task: BNNP's attention model BNAM (docs/papers/bnnp.md)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MATRICES_OF_A_BLOCK = 6
 
 
 class BayesianAttentionNetwork(BayesianNetwork):
-    """Self-attention between the points of a data set, one latent weight matrix a linear layer and task (BNNP, BNAM).
+    """Self-attention between the points of a data set, one latent weight matrix a linear layer and task.
 
     The points of the Dataset it is called with attend to one another, and to nothing else: contexts among contexts
     where a guide propagates them, targets among targets where the model scores or predicts them. Contexts influence

@@ -22,7 +22,8 @@ class LearnedGaussianPrior(GaussianPrior):
             ``"layer"`` (a layer's weights) or ``"network"`` (everything; a layer is then conditioned on those below).
         scale_by_fan_in: divide the covariance by the fan-in, outside the learned parameters.
         trainable: proportion of the weights whose prior is learned; the rest keeps N(0, I), before the division,
-            whatever an optimizer does (BNNP, section 4: between no learned prior and one that overfits few tasks).
+            whatever an optimizer does: between no learned prior and one that overfits few tasks
+            (docs/papers/bnnp.md#priors-learned-in-part).
         trainable_from: ``"last"`` counts from the output layer backwards, ``"first"`` from the input. Layers are taken
             whole; in the one where the proportion ends, weights are picked at random.
         seed: seed of that choice, and of the other random choices below.
@@ -36,7 +37,7 @@ class LearnedGaussianPrior(GaussianPrior):
         rank: columns of U.
         density: share of places, in (0, 1].
 
-    All start at N(0, I), before the division (BNNP, section 1); low-rank ones within 1e-4 rank of it.
+    All start at N(0, I), before the division (docs/papers/bnnp.md, eq. 2); low-rank ones within 1e-4 rank of it.
 
     Raises:
         ValueError: an unknown name, or another argument out of range.

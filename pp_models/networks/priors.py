@@ -84,7 +84,7 @@ class GaussianPrior(WeightPrior):
     """A Gaussian over the weights, correlated within entries, units, layers, or the whole network.
 
     Subclasses hold the numbers (:meth:`moments`). With ``scale_by_fan_in`` the covariance of a layer is that divided by
-    its fan-in, the bias column counted (BNNP, section 1).
+    its fan-in, the bias column counted (docs/papers/bnnp.md, eq. 2).
     """
 
     granularity = "weight"
@@ -166,7 +166,7 @@ class FixedGaussianPrior(GaussianPrior):
     """Independent zero-mean Gaussians, N(0, scale²) or N(0, scale² / (k_in + 1)).
 
     Args:
-        scale_by_fan_in: divide the variance by the fan-in, the bias column counted (BNNP, section 1).
+        scale_by_fan_in: divide the variance by the fan-in, the bias column counted (docs/papers/bnnp.md, eq. 2).
         scale: standard deviation before that division.
     """
 

@@ -31,7 +31,7 @@ def branch_log_likelihood(data: Dataset) -> Tensor:
 
 
 class BranchTasks(TaskStream):
-    """z ~ Dir(0.3 · 1), then at every x ~ U(-2, 2) one branch with probabilities z, and noise 0.1 (NMDP, section 8).
+    """z ~ Dir(0.3 · 1), then at every x ~ U(-2, 2) one branch with probabilities z, and noise 0.1.
 
     ``truth`` holds ``mixture_weights`` ``[T, 4]``.
 

@@ -1,4 +1,4 @@
-"""Precipitation as a function of place and temperature, from a user's copy of ERA5-Land (BNNP, section 6.3)."""
+"""Precipitation as a function of place and temperature, from a user's copy of ERA5-Land, as in BNNP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Families of one-dimensional functions that a prior can be learned from (BNNP, section 6.1)."""
+"""Families of one-dimensional functions that a prior can be learned from (docs/papers/bnnp.md#experiments)."""
 
 from __future__ import annotations
 

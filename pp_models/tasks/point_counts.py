@@ -73,7 +73,7 @@ class PointCounts:
 class ShareCounts:
     """N points a task, of which a random share is context: N ~ U{num_points}, m = ⌊share N⌋, share ~ U[context_share].
 
-    At least one point is context and one is target; every task of a batch shares the counts (BNNP, section 3).
+    At least one point is context and one is target; every task of a batch shares the counts.
 
     Args:
         num_points: smallest and largest N.

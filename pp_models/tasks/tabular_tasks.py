@@ -1,4 +1,4 @@
-"""Tables as tasks: abalone by sex, where almost no tasks are there to learn a prior from (BNNP, section 6.4)."""
+"""Tables as tasks: abalone by sex, where almost no tasks are there to learn a prior from."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def block_covariance(distribution, tasks):
 @pytest.mark.parametrize("solver", ["primal", "dual"])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_one_layer_is_bayesian_linear_regression(granularity, solver):
-    """A1, A2: moments to 1e-10, and the evidence: every weight is then p(y), whatever is drawn."""
+    """Moments to 1e-10, and the evidence: every weight is then p(y), whatever is drawn."""
     model, guide = linear_pair(granularity, solver)
     observed = data(mask=RAGGED)
     q = guide.conditional(0, observed, observed.x, [])
@@ -139,7 +139,7 @@ def matrix_of(distribution):
 @pytest.mark.parametrize("solver", ["primal", "dual"])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_the_kl_is_that_of_dense_gaussians(granularity, solver):
-    """A3, relative 1e-10; A14 for two data sets under one prior."""
+    """docs/papers/bnnp.md, eq. 10 and 13 (for two data sets under one prior), to a relative 1e-10."""
     model, guide = linear_pair(granularity, solver)
     one, other = data(tasks=1)[0], data(tasks=1, points=3)[0]
     q, r = (guide.conditional(0, d, d.x, []) for d in (one, other))
@@ -157,7 +157,7 @@ def test_the_kl_is_that_of_dense_gaussians(granularity, solver):
 
 @pytest.mark.parametrize("granularity", ["unit", "network"])
 def test_primal_and_dual_are_the_same_posterior(granularity):
-    """A10."""
+    """docs/papers/bnnp.md, eq. 11 and 12."""
     model, guide = linear_pair(granularity)
     observed = data(mask=RAGGED)
     found = []
@@ -192,7 +192,7 @@ def run(guide, observed, seed=0, particles=4):
 @pytest.mark.parametrize("use_activation", [False, True])
 @pytest.mark.parametrize("solver", ["primal", "dual"])
 def test_the_order_of_the_context_does_not_matter(solver, use_activation):
-    """A6. The dual form draws one noise a point: its law is the same, not its draws."""
+    """The dual form draws one noise a point: its law is the same, not its draws."""
     _model, guide = deep_pair(solver=solver, use_activation=use_activation)
     observed = data(tasks=2, dim_x=1, dim_y=1)
     shuffled = Dataset(observed.x.flip(-2), observed.y.flip(-2))
@@ -210,7 +210,7 @@ def test_the_order_of_the_context_does_not_matter(solver, use_activation):
 @pytest.mark.parametrize("kind", ["no points", "masked"])
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_an_empty_context_gives_the_prior(granularity, kind, solver):
-    """A7: no divergence, and the draws of the prior from the same noise."""
+    """No divergence, and the draws of the prior from the same noise."""
     model, guide = deep_pair(granularity, solver)
     points = 0 if kind == "no points" else 4
     empty = data(2, points, 1, 1, mask=torch.zeros(2, points, dtype=torch.bool))
@@ -233,7 +233,7 @@ def test_an_empty_context_gives_the_prior(granularity, kind, solver):
 
 @pytest.mark.parametrize("granularity", ["unit", "layer"])
 def test_a_padded_batch_is_its_tasks_one_by_one(granularity):
-    """A9, in the primal form, whose noise does not depend on the number of points."""
+    """In the primal form, whose noise does not depend on the number of points."""
     model, guide = deep_pair(granularity, "primal")
     tasks = [data(1, n, 1, 1)[0] for n in (20, 7, 1)]
     together = Dataset.pad(tasks)
@@ -264,7 +264,7 @@ def test_a_padded_batch_is_its_tasks_one_by_one(granularity):
 
 
 def test_predictions_do_not_depend_on_what_else_is_asked():
-    """A12: marginal consistency; draws are functions."""
+    """Marginal consistency; draws are functions."""
     model, guide = deep_pair()
     observed = data(2, 5, 1, 1)
     trace = run(guide, observed)
@@ -278,7 +278,7 @@ def test_predictions_do_not_depend_on_what_else_is_asked():
 
 @pytest.mark.parametrize("finer", ["unit", "layer"])
 def test_block_diagonal_priors_of_a_coarser_kind_give_the_same_posterior(finer):
-    """A15: layer-wise with the units' blocks is unit-wise; network-wise with the layers' blocks is layer-wise."""
+    """Layer-wise with the units' blocks is unit-wise; network-wise with the layers' blocks is layer-wise."""
     coarser = {"unit": "layer", "layer": "network"}[finer]
     sizes = [2, 3, 2]
     fine = BayesianNetwork(sizes, prior=LearnedGaussianPrior(finer), activation="tanh", noise_scale=0.3).double()
@@ -380,7 +380,7 @@ def losses(model, guide, observed, seed=0):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("size", [1, 7, 50, 200])
 def test_chunks_give_the_full_batch_and_its_gradient(size, dtype, tolerance):
-    """A4, A5: sums of natural statistics, whatever the portions (200 points)."""
+    """docs/papers/bnnp.md, eq. 19: sums of natural statistics, whatever the portions (200 points)."""
     observed = data(1, 200, 1, 1)
     observed = Dataset(observed.x.to(dtype), observed.y.to(dtype))
     model, guide = chunked(dtype=dtype)
@@ -450,7 +450,7 @@ def test_bad_chunks(options, message):
 
 @pytest.mark.parametrize("granularity", ["unit", "layer", "network"])
 def test_points_one_by_one_are_the_joint_update_given_the_hidden_draws(granularity):
-    """A8."""
+    """docs/papers/bnnp.md#large-contexts-and-points-one-by-one: exact given the hidden draws."""
     _, guide = deep_pair(granularity)
     first, later = data(2, 5, 1, 1), data(2, 6, 1, 1)
     start = OnlinePosterior.start(guide, first, num_samples=8)
@@ -523,7 +523,7 @@ def test_an_update_with_points_of_another_width_is_refused():
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_npvis_kl_is_that_of_dense_gaussians_zero_without_targets_and_never_negative(granularity):
-    """BNNP A14: KL(q(W | context and target) || q(W | context)) of one layer, in float64."""
+    """docs/papers/bnnp.md, eq. 13: KL(q(W | context and target) || q(W | context)) of one layer, in float64."""
     torch.manual_seed(0)
     model, guide = linear_pair(granularity)
     d = data(points=6)

@@ -1,4 +1,4 @@
-"""NMDP's objective: what it equals (T1, T7), its proposals (T9), and the Dirichlet sweeps behind the conjugate one."""
+"""NMDP's objective (docs/papers/nmdp.md, eq. 5 to 9): what it equals, its proposals, and the Dirichlet sweeps."""
 
 import pyro
 import pyro.distributions as dist
@@ -82,7 +82,7 @@ def parameter_gradient(modules, value):
 
 
 def test_the_gradient_is_that_of_iwae_with_a_detached_proposal():
-    """T1: Σ ŵ (log p + log Dir) and log mean of w with the proposal's density held fixed, relative error 1e-5."""
+    """Σ ŵ (log p + log Dir) and log mean of w with the proposal's density held fixed, relative error 1e-5."""
     model, guide, batch = Mixture(trainable=True), DirichletGuide(), branches(16, 5, 15)
     torch.manual_seed(1)
     terms = make("iw-em", num_particles=16).terms(model, guide, batch)
@@ -97,7 +97,7 @@ def test_the_gradient_is_that_of_iwae_with_a_detached_proposal():
     em = parameter_gradient([model, guide], (weights * (ell + log_prior)).sum())
     assert em.norm() > 1.0
     assert (found - em).norm() / em.norm() < 1e-5
-    # T7: no path through z, so the guide's part is the digamma formula
+    # no path through z, so the guide's part is the digamma formula
     score = weights.unsqueeze(-1) * (z.clamp_min(1e-37).log() - alpha.digamma() + alpha.sum(-1, keepdim=True).digamma())
     alpha = guide.concentration(batch.context)
     by_hand = parameter_gradient([guide], (score.sum(0).detach() * alpha).sum())
@@ -112,7 +112,7 @@ def test_the_bound_lies_below_the_log_marginal_and_its_weights_are_the_likelihoo
 
 
 def test_the_conjugate_proposal_keeps_its_weights_where_the_prior_loses_them():
-    """T9: true experts, 50 targets, 16 particles: more than 12 of 16 against fewer than 3."""
+    """True experts, 50 targets, 16 particles: more than 12 of 16 against fewer than 3."""
     model, batch = Mixture(), branches(64, 3, 50)
 
     class Prior(ParameterModule):

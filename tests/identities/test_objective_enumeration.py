@@ -264,7 +264,7 @@ def test_pyros_own_multi_sample_bound_gives_this_guide_no_gradient():
 
 
 def test_pp_avi_of_one_sample_is_the_formula():
-    """S = 1, hand-set likelihoods: log p(y_t | W) + log p(y_c | W) - KL (BNNP, A11)."""
+    """S = 1, hand-set likelihoods: log p(y_t | W) + log p(y_c | W) - KL (docs/papers/bnnp.md, eq. 17)."""
     model, guide, batch = problem()
     state = torch.tensor([2, 0, 1, 2])
     with States(state):
@@ -277,7 +277,7 @@ def test_pp_avi_of_one_sample_is_the_formula():
 
 
 def test_pp_avi_of_two_samples_averages_products_over_targets():
-    """The mean is of the targets' product, not the product of their means (BNNP, A11)."""
+    """The mean is of the targets' product, not the product of their means (docs/papers/bnnp.md, eq. 16)."""
     model, guide, batch = problem()
     states = torch.tensor([[2, 0, 1, 2], [0, 0, 2, 1]])
     with States(states):

@@ -1,4 +1,4 @@
-"""T1 and T2: a planted rank is found, for ten problems at once, and the controls do not find it."""
+"""A planted rank is found, for ten problems at once, and the controls do not find it."""
 
 from dataclasses import replace
 

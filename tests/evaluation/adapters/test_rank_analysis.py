@@ -72,7 +72,7 @@ def test_gap_and_threshold():
 
 
 def test_the_gauge_of_the_svd_is_the_cheapest_and_splitting_costs_most():
-    """T4: rank 4 in 4 and in 16 components against 50 rotations each; N = 1000, noise 0.5, the KL counted 64 times."""
+    """Rank 4 in 4 and in 16 components against 50 rotations each; N = 1000, noise 0.5, the KL counted 64 times."""
     update = planted_data(PlantedTask(), 1).update.double()
     u, s, vh = torch.linalg.svd(update)
     costs = {}

@@ -1,4 +1,4 @@
-"""Distributions on the simplex: draws and densities near its edges (T5), broken sticks, mixtures of experts."""
+"""Distributions on the simplex: draws and densities near its edges, broken sticks, mixtures of experts."""
 
 import math
 
@@ -12,7 +12,7 @@ from pp_models.mixtures.simplex_distributions import log_dirichlet_density, samp
 
 
 def test_sparse_draws_stay_finite_and_reach_where_float32_ends():
-    """T5: α = 0.05, L = 16."""
+    """docs/papers/nmdp.md, eq. 17, at α = 0.05 and L = 16."""
     torch.manual_seed(0)
     alpha = torch.full((16,), 0.05)
     log_z = sample_log_dirichlet(alpha, (4096,))

@@ -133,7 +133,7 @@ def at(model, trace, x):
 
 @pytest.mark.parametrize("attention", [False, True])
 def test_what_else_is_asked_matters_for_attention_alone(attention):
-    """A12: a network's predictions at a point are its own; an attention network's are not."""
+    """A network's predictions at a point are its own; an attention network's are not."""
     model = network() if attention else BayesianNetwork([2, 6, 6, 3])
     guide = BNNWeightGuide(model.double()).double()
     x = torch.randn(2, 3, 2, dtype=torch.float64)

@@ -198,7 +198,7 @@ def test_sparse_has_a_share_of_the_places(granularity):
 @pytest.mark.parametrize("covariance", COVARIANCES)
 @pytest.mark.parametrize("granularity", ["unit", "layer", "network"])
 def test_every_number_is_learned_and_the_rest_stays(granularity, covariance, weights):
-    """A13 for the cheaper covariances: gradients everywhere, and none where the prior is not to be learned."""
+    """The cheaper covariances learned in part: gradients everywhere, and none where the prior is not to be learned."""
     torch.manual_seed(0)
     prior = trained(granularity, covariance, density=0.5)
     (-log_density(prior, weights)).backward()

@@ -176,7 +176,7 @@ def effective(prior):
 @pytest.mark.parametrize("proportion", [0.0, 0.3, 0.77, 1.0])
 @pytest.mark.parametrize("end", ["last", "first"])
 def test_fifty_adam_steps_leave_the_rest_as_it_was(granularity, proportion, end):
-    """BNNP A13: bit-identical, weight decay and momentum or not; floor(p * weights) means are learned."""
+    """Bit-identical, weight decay and momentum or not; floor(p * weights) means are learned."""
     torch.manual_seed(0)
     prior = LearnedGaussianPrior(granularity, trainable=proportion, trainable_from=end)
     model = BayesianNetwork([2, 4, 3], prior=prior)
