@@ -11,9 +11,10 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from guides.set_encoder import PointEncoder, SetEncoder
+from pp_models.contract import Guide
 from pp_models.data import Dataset
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork
-from pp_models.parameter_module import ParameterModule, mlp
+from pp_models.parameter_module import mlp
 from pp_models.task_plates import task_plates
 
 
@@ -53,7 +54,7 @@ class MixtureEncoder(nn.Module):
         return self.head(torch.cat([self.points(data), count], -1))
 
 
-class MixtureGuide(ParameterModule):
+class MixtureGuide(Guide):
     """Base of the guides over ``mixture_weights``; context experts also get their ``memory`` from here.
 
     Args:
@@ -68,8 +69,6 @@ class MixtureGuide(ParameterModule):
 
     #: no site depends on another
     independent_sites = True
-    #: whether the weights are a function of the context instead of a draw
-    point_mass = False
 
     def __init__(
         self, model: MixtureDensityNetwork, width: int = 128, pooling: str = "mean", path_blocks: int = 1

@@ -11,6 +11,7 @@ from pyro.poutine.trace_struct import Trace
 from inference.objectives.independent_plates import is_point_mass, sample_sites
 from inference.objectives.kl_objective import Branches, LocallyReparameterized
 from inference.objectives.task_objective import context_and_full
+from pp_models.contract import as_guide
 
 
 class ConditionalPrior(LocallyReparameterized):
@@ -61,7 +62,7 @@ class ConditionalPrior(LocallyReparameterized):
             return Branches(
                 posterior=posterior, reference=Trace(), model_args=(full, *rest), guide_args=(context, *rest)
             )
-        prior_guide = getattr(guide, "conditional_prior", guide)
+        prior_guide = as_guide(guide).conditional_prior
         # the posterior's draws are replayed: a guide whose layers condition on those below is then evaluated at them
         replayed = poutine.replay(prior_guide, trace=posterior)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_prior_gradient):

@@ -25,6 +25,7 @@ from inference.objectives.task_objective import (
     log_mean_exp,
     scored_points,
 )
+from pp_models.contract import as_model
 from pp_models.task_plates import task_plates
 
 PROPOSALS = ("prior", "conjugate")
@@ -180,13 +181,13 @@ class IWEM(WeightedObjective):
         if callable(self.proposal):
             with particles:
                 return self.run_guide(self.proposal, scored, kwargs)
-        if not hasattr(model, "conjugate_proposal"):
-            raise ValueError(
-                f"proposal: got 'conjugate', but {type(model).__name__} has no conjugate_proposal; "
-                "use 'prior' or pass a guide"
-            )
         with torch.no_grad():
-            proposals = model.conjugate_proposal(self.run_guide(guide, context, kwargs), scored[0])
+            proposals = as_model(model).conjugate_proposal(self.run_guide(guide, context, kwargs), scored[0])
+            if proposals is None:
+                raise ValueError(
+                    f"proposal: got 'conjugate', but {type(model).__name__} has no conjugate_proposal; "
+                    "use 'prior' or pass a guide"
+                )
             with particles, task_plates(scored[0].batch_shape, scored[0].x.device):
                 return poutine.trace(lambda: [pyro.sample(name, fn) for name, fn in proposals.items()]).get_trace()
 

@@ -33,6 +33,7 @@ from inference.objectives.independent_plates import (
 )
 from inference.objectives.observations import observed_log_likelihood, output_width
 from inference.objectives.task_objective import BoundTerms, TaskObjective
+from pp_models.contract import as_model
 
 KL_REDUCTIONS = ("sum", "mean")
 ESTIMATORS = ("pathwise", "stl", "score")
@@ -128,7 +129,7 @@ class KLObjective(TaskObjective):
         with ExitStack() as stack:
             if self.local_reparameterization:
                 # a prior that depends on the weights of other layers needs some value, used or not
-                stack.enter_context(local_reparameterization(lazy=independent_layers(model)))
+                stack.enter_context(local_reparameterization(lazy=as_model(model).independent_layers))
             # the particle plate is inside, so that the handler sees sites that it has expanded
             stack.enter_context(particles)
             yield
@@ -138,7 +139,7 @@ class KLObjective(TaskObjective):
     ) -> KLDraws:
         with self._handlers(model, particles):
             runs = self.run_branches(model, guide, args, kwargs)
-            if self.local_reparameterization and runs.reference is None and not independent_layers(model):
+            if self.local_reparameterization and runs.reference is None and not as_model(model).independent_layers:
                 raise ValueError(
                     "local_reparameterization: got True, but the prior of a layer depends on the weights of those "
                     "below, which are not drawn; set it to False"
@@ -291,8 +292,3 @@ class LocallyReparameterized(KLObjective):
 def mean_signal(values: Tensor) -> Tensor:
     """The learning signal ``[K, *B]`` of a mean over particles, less the mean of the others."""
     return (values - leave_one_out(values)) / values.shape[0]
-
-
-def independent_layers(model: Any) -> bool:
-    """Whether no layer's prior depends on the weights of another."""
-    return getattr(getattr(model, "prior", None), "independent_layers", True)
