@@ -154,7 +154,9 @@ def verdict(
     if not batches:
         raise ValueError("tasks: got none; held-out tasks are needed to test a guide on")
     if kind is None:
-        predicts = objective in REGISTRY and REGISTRY[objective][0].guide_is == "predictor"
+        predicts = (
+            objective is not None and objective in REGISTRY and REGISTRY[objective].load().guide_is == "predictor"
+        )
         kind = "prediction" if predicts else "posterior"
     tested = _Evidence(kind)
     if kind == "posterior":

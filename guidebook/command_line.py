@@ -61,15 +61,15 @@ def _list_of(kind: str) -> Table:
     from evaluation.experiments import EXPERIMENTS
     from evaluation.methods import METHODS
     from inference.objectives import REGISTRY
-    from pp_models.tasks.task_names import TASK_NAMES
+    from pp_models.tasks.task_table import TASKS
 
     table = Table(title=kind, title_justify="left", show_header=False, box=None, padding=(0, 2))
     rows = {
         "models": [(name, what) for name, (what, _) in METHODS.items()],
-        "objectives": [(name, f"{what} ({reference})") for name, (_, what, reference) in REGISTRY.items()],
+        "objectives": [(name, f"{entry.description} ({entry.reference})") for name, entry in REGISTRY.items()],
         "guides": _guides(),
         "families": _families(),
-        "tasks": [(name, "") for name in TASK_NAMES],
+        "tasks": [(name, entry.description) for name, entry in TASKS.items()],
         "experiments": [(name, experiment.title) for name, experiment in EXPERIMENTS.items()],
     }
     if kind not in rows:
@@ -82,7 +82,7 @@ def _list_of(kind: str) -> Table:
 def _guides() -> list[tuple[str, str]]:
     import guides
 
-    found = [getattr(guides, name) for name in guides.__all__ if name.endswith("Guide")]
+    found = [getattr(guides, name) for name in dir(guides) if name.endswith("Guide")]
     return [(g.__name__, (g.__doc__ or "").strip().splitlines()[0]) for g in found]
 
 

@@ -13,7 +13,7 @@ from evaluation.arviz.arviz_container import write_netcdf
 from evaluation.arviz.arviz_conversion import to_arviz
 from evaluation.arviz.arviz_summary import widest_entries
 from evaluation.experiments.bnnp_prior_learning import growing_contexts
-from evaluation.methods import Method, Task, build
+from evaluation.methods import Method, TaskShape, build
 from evaluation.report import Code, Heading, Picture, Prose, Section, Table, as_png, write_report
 from evaluation.scores.metrics import rate_spread
 from evaluation.scores.scoring import parameter_count, score_oracle, score_tasks
@@ -89,7 +89,7 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
         few = {"num_context": (3, 3 * pixel.num_points // 4), "max_points": pixel.num_points}
     on_images = tasks.images(images, "train", 16, seed, **few)
     on_functions = tasks.gp("rbf", 8, seed, hyperparameters="fixed")
-    image_task, function_task = Task(2, pixel.y.shape[-1], 64, beta=0.5), Task(1, 1, 64)
+    image_task, function_task = TaskShape(2, pixel.y.shape[-1], 64, beta=0.5), TaskShape(1, 1, 64)
     jobs = [
         Job(f"{name}, {what}", name, task, stream, max(1, int(steps * share)), seed)
         for what, methods, task, stream in (
@@ -100,10 +100,21 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
     ]
     smooth = tasks.squared_exponential(4, seed, lengthscale=1.0, x_range=(-4.0, 4.0), num_points=(24, 40))
     bnnp_steps = max(1, int(steps * BNNP_SHARE))
-    jobs.append(Job("bnnp, smooth functions", "bnnp", Task(1, 1, BNNP_WIDTH), smooth, bnnp_steps, seed, 5e-3, 5e-4))
+    jobs.append(
+        Job("bnnp, smooth functions", "bnnp", TaskShape(1, 1, BNNP_WIDTH), smooth, bnnp_steps, seed, 5e-3, 5e-4)
+    )
     mixed = tasks.branches(16, seed)
     jobs.append(
-        Job("nmdp, branches", "nmdp-strict", Task(1, 1, 32), mixed, max(1, int(steps * NMDP_SHARE)), seed, 4e-3, 4e-4)
+        Job(
+            "nmdp, branches",
+            "nmdp-strict",
+            TaskShape(1, 1, 32),
+            mixed,
+            max(1, int(steps * NMDP_SHARE)),
+            seed,
+            4e-3,
+            4e-4,
+        )
     )
     jobs.sort(
         key=lambda job: (
@@ -279,7 +290,7 @@ def _bnnp_figures(method: Method, smooth: Any, seed: int, nuts_draws: int) -> di
     """BNNP's prior beside the true process, and its posteriors after 1 to 4 points beside NUTS's."""
     model: Any = method.model
     x, truth = smooth.on_grid(100, 100, seed=seed + 1)
-    plain: Any = build("bnnp", Task(1, 1, BNNP_WIDTH)).model
+    plain: Any = build("bnnp", TaskShape(1, 1, BNNP_WIDTH)).model
     priors = {
         "N(0, 1/k)": prior_predictive(plain, x, 100, seed=0).function_samples,
         "learned": prior_predictive(model, x, 100, seed=0).function_samples,

@@ -23,7 +23,7 @@ from inference.progress import Stages
 from pp_models.contract import as_guide, as_objective
 from pp_models.data import TaskBatch
 from pp_models.files import make_folder
-from pp_models.tasks.task_names import task_stream
+from pp_models.tasks.task_table import task_stream
 
 SIMULATIONS = 200
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from evaluation.methods import Method, Task, build
+from evaluation.methods import Method, TaskShape, build
 from inference import fit
 from pp_models.tasks.task_stream import TaskStream
 
@@ -35,7 +35,7 @@ class Job:
 
     label: str
     method: str
-    task: Task
+    task: TaskShape
     tasks: TaskStream
     steps: int
     seed: int

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from evaluation.methods import Method, Task, build
+from evaluation.methods import Method, TaskShape, build
 from inference import FitResult, checkpoint, fit
 from inference.objectives import make
 from pp_models.files import make_folder
-from pp_models.tasks.task_names import task_stream
+from pp_models.tasks.task_table import task_stream
 
 CONFIGURATION = "run.json"
 
@@ -82,7 +82,7 @@ class RunConfiguration:
         beta = self.beta if self.beta is not None else (0.5 if images else 1.4)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            method = build(self.model, Task.of(stream, self.width, beta=beta))
+            method = build(self.model, TaskShape.of(stream, self.width, beta=beta))
         if self.objective is not None:
             given = {"beta": self.beta, "num_particles": self.num_particles}
             options = {name: value for name, value in given.items() if value is not None}

@@ -6,7 +6,15 @@ from collections.abc import Callable
 
 from torch import nn
 
-from evaluation.methods import Task, convolutional, distance_informed, mixture, network, neural_process, transformer
+from evaluation.methods import (
+    TaskShape,
+    convolutional,
+    distance_informed,
+    mixture,
+    network,
+    neural_process,
+    transformer,
+)
 from guides import (
     AmortisedMeanFieldGuide,
     BernoulliExpertGuide,
@@ -28,7 +36,7 @@ from guides import (
 from pp_models import BayesianAttentionNetwork, GaussianHeadLikelihood, LearnedGaussianPrior
 
 #: name -> (what it is, how it is built)
-MODELS: dict[str, tuple[str, Callable[[Task], nn.Module]]] = {
+MODELS: dict[str, tuple[str, Callable[[TaskShape], nn.Module]]] = {
     "network": ("network with latent weights, a Gaussian head at each point", network),
     "network+path": ("the same with a deterministic task representation", lambda t: network(t, t.width)),
     "network-learned-prior": (

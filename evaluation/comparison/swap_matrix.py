@@ -20,7 +20,7 @@ from torch import nn
 
 from evaluation.comparison.families import GUIDES, MODELS
 from evaluation.comparison.swap_report import write_swap_report
-from evaluation.methods import Task
+from evaluation.methods import TaskShape
 from evaluation.scores.scoring import score_tasks
 from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, verdict
 from inference import checkpoint, fit
@@ -29,8 +29,8 @@ from inference.objectives import REGISTRY, make
 from inference.progress import Stages
 from pp_models.contract import as_objective
 from pp_models.files import make_folder, write_atomically
-from pp_models.tasks.task_names import task_stream
 from pp_models.tasks.task_stream import TaskStream, batches_of
+from pp_models.tasks.task_table import task_stream
 
 #: where in a stream without a test protocol the test batches begin
 TEST_BATCH = 10_000_000
@@ -76,7 +76,7 @@ class _Cell:
 
 
 def compare(
-    models: Iterable[str] | Mapping[str, Callable[[Task], nn.Module]],
+    models: Iterable[str] | Mapping[str, Callable[[TaskShape], nn.Module]],
     guides: Iterable[str] | Mapping[str, Callable[[nn.Module], nn.Module]],
     objectives: Iterable[str] | Mapping[str, Callable[[], pyro.infer.ELBO]],
     tasks: str | TaskStream = "gp-rbf",
@@ -108,7 +108,7 @@ def compare(
     ``gradient_noise.csv``, ``compare.png`` and ``report.html``.
 
     Args:
-        models: names (``guidebook list families``), or functions from :class:`evaluation.methods.Task` by label.
+        models: names (``guidebook list families``), or functions from :class:`evaluation.methods.TaskShape` by label.
         guides: names, or functions of the model by label.
         objectives: names of the registry, or functions without argument by label.
         tasks: a task distribution by name, or a stream.
@@ -185,11 +185,11 @@ def compare(
 
 @dataclass
 class _Makers:
-    models: Mapping[str, Callable[[Task], nn.Module] | None]
+    models: Mapping[str, Callable[[TaskShape], nn.Module] | None]
     guides: Mapping[str, Callable[[nn.Module], nn.Module] | None]
     objectives: Mapping[str, Callable[[], pyro.infer.ELBO] | None]
 
-    def model(self, cell: _Cell, task: Task) -> nn.Module:
+    def model(self, cell: _Cell, task: TaskShape) -> nn.Module:
         return (self.models[cell.model] or MODELS[cell.model][1])(task)
 
     def guide(self, cell: _Cell, model: nn.Module, width: int) -> nn.Module:
@@ -248,9 +248,9 @@ class _Streams:
         return self.tasks.batch(HELD_OUT_BATCH)
 
     @cached_property
-    def task(self) -> Task:
+    def task(self) -> TaskShape:
         """Widths of the tasks."""
-        return Task.of(self.training(0), self.settings.width)
+        return TaskShape.of(self.training(0), self.settings.width)
 
 
 def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings, folder: Path | None) -> dict:

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from evaluation.methods import Method, Task, build
+from evaluation.methods import Method, TaskShape, build
 from evaluation.report import Code, Heading, Picture, Prose, Section, Table, as_png, write_report
 from inference import fit
 from inference.training_setup import make_fabric
@@ -127,7 +127,7 @@ class Workshop:
         self.console = Console(stderr=True, quiet=not progress)
 
     def train(
-        self, key: str, name: str, task: Task, tasks: TaskStream, scale: Scale, seed: int, steps: int | None = None
+        self, key: str, name: str, task: TaskShape, tasks: TaskStream, scale: Scale, seed: int, steps: int | None = None
     ) -> tuple[Method, list[dict[str, float]]]:
         """A method trained with a seed; continued from (or read from) its checkpoint where there is one.
 

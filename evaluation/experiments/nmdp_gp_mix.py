@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
 from evaluation.experiments.nmdp_ladder import RUNGS, late_ess, rung, rung_objective
 from evaluation.experiments.nmdp_parts import Pair, Size, description, scores, train_with
-from evaluation.methods import Task, build
+from evaluation.methods import TaskShape, build
 from evaluation.plots.style import WIDTH, colours, look
 from evaluation.scores.scoring import score_oracle
 from pp_models import TaskBatch, tasks
@@ -128,7 +128,7 @@ def run_baselines(scale_name: str, seeds: list[int], workshop: Workshop) -> Outc
                 f"nmdp-gp-{scale_name}",
                 name,
                 _baseline(name, size),
-                build(name, Task(1, 1, size.width, min_scale=FLOOR)).objective,
+                build(name, TaskShape(1, 1, size.width, min_scale=FLOOR)).objective,
                 stream,
                 seed,
                 size,
@@ -163,7 +163,7 @@ def run_baselines(scale_name: str, seeds: list[int], workshop: Workshop) -> Outc
 
 def _baseline(name: str, size: Size) -> Callable[[], Pair]:
     def make_pair() -> Pair:
-        method = build(name, Task(1, 1, size.width, min_scale=FLOOR))
+        method = build(name, TaskShape(1, 1, size.width, min_scale=FLOOR))
         return method.model, method.guide
 
     return make_pair

@@ -7,7 +7,7 @@ import torch
 
 from evaluation import plots
 from evaluation.experiments.experiment import Check, Outcome, Scale, Workshop, signed
-from evaluation.methods import Task
+from evaluation.methods import TaskShape
 from evaluation.scores.metrics import paired_difference, rate_spread
 from evaluation.scores.scoring import SCORES, parameter_count, score_oracle, score_tasks
 from inference import predict
@@ -37,7 +37,7 @@ def train_all(
     hyperparameters: str, scale: Scale, names: list[str], seeds: list[int], workshop: Workshop
 ) -> dict[tuple[str, int], tuple]:
     """Every method and seed, trained (or read back)."""
-    task = Task(1, 1, scale.width)
+    task = TaskShape(1, 1, scale.width)
     fitted = {}
     for seed in seeds:
         for name in names:

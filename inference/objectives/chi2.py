@@ -41,6 +41,8 @@ class Chi2(ImportanceWeighted):
         ValueError: an argument out of range.
     """
 
+    name = "chi2"
+
     def __init__(self, num_particles: int = 8, *, bound: str = "forward", order: float = 2.0, **options: Any) -> None:
         super().__init__(num_particles, **options)
         if bound not in BOUNDS:

@@ -31,6 +31,7 @@ class ConditionalPrior(LocallyReparameterized):
         **options: see :class:`LocallyReparameterized`.
     """
 
+    name = "conditional-prior"
     guide_is = "predictor"
     needs = "data set"
 

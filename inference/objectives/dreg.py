@@ -20,4 +20,5 @@ class DReG(RenyiBound):
         ValueError: when used, for a site that cannot be reparameterised.
     """
 
+    name = "dreg"
     doubly_reparameterized = needs_score = weighs_gradients = True

@@ -32,6 +32,7 @@ class TaskELBO(LocallyReparameterized):
         >>> svi.step(batch)
     """
 
+    name = "elbo"
     estimators = ("pathwise", "stl", "score")
 
     def __init__(self, num_particles: int = 1, *, on: str = "full", **options: Any) -> None:

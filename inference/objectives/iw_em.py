@@ -92,6 +92,7 @@ class IWEM(WeightedObjective):
         ValueError: an argument out of range; when used, ``"conjugate"`` with a model that has no such proposal.
     """
 
+    name = "iw-em"
     fixed_particles = weighs_particles = True
     guide_is = "predictor"
     needs = "data set"

@@ -17,3 +17,5 @@ class IWAE(RenyiBound):
         num_particles: particles of each task, K.
         **options: see :class:`ImportanceWeighted`.
     """
+
+    name = "iwae"

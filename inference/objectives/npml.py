@@ -31,6 +31,7 @@ class NPML(WeightedObjective):
         ValueError: an argument out of range.
     """
 
+    name = "npml"
     guide_is = "predictor"
     needs = "data set"
     has_no = MappingProxyType(

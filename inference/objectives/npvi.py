@@ -33,6 +33,7 @@ class NPVI(LocallyReparameterized):
         **options: see :class:`LocallyReparameterized`.
     """
 
+    name = "npvi"
     guide_is = "predictor"
     needs = "data set"
 

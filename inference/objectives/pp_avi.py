@@ -46,6 +46,7 @@ class PPAVI(KLObjective):
         **options: see :class:`KLObjective`.
     """
 
+    name = "pp-avi"
     needs = "data set"
     has_no = MappingProxyType(
         {

@@ -69,6 +69,8 @@ class Renyi(RenyiBound):
         ValueError: α not finite; with ``doubly_reparameterized``, a site that cannot be reparameterised.
     """
 
+    name = "renyi"
+
     def __init__(
         self, num_particles: int = 8, *, alpha: float = 0.5, doubly_reparameterized: bool = False, **options: Any
     ) -> None:

@@ -49,6 +49,7 @@ class ReweightedWakeSleep(ImportanceWeighted):
         ValueError: a negative weight, or all zero; when sleeping, a model with an improper prior.
     """
 
+    name = "rws"
     fixed_particles = True
 
     def __init__(

@@ -2,7 +2,7 @@
 
 import torch
 
-from evaluation.methods import Task
+from evaluation.methods import TaskShape
 from guidebook.parallel_training import Job, train_jobs
 from inference import fit
 from pp_models import tasks
@@ -10,7 +10,7 @@ from pp_models import tasks
 
 def test_processes_give_what_one_after_the_other_gives():
     stream = tasks.gp("rbf", 2, 0)
-    jobs = [Job(name, name, Task(1, 1, 16), stream, 5, 3) for name in ("cnp", "nvdp")]
+    jobs = [Job(name, name, TaskShape(1, 1, 16), stream, 5, 3) for name in ("cnp", "nvdp")]
     trained = train_jobs(jobs)
     assert list(trained) == ["cnp", "nvdp"]
     for job in jobs:

@@ -7,7 +7,7 @@ from evaluation.trust import LEVELS
 from guidebook.inspection import inspect_run
 from guidebook.runs import RunConfiguration, open_run, read_configuration, start
 from inference import CheckpointError, TrainingDiverged, predict
-from pp_models.tasks.task_names import TASK_NAMES, TEST_SEED, task_stream
+from pp_models.tasks.task_table import TASKS, TEST_SEED, task_stream
 
 TINY = {"steps": 2, "width": 8, "batch_size": 2}
 QUIET = {"device": "cpu", "progress": False}
@@ -127,7 +127,7 @@ NEED_FILES |= {"ecg200", "ecg5000", "abalone", "era5"}
 NEED_FILES |= {f"{table}{kind}" for table in ("sarcos", "wq", "scm20d") for kind in ("", "-clusters")}
 
 
-@pytest.mark.parametrize("name", [n for n in TASK_NAMES if n not in NEED_FILES])
+@pytest.mark.parametrize("name", [n for n in TASKS if n not in NEED_FILES])
 def test_every_task_name_has_a_training_and_a_test_stream(name):
     train, test = task_stream(name, 2, 5), task_stream(name, 2, 5, test=True)
     assert (train.seed, test.seed) == (5, 5 + TEST_SEED)

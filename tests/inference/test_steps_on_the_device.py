@@ -6,7 +6,7 @@ import pyro
 import pytest
 
 from evaluation.comparison.families import GUIDES, MODELS
-from evaluation.methods import Task
+from evaluation.methods import TaskShape
 from inference.fit import TrainingStep, _Sealed
 from inference.objectives import REGISTRY, make
 from pp_models import tasks
@@ -35,7 +35,7 @@ def takes_a_step(model, guide, objective):
 def test_every_guide_of_a_model_trains_without_reading_the_host(name):
     taken = 0
     for _, make_guide in GUIDES.values():
-        model = MODELS[name][1](Task.of(STREAM, 8))
+        model = MODELS[name][1](TaskShape.of(STREAM, 8))
         try:
             guide = make_guide(model, 8)
         except REFUSALS:
@@ -49,6 +49,6 @@ def test_every_objective_trains_without_reading_the_host(objective):
     """On weights of a network, or on those of a mixture."""
     taken = False
     for name, guide in (("network", "mean-field"), ("mixture", "dirichlet-mixture")):
-        model = MODELS[name][1](Task.of(STREAM, 8))
+        model = MODELS[name][1](TaskShape.of(STREAM, 8))
         taken |= takes_a_step(model, GUIDES[guide][1](model, 8), objective)
     assert taken

@@ -7,7 +7,7 @@ import xarray
 from evaluation import to_arviz
 from evaluation.arviz.arviz_container import write_netcdf
 from evaluation.arviz.arviz_summary import summarise, widest_entries, widest_forest
-from evaluation.methods import Task, build
+from evaluation.methods import TaskShape, build
 from pp_models import tasks
 
 CONTAINERS = ["inferencedata", "datatree"]
@@ -54,7 +54,7 @@ def test_summarise_is_arvizs_own(container):
 @pytest.mark.parametrize("container", CONTAINERS)
 @pytest.mark.parametrize("name", ["nvdp", "cnp", "np"])
 def test_the_posterior_of_a_method(name, container):
-    method = build(name, Task(1, 1, 8))
+    method = build(name, TaskShape(1, 1, 8))
     batch = tasks.gp_test("rbf", 2, grid=20, num_context=(3, 6)).batch(0)
     idata = to_arviz(method.model, method.guide, batch, num_samples=20, container=container, seed=0)
     table = widest_entries(idata)

@@ -20,7 +20,7 @@ from evaluation.experiments import (
     reproduce,
 )
 from evaluation.experiments.experiment import Check, Outcome, Scale, Workshop, check_table, summary, write_outcome
-from evaluation.methods import Task, build
+from evaluation.methods import TaskShape, build
 from evaluation.scores.metrics import rate_spread
 from inference import CheckpointError
 from inference.active_context import acquire
@@ -203,7 +203,7 @@ def test_the_ablations_look_at_the_rates_of_their_own_half_way_fits(first_run, o
     }
     assert (table.rate_spread_half_way["nvdp"]) != table.rate_spread["nvdp"]
     # the same fit by hand
-    task, stream = Task(1, 1, scale.width), tasks.gp("rbf", scale.batch_size, 0)
+    task, stream = TaskShape(1, 1, scale.width), tasks.gp("rbf", scale.batch_size, 0)
     workshop = Workshop(out / "nvdp", progress=False)
     method, _ = workshop.train("gp-rbf-ablations-smoke-half", "nvdp", task, stream, scale, 0, scale.steps // 2)
     many = tasks.gp_test("rbf", 64, seed=2_000_000).batch(0)
@@ -214,7 +214,7 @@ def test_the_ablations_look_at_the_rates_of_their_own_half_way_fits(first_run, o
 def test_a_damaged_kept_fit_is_named(tmp_path):
     scale = Scale("smoke", 2, 8, 2)
     workshop = Workshop(tmp_path, progress=False)
-    arguments = ("key", "cnp", Task(1, 1, 8), tasks.gp("rbf", 2, 0), scale, 0)
+    arguments = ("key", "cnp", TaskShape(1, 1, 8), tasks.gp("rbf", 2, 0), scale, 0)
     _, history = workshop.train(*arguments)
     assert [row["step"] for row in history] == [2]
     path = next(tmp_path.rglob("weights-*"))
@@ -228,7 +228,7 @@ def test_a_damaged_kept_fit_is_named(tmp_path):
 
 @pytest.fixture
 def learner():
-    method = build("nvdp", Task(1, 1, 8))
+    method = build("nvdp", TaskShape(1, 1, 8))
     method.guide.eval()
     return method, tasks.gp_test("rbf", 3, grid=30, num_context=(4, 8)).batch(0).full
 

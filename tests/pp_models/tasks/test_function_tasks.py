@@ -7,7 +7,7 @@ import torch
 
 from pp_models import oracle_log_likelihood, oracle_predict, tasks
 from pp_models.tasks.point_counts import ShareCounts
-from pp_models.tasks.task_names import TEST_SEED, task_stream
+from pp_models.tasks.task_table import TEST_SEED, task_stream
 
 FAMILIES = ("sawtooth", "heaviside", "squared-exponential", "network-draws", "ecg-simulated", "ecg200", "ecg5000")
 

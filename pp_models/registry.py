@@ -1,0 +1,67 @@
+"""Things known by name: one table a kind, one line an entry, and an error that says what was meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Generic, TypeVar
+
+Entry = TypeVar("Entry")
+
+#: a table of up to this many names is printed whole where a name is unknown
+PRINTED_WHOLE = 8
+
+
+class Registry(dict[str, Entry], Generic[Entry]):
+    """A table from name to entry.
+
+    Args:
+        argument: what a name of it is given as, for messages.
+        entries: the table.
+        listed_by: the command that lists it.
+
+    Example:
+        >>> Registry("guide", {"mean-field": 1}).find("mean-feild")
+        Traceback (most recent call last):
+        ...
+        ValueError: guide: got 'mean-feild'; did you mean 'mean-field'?
+    """
+
+    def __init__(self, argument: str, entries: Mapping[str, Entry], listed_by: str = "") -> None:
+        super().__init__(entries)
+        self.argument, self.listed_by = argument, listed_by
+
+    def find(self, name: str) -> Entry:
+        """The entry of that name.
+
+        Raises:
+            ValueError: there is none; the message has the nearest names.
+        """
+        self.check(name)
+        return self[name]
+
+    def check(self, name: str) -> None:
+        """Refuses a name that is not in the table.
+
+        Raises:
+            ValueError: it is not; the message has the nearest names.
+        """
+        if name in self:
+            return
+        close = difflib.get_close_matches(str(name), self, n=3, cutoff=0.6)
+        if close:
+            hint = f"did you mean {' or '.join(map(repr, close))}?"
+        elif len(self) <= PRINTED_WHOLE:
+            hint = f"it must be one of {', '.join(self)}"
+        else:
+            hint = f"it is none of {len(self)} names such as {', '.join(list(self)[:3])}"
+        if self.listed_by and len(self) > PRINTED_WHOLE:
+            hint += f" ({self.listed_by} lists all)"
+        raise ValueError(f"{self.argument}: got {name!r}; {hint}")
+
+
+def load(place: str) -> Any:
+    """What stands at ``"package.module:name"``, imported when it is asked for."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
