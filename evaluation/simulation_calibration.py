@@ -12,8 +12,9 @@ from pyro import poutine
 from torch import Tensor
 
 from inference.objectives.independent_plates import is_point_mass, sample_sites
-from inference.predict import predict, seeded
+from inference.predict import predict
 from inference.progress import Stages
+from inference.random_state import seeded
 from pp_models.data import DataError, Dataset, TaskBatch
 from pp_models.task_plates import PARTICLE_PLATE
 

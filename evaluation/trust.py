@@ -14,7 +14,8 @@ from torch import Tensor
 from evaluation.diagnostics import khat_threshold, psis
 from evaluation.simulation_calibration import LIKELIHOOD, CalibrationRanks, NothingDrawn, simulation_ranks
 from inference.objectives.task_objective import effective_sample_size
-from inference.predict import posterior_log_weights, predict
+from inference.posterior_draws import posterior_log_weights
+from inference.predict import predict
 from inference.progress import Stages
 from pp_models.data import Dataset, TaskBatch
 

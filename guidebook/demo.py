@@ -22,9 +22,9 @@ from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, TRUST, verdict
 from guidebook.adapter_demo import planted_figures, text_table
 from guidebook.parallel_training import Job, train_jobs
 from inference import nuts, predict, prior_predictive
-from inference.checkpoint import make_folder, write_atomically
 from inference.objectives import make
 from pp_models import TaskBatch, oracle_predict, tasks
+from pp_models.files import make_folder, write_atomically
 from pp_models.tasks.task_stream import batches_of
 
 #: methods of the demo, and steps of each as a share of NVDP's on GP tasks

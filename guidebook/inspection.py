@@ -19,9 +19,9 @@ from evaluation.scores.scoring import SCORES, score_oracle, score_tasks
 from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, Verdict, verdict
 from guidebook.runs import RunConfiguration, open_run
 from inference import predict
-from inference.checkpoint import make_folder
 from inference.progress import Stages
 from pp_models.data import TaskBatch
+from pp_models.files import make_folder
 from pp_models.tasks.task_names import task_stream
 
 SIMULATIONS = 200

@@ -17,7 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from evaluation.experiments.experiment import Check, check_table, summary
-from inference.checkpoint import write_atomically
+from pp_models.files import write_atomically
 
 MARKER = "<!-- measured -->"
 PICTURE_WIDTH = 800

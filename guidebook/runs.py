@@ -14,6 +14,7 @@ import torch
 from evaluation.methods import Method, Task, build
 from inference import FitResult, checkpoint, fit
 from inference.objectives import make
+from pp_models.files import make_folder
 from pp_models.tasks.task_names import task_stream
 
 CONFIGURATION = "run.json"
@@ -110,7 +111,7 @@ def start(configuration: RunConfiguration, folder: str | Path, resume: bool | st
         CheckpointError: the folder cannot be written to, or holds another run.
     """
     method = configuration.build()
-    path = checkpoint.make_folder(folder, "out")
+    path = make_folder(folder, "out")
     held = path / CONFIGURATION
     earlier = None
     if held.exists():
@@ -123,7 +124,7 @@ def start(configuration: RunConfiguration, folder: str | Path, resume: bool | st
                     f"{name}: got {value!r}, but the run to resume in {path} has {getattr(before, name)!r}"
                 )
         earlier = held.read_bytes()
-    checkpoint.write_atomically(held, json.dumps(asdict(configuration), indent=1).encode())
+    checkpoint.write(path, CONFIGURATION, json.dumps(asdict(configuration), indent=1).encode())
     try:
         return fit(
             method.model,
@@ -140,7 +141,7 @@ def start(configuration: RunConfiguration, folder: str | Path, resume: bool | st
         )
     except (ValueError, checkpoint.CheckpointError):
         if earlier is not None:
-            checkpoint.write_atomically(held, earlier)
+            checkpoint.write(path, CONFIGURATION, earlier)
         elif not (path / checkpoint.INDEX).exists():
             held.unlink()
         raise

@@ -1,5 +1,6 @@
 """How posteriors are amortised."""
 
+from importlib import import_module
 from typing import Any
 
 from guides.adapters.adapter_dropout import MCDropoutAdapterGuide
@@ -15,6 +16,7 @@ from guides.mixtures.mixture_gates import DeterministicGateGuide, UniformMixture
 from guides.mixtures.stick_breaking_mixture import StickBreakingGuide
 from guides.networks.amortised_mean_field import AmortisedMeanFieldGuide
 from guides.networks.bernoulli_dropout import BernoulliExpertGuide
+from guides.networks.bnn_online import OnlinePosterior
 from guides.networks.bnn_weights import BNNWeightGuide
 from guides.networks.gaussian_vi import GaussianVIGuide
 from guides.networks.global_inducing import GlobalInducingGuide
@@ -48,6 +50,7 @@ __all__ = [
     "MCDropoutAdapterGuide",
     "MCDropoutGuide",
     "NeuralProcessGuide",
+    "OnlinePosterior",
     "PointAdapterGuide",
     "RankwiseGuide",
     "SWAGGuide",
@@ -58,10 +61,14 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """What needs peft is imported when it is first asked for."""
-    if name in ("LrvdConfig", "lrvd_load"):
-        from guides.adapters import lrvd_peft
+#: what needs peft, by the module that has it
+_NEEDS_PEFT = {"LrvdConfig": "lrvd_peft", "lrvd_load": "lrvd_saving"}
 
-        return getattr(lrvd_peft, name)
+
+def __getattr__(name: str) -> Any:
+    """What needs peft is imported when it is first asked for; so are modules that docs import by name."""
+    if name in _NEEDS_PEFT:
+        return getattr(import_module(f"guides.adapters.{_NEEDS_PEFT[name]}"), name)
+    if name in ("lrvd_layers", "lrvd_peft"):
+        return import_module(f"guides.adapters.{name}")
     raise AttributeError(f"module 'guides' has no attribute {name!r}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.objectives import REGISTRY, TaskObjective, make
-from inference.predict import seeded
+from inference.random_state import seeded
 from pp_models.data import TaskBatch
 
 

@@ -31,6 +31,7 @@ from inference.training_setup import (
     step_seed,
 )
 from pp_models.data import TaskBatch
+from pp_models.files import make_folder
 
 logger = logging.getLogger("guidebook")
 
@@ -190,12 +191,11 @@ def fit(
     if isinstance(objective, str):
         objective = make(objective)
     fabric = make_fabric(device, precision)
-    folder = None if checkpoint_dir is None else checkpoint.make_folder(checkpoint_dir, "checkpoint_dir")
-    if folder is not None and not resume and checkpoint.read_index(folder):
-        newest = checkpoint.read_index(folder)[0]["step"]
-        raise checkpoint.CheckpointError(
-            f"checkpoint_dir: {folder} already holds a run at step {newest}; pass resume=True or name another folder"
-        )
+    folder = None if checkpoint_dir is None else make_folder(checkpoint_dir, "checkpoint_dir")
+    if folder is not None and not resume:
+        checkpoint.refuse_foreign_files(folder, "checkpoint_dir")
+    elif folder is not None:
+        checkpoint.remove_leftovers(folder)
 
     step_module = TrainingStep(model, guide, objective)
     modules = {"model": model, "guide": guide}
@@ -230,7 +230,7 @@ def fit(
         result.skipped = [(int(step), str(name)) for step, name in state["skipped"]]
     if folder is not None and fabric.global_rank == 0:
         lines = "".join(json.dumps(row) + "\n" for row in result.history)
-        checkpoint.write_atomically(folder / "metrics.jsonl", lines.encode())
+        checkpoint.write(folder, "metrics.jsonl", lines.encode())
 
     def save(step: int) -> None:
         if folder is None or fabric.global_rank != 0:

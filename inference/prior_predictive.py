@@ -9,7 +9,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from inference.predict import Prediction, likelihood_of_points, seeded
+from inference.prediction import Prediction, likelihood_of_points
+from inference.random_state import seeded
 from pp_models.data import Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.task_plates import PARTICLE_PLATE

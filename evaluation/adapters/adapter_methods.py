@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.adapters.lrvd_training import TRAVEL, log_alpha_learning_rate
-from inference.predict import seeded
+from inference.random_state import seeded
 from pp_models.adapters.text_networks import TextNetwork
 from pp_models.data import DataError
 

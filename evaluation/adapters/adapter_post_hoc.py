@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from evaluation.adapters.adapter_methods import lora_layers
 from evaluation.adapters.adapter_training import AdaptedReader
 from evaluation.scores.calibration_metrics import negative_log_likelihood
-from guides.adapters.adapter_laplace import STRUCTURES
+from guides.adapters.curvature import KroneckerMoments, check_structure, eigenbases
 from guides.adapters.recorded_calls import are_per_example, recorded_calls
 from pp_models.adapters.text_networks import TokenSet
 
@@ -101,8 +101,7 @@ class AdapterLaplace:
         precisions: tuple[float, ...] = (0.1, 1, 10, 100, 1e3, 1e4),
         structure: str = "diagonal",
     ) -> None:
-        if structure not in STRUCTURES:
-            raise ValueError(f"structure: got {structure!r}; it must be 'diagonal' or 'kronecker'")
+        check_structure(structure)
         self.reader = reader.eval()
         self.precisions, self.structure = precisions, structure
         self.linears: list[nn.Module] = []
@@ -152,23 +151,18 @@ class AdapterLaplace:
         return self
 
     def _fit_kronecker(self, texts: TokenSet, batch_size: int) -> AdapterLaplace:
-        weights: list[Any] = [linear.weight for linear in self.linears]
-        moments = [(w.new_zeros(w.shape[0], w.shape[0]), w.new_zeros(w.shape[1], w.shape[1])) for w in weights]
-        places = [0] * len(moments)
+        moments = KroneckerMoments([linear.weight for linear in self.linears])  # type: ignore[misc]
         for rows in torch.arange(len(texts)).split(batch_size):
             logits, inputs, gradients = self._gradients(texts.take(rows))
             probs = logits.softmax(-1).unsqueeze(-1).unsqueeze(-1)
-            for i, ((g, q), x, gradient) in enumerate(zip(moments, inputs, gradients, strict=True)):
+            for i, (x, gradient) in enumerate(zip(inputs, gradients, strict=True)):
                 # the square root of diag(p) - p pᵀ: sqrt(p_c) (e_c - p)
-                rooted = probs.sqrt() * (gradient - (probs * gradient).sum(1, keepdim=True))
-                kept = x[(gradient != 0).any(-1).any(1)]  # padding, for one, has no say in the logits
-                flat = rooted.flatten(0, -2)
-                g += flat.mT @ flat
-                q += kept.mT @ kept
-                places[i] += len(kept)
+                moments.add_gradients(i, probs.sqrt() * (gradient - (probs * gradient).sum(1, keepdim=True)))
+                used = (gradient != 0).any(-1).any(1)  # padding, for one, has no say in the logits
+                moments.add_inputs(i, x.flatten(0, 1), used.flatten())
         self.bases, self.curvature = [], []
-        for (g, q), count in zip(moments, places, strict=True):
-            (left, u), (right, v) = torch.linalg.eigh(g / max(count, 1)), torch.linalg.eigh(q)
+        for g, q in moments.factors():
+            (left, u), (right, v) = eigenbases(g, q)
             self.curvature.append(left.clamp_min(0.0).unsqueeze(-1) * right.clamp_min(0.0))
             self.bases.append((u, v))
         return self

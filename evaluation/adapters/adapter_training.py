@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from evaluation.adapters.adapter_methods import ADAPTER_METHODS, AdapterBudget, PlainLora
 from evaluation.scores.calibration_metrics import negative_log_likelihood
-from inference.predict import seeded
+from inference.random_state import seeded
 from pp_models.adapters.text_networks import TextNetwork, TokenSet, letter_ids
 
 #: texts of a prediction batch

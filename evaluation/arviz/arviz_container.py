@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray
+
+from pp_models.files import replaced_atomically
 
 SAMPLE_DIMS = ("chain", "draw")
 CONTAINERS = ("inferencedata", "datatree")
@@ -79,14 +80,10 @@ def write_netcdf(container: Any, path: Path) -> None:
     """Writes a container to a file that is, at any moment, either what it was or complete.
 
     Raises:
-        OSError: the file cannot be written.
+        FileError: the file cannot be written; what was there is intact.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replaced_atomically(path) as partial:
         container.to_netcdf(str(partial))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _to_xarray(

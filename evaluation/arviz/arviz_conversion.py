@@ -20,7 +20,7 @@ from torch.distributions import Independent
 from evaluation.arviz.arviz_container import SAMPLE_DIMS, Variable, choose_container, pack
 from inference.objectives.independent_plates import sample_sites
 from inference.pareto_smoothing import psis
-from inference.predict import seeded
+from inference.random_state import seeded
 from pp_models.data import Dataset, TaskBatch
 
 OBSERVED = "y"

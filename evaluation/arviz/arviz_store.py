@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import xarray
 
 from evaluation.arviz.arviz_conversion import to_arviz
-from inference.checkpoint import make_folder
 from pp_models.data import Dataset, TaskBatch
+from pp_models.files import make_folder, replaced_atomically
 
 #: groups whose arrays grow with the draws
 DRAWN = (
@@ -60,10 +59,8 @@ def write_zarr(
     if path.exists() and any(path.iterdir()):
         raise ValueError(f"path: {path} is not empty; name a new store")
     make_folder(path.parent, "path")
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     done = 0
-    try:
+    with replaced_atomically(path) as partial:
         for number, start in enumerate(range(0, num_samples, chunk_size)):
             count = min(chunk_size, num_samples - start)
             tree = to_arviz(
@@ -81,9 +78,4 @@ def write_zarr(
             if not number:
                 xarray.Dataset(attrs=tree.attrs).to_zarr(partial, mode="a", consolidated=False)
             done += count
-        if path.exists():
-            path.rmdir()
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return path

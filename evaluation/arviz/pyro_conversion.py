@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evaluation.arviz.arviz_container import SAMPLE_DIMS, Variable, choose_container, pack
 from inference.objectives.independent_plates import sample_sites
-from inference.predict import seeded
+from inference.random_state import seeded
 
 
 @torch.no_grad()

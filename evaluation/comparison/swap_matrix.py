@@ -27,6 +27,7 @@ from inference import checkpoint, fit
 from inference.compare_objectives import compare_objectives
 from inference.objectives import REGISTRY, make
 from inference.progress import Stages
+from pp_models.files import make_folder, write_atomically
 from pp_models.tasks.task_names import task_stream
 from pp_models.tasks.task_stream import TaskStream, batches_of
 
@@ -159,7 +160,7 @@ def compare(
         learning_rate, max_grad_norm, test_tasks, draws, tuple(snr_particles), snr_repeats, num_simulations,
     )  # fmt: skip
     cells = [_Cell(m, g, o, s) for m, g, s, o in product(makers.models, makers.guides, numbers, makers.objectives)]
-    folder = None if out is None else checkpoint.make_folder(out, "out")
+    folder = None if out is None else make_folder(out, "out")
     streams = _Streams(tasks, test, settings)
     done = {} if folder is None else _finished(folder, cells, settings)
     if retry_failed:
@@ -256,11 +257,11 @@ def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings
     row: dict[str, Any] = dict.fromkeys(COLUMNS, math.nan) | asdict(cell)
     row |= {"status": "ok", "reason": "", "verdict": "", "why": ""}
     noise: list[dict[str, Any]] = []
-    own = None if folder is None else checkpoint.make_folder(folder / "cells" / cell.folder, "out")
+    own = None if folder is None else make_folder(folder / "cells" / cell.folder, "out")
     try:
         if own is not None:
             stored = own / "settings.json"
-            checkpoint.write_atomically(stored, json.dumps(asdict(settings)).encode())
+            write_atomically(stored, json.dumps(asdict(settings)).encode())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cell.seed)
             model = makers.model(cell, streams.task)
@@ -295,7 +296,7 @@ def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings
         row |= {"status": "failed", "reason": str(error).splitlines()[0] if str(error) else type(error).__name__}
     found = {"row": row, "gradient_noise": noise}
     if own is not None:
-        checkpoint.write_atomically(own / "result.json", json.dumps(found).encode())
+        write_atomically(own / "result.json", json.dumps(found).encode())
     return found
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from evaluation import plots
 from evaluation.report import Code, Heading, Picture, Prose, Section, Settings, Table, as_png, write_report
 from evaluation.trust import TRUST
-from inference.checkpoint import write_atomically
+from pp_models.files import write_atomically
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:

@@ -17,8 +17,8 @@ from torch import nn
 from evaluation.methods import Method, Task, build
 from evaluation.report import Code, Heading, Picture, Prose, Section, Table, as_png, write_report
 from inference import fit
-from inference.checkpoint import make_folder, write_atomically
 from inference.training_setup import make_fabric
+from pp_models.files import make_folder, write_atomically
 from pp_models.tasks.task_stream import TaskStream
 
 SCALES = ("smoke", "small", "paper")

@@ -25,8 +25,8 @@ from evaluation.adapters.adapter_training import (
 )
 from evaluation.scores.calibration_metrics import accuracy, average_draws
 from inference.adapters.rank_pruning import prune_ranks
-from inference.checkpoint import make_folder, write_atomically
 from pp_models.adapters.text_networks import TextNetwork, TokenSet
+from pp_models.files import make_folder, write_atomically
 
 #: thresholds of log α of the curve of accuracy against rank, and those that predictions are pruned at
 SWEEP = (-2.0, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)

@@ -10,7 +10,7 @@ import torch
 
 from evaluation.scores.metrics import crps, gaussian_parts, log_likelihoods, rmse, sigma_coverage
 from inference import predict
-from inference.predict import Prediction
+from inference.prediction import Prediction
 from pp_models import TaskBatch, oracle_joint_log_likelihood, oracle_log_likelihood
 
 #: of one draw (mean weights) the joint forms equal the marginal ones and say nothing more

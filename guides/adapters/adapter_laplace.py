@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pyro.distributions as dist
@@ -10,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from guides.adapters.adapter_guide import AdapterGuide
+from guides.adapters.curvature import KroneckerMoments, check_structure, eigenbases, fisher_roots
 from guides.adapters.kronecker_normal import KroneckerNormal
 from guides.adapters.recorded_calls import are_per_example, recorded_calls
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
 from pp_models.data import Dataset
 
-STRUCTURES = ("diagonal", "kronecker")
 #: points of one backward pass
 AT_ONCE = 64
 
@@ -23,41 +22,6 @@ AT_ONCE = 64
 def _flat(parts: list[Tensor], like: Tensor) -> Tensor:
     """Rows of all parts ``[places, k]``, in the dtype of a tensor."""
     return torch.cat([part.to(like.dtype).flatten(0, -2) for part in parts])
-
-
-def fisher_roots(likelihood: Any, outputs: Tensor) -> Iterator[Tensor]:
-    """Vectors v ``[rows, K]`` whose sum of v vᵀ is the Fisher information of each row's outputs.
-
-    For Gaussian outputs of fixed noise, Bernoulli and categorical logits that is the Hessian of the NLL (the
-    generalised Gauss-Newton matrix of what lies before); for other likelihoods one label is drawn from the model.
-
-    Args:
-        likelihood: the distribution of labels at the outputs.
-        outputs: ``[rows, K]``.
-    """
-    base = likelihood
-    while isinstance(base, dist.Independent | torch.distributions.Independent):
-        base = base.base_dist
-    if isinstance(base, torch.distributions.Categorical):
-        probs = base.probs.detach()
-        for c in range(probs.shape[-1]):
-            one = torch.nn.functional.one_hot(torch.tensor(c, device=probs.device), probs.shape[-1])
-            yield probs[:, c : c + 1].sqrt() * (one.to(probs.dtype) - probs)
-        return
-    weight = None
-    if isinstance(base, torch.distributions.Bernoulli):
-        weight = (base.probs * (1 - base.probs)).detach().sqrt()
-    # a head that makes a scale of its outputs too has fewer means than outputs
-    if isinstance(base, torch.distributions.Normal) and base.loc.shape == outputs.shape:
-        weight = base.scale.detach().reciprocal().expand_as(outputs)
-    if weight is None:
-        (gradient,) = torch.autograd.grad(likelihood.log_prob(likelihood.sample()).sum(), outputs, retain_graph=True)
-        yield gradient
-        return
-    for k in range(weight.shape[-1]):
-        mask = torch.zeros_like(weight)
-        mask[:, k] = 1.0
-        yield weight * mask
 
 
 class LaplaceAdapterGuide(AdapterGuide):
@@ -86,8 +50,7 @@ class LaplaceAdapterGuide(AdapterGuide):
         super().__init__(model)
         if not 0 < prior_precision < float("inf"):
             raise ValueError(f"prior_precision: got {prior_precision}; it must be positive and finite")
-        if structure not in STRUCTURES:
-            raise ValueError(f"structure: got {structure!r}; it must be 'diagonal' or 'kronecker'")
+        check_structure(structure)
         self.prior_precision, self.structure = float(prior_precision), structure
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
         self.fisher = nn.ParameterList()
@@ -151,9 +114,7 @@ class LaplaceAdapterGuide(AdapterGuide):
 
     def _fit_kronecker(self, x: Tensor, scale: float) -> None:
         modules: list[Any] = [m for m in self.model.rank_modules().values() if m.factors() is not None]
-        q = [torch.zeros_like(p) for p in self.inputs]
-        g = [torch.zeros_like(p) for p in self.gradients]
-        places = [p.new_zeros(()) for p in self.gradients[::2]]
+        moments = KroneckerMoments(self._factors())
 
         def add(rows: Tensor) -> None:
             outputs = self.model.outputs(rows)
@@ -170,25 +131,21 @@ class LaplaceAdapterGuide(AdapterGuide):
                 for i, (module, each) in enumerate(zip(modules, layers, strict=True)):
                     lora_B = module.factors()[1].detach()
                     at_output = _flat([next(found) for _ in each], lora_B) * module.update_scale()
-                    at_hidden = at_output @ lora_B
-                    g[2 * i] += at_hidden.mT @ at_hidden
-                    g[2 * i + 1] += at_output.mT @ at_output
+                    moments.add_gradients(2 * i, at_output @ lora_B)
+                    moments.add_gradients(2 * i + 1, at_output)
                     used[i] |= (at_output != 0).any(-1)
             for i, (module, inputs, there) in enumerate(zip(modules, flat, used, strict=True)):
-                kept = inputs * there.unsqueeze(-1)
-                hidden = kept @ module.factors()[0].detach().mT
-                q[2 * i] += kept.mT @ kept
-                q[2 * i + 1] += hidden.mT @ hidden
-                places[i] += there.sum()
+                hidden = inputs @ module.factors()[0].detach().mT
+                moments.add_inputs(2 * i, inputs, there)
+                moments.add_inputs(2 * i + 1, hidden, there)
 
         with recorded_calls(modules) as calls:
             for rows in x.split(AT_ONCE):
                 add(rows)
         with torch.no_grad():
-            for stored, total in zip(self.inputs, q, strict=True):
-                stored.copy_(total * scale)
-            for i, (stored, total) in enumerate(zip(self.gradients, g, strict=True)):
-                stored.copy_(total / places[i // 2].clamp_min(1.0))
+            for gradients, inputs, (g, q) in zip(self.gradients, self.inputs, moments.factors(scale), strict=True):
+                gradients.copy_(g)
+                inputs.copy_(q)
         self._bases.clear()
 
     def is_fitted(self) -> bool:
@@ -212,9 +169,7 @@ class LaplaceAdapterGuide(AdapterGuide):
             scale = (self.prior_precision + self.fisher[number]).rsqrt()
             return dist.Normal(mean, scale)
         if number not in self._bases:  # the decomposition is good for every prior precision
-            pair = (self.gradients[number], self.inputs[number])
-            left, right = (tuple(torch.linalg.eigh(t.detach())) for t in pair)
-            self._bases[number] = left, right  # type: ignore[assignment]
+            self._bases[number] = eigenbases(self.gradients[number], self.inputs[number])
         return KroneckerNormal(mean, *self._bases[number], self.prior_precision)
 
     def sample_module(self, index: int, path: str, lora_A: Tensor, lora_B: Tensor) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
@@ -24,7 +23,7 @@ from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.networks.linear import linear
 from pp_models.observation_model import ACTIVATIONS, join
 from pp_models.parameter_module import mlp
-from pp_models.task_plates import PARTICLE_PLATE, task_plates
+from pp_models.task_plates import task_plates
 
 CHOICES = ("auto", "real", "pseudo")
 INFERENCE = ("mlp", "transformer")
@@ -189,7 +188,7 @@ class BNNWeightGuide(WeightGuide):
         Raises:
             DataError: the data has no y, or widths or a dtype that the model cannot take.
         """
-        self._check(data)
+        self.check(data)
         values: dict[str, Tensor] = {}
         with task_plates(data.batch_shape, data.x.device):
             path = self.representation(data)
@@ -212,7 +211,12 @@ class BNNWeightGuide(WeightGuide):
                 self.model.propagate(self.layer_input(data.x, [], path), layer, data.mask)
         return values
 
-    def _check(self, data: Dataset) -> None:
+    def check(self, data: Dataset) -> None:
+        """Refuses data that gives no posterior.
+
+        Raises:
+            DataError: it has no y, or widths or a dtype that the model cannot take.
+        """
         if data.y is None:
             raise DataError("data: y is None; a posterior needs observed points")
         self.model.check(data)
@@ -254,10 +258,10 @@ class BNNWeightGuide(WeightGuide):
         blocks = self.model.prior.gaussian(index, drawn)
         target, precision = self.pseudo_observations(index, data, features)
         shape = self.shapes[index]
-        return layer_posterior(features, target, precision, blocks, shape, self._key(index), self.solver)
+        return layer_posterior(features, target, precision, blocks, shape, self.prior_key(index), self.solver)
 
-    def _key(self, index: int) -> tuple[int, int]:
-        """Names the prior of a layer."""
+    def prior_key(self, index: int) -> tuple[int, int]:
+        """Names the prior of a layer: posteriors of the same key share its factorisation."""
         return id(self.model.prior), index
 
     # -- many points -----------------------------------------------------------------------------------------------
@@ -292,88 +296,7 @@ class BNNWeightGuide(WeightGuide):
                     found = of_chunk(chunk, *drawn)
             sums = list(found) if sums is None else [total + s for total, s in zip(sums, found, strict=True)]
         assert sums is not None
-        return posterior_of_statistics(sums[0], sums[1], blocks, self.shapes[index], self._key(index))
-
-    # -- point by point --------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def start(self, data: Dataset, num_samples: int = 100) -> OnlineState:
-        """Draws the hidden layers given the data, and keeps the last layer's posterior for each draw.
-
-        Args:
-            data: what is known so far ``[*B, N]``; may be empty.
-            num_samples: draws S.
-
-        Raises:
-            ValueError: points see one another, in the model or in the transformer of the last layer.
-        """
-        attentive = self.inference == "transformer" and self.amortised(len(self.sites) - 1)
-        if attentive or not self.model.independent_points:
-            seen_by = "the last layer's transformer" if attentive else type(self.model).__name__
-            raise ValueError(
-                f"data: new points would attend only to one another in {seen_by}, so that portions do not add up; call "
-                "the guide on all points instead"
-            )
-        with pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - len(data.batch_shape)):
-            values = self(data)
-        hidden = [values[site] for site in self.sites[:-1]]
-        path = values.get("representation")
-        blocks = self.model.prior.gaussian(len(hidden), hidden)
-        columns = self.shapes[-1][0] * self.shapes[-1][1] // blocks.loc.shape[-2]
-        shape = (num_samples, *data.batch_shape, blocks.loc.shape[-2], columns)
-        zero = data.x.new_zeros(shape)
-        return self.update(OnlineState(hidden, path, torch.diag_embed(zero), zero), data)
-
-    @torch.no_grad()
-    def update(self, state: OnlineState, data: Dataset) -> OnlineState:
-        """The posterior of the last layer after more points, the hidden layers' draws as they were.
-
-        Exact for the last layer given the hidden draws, in any order and any portions; the hidden layers never see the
-        new points.
-
-        Args:
-            state: from :meth:`start` or an earlier update.
-            data: the new points ``[*B, N]``.
-
-        Raises:
-            DataError: the data has no y, or widths or a dtype that the model cannot take.
-        """
-        self._check(data)
-        index = len(self.sites) - 1
-        features = self.layer_input(data.x, state.hidden, state.path)
-        target, precision = self.pseudo_observations(index, data, features)
-        blocks = self.model.prior.gaussian(index, state.hidden)
-        gram, moment = statistics(with_bias(features), target, precision, blocks)
-        return replace(state, gram=state.gram + gram, moment=state.moment + moment)
-
-    def last_layer(self, state: OnlineState) -> WhitenedGaussian:
-        """The posterior of the last layer's weights for each draw of the hidden ones, batch ``[S, *B]``."""
-        index = len(self.sites) - 1
-        blocks = self.model.prior.gaussian(index, state.hidden)
-        return posterior_of_statistics(state.gram, state.moment, blocks, self.shapes[index], self._key(index))
-
-    @torch.no_grad()
-    def draw(self, state: OnlineState) -> dict[str, Tensor]:
-        """Weights ``[S, *B, k_out, k_in + 1]`` by site: the hidden draws, and one of the last layer for each."""
-        values = dict(zip(self.sites, [*state.hidden, self.last_layer(state).sample()], strict=True))
-        return values if state.path is None else {"representation": state.path, **values}
-
-
-@dataclass(frozen=True)
-class OnlineState:
-    """What is kept between updates of the last layer.
-
-    Args:
-        hidden: draws of the hidden layers' weights ``[S, *B, k_out, k_in + 1]``.
-        path: the task representation of the deterministic path, None without.
-        gram: Σ λ φ φᵀ of the last layer ``[S, *B, blocks, k, k]``.
-        moment: Σ λ φ (v - φᵀ μ) ``[S, *B, blocks, k]``.
-    """
-
-    hidden: list[Tensor]
-    path: Tensor | None
-    gram: Tensor
-    moment: Tensor
+        return posterior_of_statistics(sums[0], sums[1], blocks, self.shapes[index], self.prior_key(index))
 
 
 def scaled_gradient(value: Tensor, factor: float) -> Tensor:

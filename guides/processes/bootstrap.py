@@ -64,7 +64,7 @@ class BootstrapGuide(ParameterModule):
 
         A task keeps its number of points and, in the residual bootstrap, their inputs.
         """
-        wide = Dataset._trusted(
+        wide = Dataset.unchecked(
             data.x.expand(*shape, *data.x.shape[-2:]),
             None if data.y is None else data.y.expand(*shape, *data.y.shape[len(data.batch_shape) :]),
             data.full_mask().expand(*shape, -1),
@@ -81,8 +81,8 @@ class BootstrapGuide(ParameterModule):
         mask = wide.mask.unsqueeze(-1).to(mean.dtype)
         residuals = (wide.y - mean) / std
         centre = (residuals * mask).sum(-2, keepdim=True) / mask.sum(-2, keepdim=True).clamp_min(1.0)
-        drawn = with_replacement(Dataset._trusted(wide.x, residuals - centre, wide.mask)).y
-        return Dataset._trusted(wide.x, (mean + std * drawn) * mask, wide.mask)
+        drawn = with_replacement(Dataset.unchecked(wide.x, residuals - centre, wide.mask)).y
+        return Dataset.unchecked(wide.x, (mean + std * drawn) * mask, wide.mask)
 
     def forward(self, data: Dataset) -> dict[str, Tensor]:
         """Draws the site ``representation`` ``[*B, R]``; returns it by name."""
@@ -113,7 +113,7 @@ def with_replacement(data: Dataset) -> Dataset:
     assert data.y is not None
     flat = data.y.dtype == torch.long
     y = pick(data.y.unsqueeze(-1)).squeeze(-1) if flat else pick(data.y)
-    return Dataset._trusted(pick(data.x), y, mask)
+    return Dataset.unchecked(pick(data.x), y, mask)
 
 
 class NoDensityError(NotImplementedError, ValueError):

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from inference.predict import Prediction, likelihood_of_points
+from inference.prediction import Prediction, likelihood_of_points
 from inference.reference.numpyro_adapters import adapter_twin
 from inference.reference.numpyro_mixture import mixture_twin
 from inference.reference.numpyro_twin import numpyro_twin, precision_of

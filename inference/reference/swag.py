@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from guides.networks.swag import SWAGGuide
 from inference.objectives.independent_plates import sample_sites
-from inference.predict import seeded
+from inference.random_state import seeded
 from pp_models.data import DataError, Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
 

@@ -78,12 +78,12 @@ class ConditionalProcess(ObservationModel):
             memory = memory.expand(*shape, -1, -1).reshape(shape.numel(), *memory.shape[-2:])
             x, y, exists = memory.split([self.dim_x, self.dim_y, 1], -1)
             count = data.num_points
-            asked = Dataset._trusted(
+            asked = Dataset.unchecked(
                 data.x.expand(*shape, -1, -1).reshape(shape.numel(), count, self.dim_x),
                 None,
                 data.full_mask().expand(*shape, -1).reshape(shape.numel(), count),
             )
-            outputs = self.decode(asked, Dataset._trusted(x, y, exists.squeeze(-1) > 0.5))
+            outputs = self.decode(asked, Dataset.unchecked(x, y, exists.squeeze(-1) > 0.5))
             outputs = outputs.reshape(*shape, count, self.outputs)
             observe(self.likelihood(outputs), data)
         return outputs

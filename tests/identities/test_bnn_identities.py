@@ -9,6 +9,7 @@ from pyro import poutine
 from torch import nn
 
 from guides import BNNWeightGuide
+from guides.networks.bnn_online import OnlinePosterior
 from guides.networks.whitened_gaussian import Dual, Primal, WhitenedGaussian
 from inference.objectives import make
 from pp_models import (
@@ -452,14 +453,14 @@ def test_points_one_by_one_are_the_joint_update_given_the_hidden_draws(granulari
     """docs/papers/bnnp.md#large-contexts-and-points-one-by-one: exact given the hidden draws."""
     _, guide = deep_pair(granularity)
     first, later = data(2, 5, 1, 1), data(2, 6, 1, 1)
-    start = guide.start(first, num_samples=8)
+    start = OnlinePosterior.start(guide, first, num_samples=8)
     state = start
     for n in reversed(range(6)):
-        state = guide.update(state, later.points(slice(n, n + 1)))
+        state = state.update(later.points(slice(n, n + 1)))
     both = first | later
     features = guide.layer_input(both.x, start.hidden)
     joint = guide.conditional(2, both, features, start.hidden)
-    online = guide.last_layer(state)
+    online = state.last_layer()
     torch.testing.assert_close(online.mean, joint.mean, rtol=0, atol=1e-10)
     torch.testing.assert_close(online.covariance(), joint.covariance(), rtol=0, atol=1e-10)
     assert all(torch.equal(a, b) for a, b in zip(state.hidden, start.hidden, strict=True))
@@ -467,13 +468,13 @@ def test_points_one_by_one_are_the_joint_update_given_the_hidden_draws(granulari
 
 def test_drawn_states_predict_with_the_model():
     model, guide = deep_pair()
-    state = guide.start(data(2, 0, 1, 1, mask=torch.zeros(2, 0, dtype=torch.bool)), num_samples=16)
+    state = OnlinePosterior.start(guide, data(2, 0, 1, 1, mask=torch.zeros(2, 0, dtype=torch.bool)), num_samples=16)
     x = torch.linspace(-1, 1, 5).double().reshape(1, 5, 1).expand(2, 5, 1)
     target = Dataset(x, 0 * x + 2.0)
     spread = []
     for observed in (None, target):
-        state = state if observed is None else guide.update(state, observed)
-        weights = guide.draw(state)
+        state = state if observed is None else state.update(observed)
+        weights = state.draw()
         assert weights["layer_1.weight"].shape == (16, 2, 5, 7)
         with pyro.plate("particles", 16, dim=-2):
             outputs = poutine.condition(model, data=weights)(Dataset(x))
@@ -508,13 +509,13 @@ def test_a_moved_guide_has_the_other_models_prior_and_its_own_networks():
 def test_an_update_with_points_of_another_width_is_refused():
     torch.manual_seed(0)
     guide, d = deep_pair()[1], data(dim_x=1, dim_y=1)
-    state = guide.start(d, 3)
+    state = OnlinePosterior.start(guide, d, 3)
     wrong = Dataset(torch.cat([d.x, d.x], -1), d.y)
-    for call in (lambda: guide.update(state, wrong), lambda: guide(wrong)):
+    for call in (lambda: state.update(wrong), lambda: guide(wrong)):
         with pytest.raises(DataError, match=r"^x: got input width 2; this model was built for 1$"):
             call()
     with pytest.raises(DataError, match=r"^data: y is None; "):
-        guide.update(state, Dataset(d.x))
+        state.update(Dataset(d.x))
 
 
 # -- two posteriors under one prior ------------------------------------------------------------------------------------

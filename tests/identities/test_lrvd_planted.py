@@ -40,7 +40,7 @@ def test_plain_pyro_finds_the_planted_rank():
     with pyro.validation_enabled(False):
         for _ in range(steps):
             index = torch.randint(task.num_data, (100,))
-            svi.step(Dataset._trusted(x[index], y[index], None))
+            svi.step(Dataset.unchecked(x[index], y[index], None))
     ordered = guide.rank_log_alpha()["0"].sort().values
     assert float(ordered[4] - ordered[3]) > 4
     assert prune_ranks(model, guide=guide, threshold="gap").kept == {"0": 4}

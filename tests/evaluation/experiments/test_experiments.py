@@ -26,8 +26,8 @@ from inference import CheckpointError
 from inference.active_context import acquire
 from pp_models import tasks
 from pp_models.tasks import downloads
-from tests.evaluation.test_bnnp_experiments import FIGURES as BNNP_FIGURES
-from tests.evaluation.test_nmdp_experiments import FIGURES as NMDP_FIGURES
+from tests.evaluation.experiments.test_bnnp_experiments import FIGURES as BNNP_FIGURES
+from tests.evaluation.experiments.test_nmdp_experiments import FIGURES as NMDP_FIGURES
 from tests.recorded_stand_ins import write_mnist
 
 pytestmark = pytest.mark.usefixtures("coarse_pictures")

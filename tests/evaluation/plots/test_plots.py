@@ -24,7 +24,8 @@ from evaluation.plots.images import UNSEEN
 from evaluation.plots.style import symlog_ticks
 from guides.networks.bernoulli_dropout import BernoulliExpertGuide
 from guides.networks.mc_dropout import MCDropoutGuide
-from inference.predict import Prediction, predict
+from inference.predict import predict
+from inference.prediction import Prediction
 from pp_models import tasks
 from pp_models.data import Dataset, TaskBatch
 from pp_models.networks.bayesian_network import BayesianNetwork

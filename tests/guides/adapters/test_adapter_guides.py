@@ -20,7 +20,8 @@ from guides import (
 )
 from guides.adapters.lrvd_families import family_kl
 from guides.adapters.lrvd_layers import kl_divergence, rank_log_alpha
-from guides.adapters.lrvd_peft import LrvdConfig, lrvd_load
+from guides.adapters.lrvd_peft import LrvdConfig
+from guides.adapters.lrvd_saving import lrvd_load
 from inference import fit, predict, prune_ranks, sample_posterior
 from inference.objectives import TaskELBO
 from pp_models import BayesianNetwork, Dataset, LowRankAdapted, log_uniform_kl

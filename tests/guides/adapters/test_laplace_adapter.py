@@ -7,7 +7,7 @@ from torch import nn
 
 from guides import LaplaceAdapterGuide
 from pp_models import Dataset, LowRankAdapted
-from tests.guides.test_adapter_guides import adapted
+from tests.guides.adapters.test_adapter_guides import adapted
 
 
 def test_laplace_is_exact_for_a_linear_gaussian_layer_in_one_factor():

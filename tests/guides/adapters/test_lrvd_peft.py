@@ -11,7 +11,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from guides.adapters.lrvd_layers import kl_divergence, rank_log_alpha, sampling
-from guides.adapters.lrvd_peft import LrvdConfig, LrvdLinear, lrvd_load
+from guides.adapters.lrvd_peft import LrvdConfig, LrvdLinear
+from guides.adapters.lrvd_saving import lrvd_load
 from tests.guides.adapters.adapted_networks import Net, adapted, logits, scatter
 from tests.tiny_transformers import BERT_TARGETS, tiny_bert, tiny_gpt2
 

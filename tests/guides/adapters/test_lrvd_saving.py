@@ -12,7 +12,8 @@ from torch import nn
 
 from guides.adapters.lrvd_families import family_kl
 from guides.adapters.lrvd_layers import kl_divergence, lrvd_modules, sampling
-from guides.adapters.lrvd_peft import LrvdConfig, LrvdLinear, lrvd_load
+from guides.adapters.lrvd_peft import LrvdConfig, LrvdLinear
+from guides.adapters.lrvd_saving import lrvd_load
 from tests.guides.adapters.adapted_networks import Net, adapted, every_family, logits, scatter
 from tests.tiny_transformers import tiny_bert, token_ids
 

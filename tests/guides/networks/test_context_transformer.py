@@ -8,6 +8,7 @@ import torch
 from pyro import poutine
 
 from guides import BNNWeightGuide
+from guides.networks.bnn_online import OnlinePosterior
 from guides.networks.context_transformer import ContextTransformer
 from inference.objectives import make
 from pp_models import BayesianNetwork, Dataset, LearnedGaussianPrior
@@ -139,16 +140,16 @@ def test_it_trains(name):
 
 def test_points_one_by_one_need_a_last_layer_that_reads_none():
     with pytest.raises(ValueError, match=r"^data: new points would attend .* in the last layer's transformer, so that"):
-        pair()[1].start(data(2))
+        OnlinePosterior.start(pair()[1], data(2))
     model, guide = pair(final_targets="real", final_noise="real")
     first, later = data(2, n=5), data(2, n=3)
-    start = guide.start(first, num_samples=4)
+    start = OnlinePosterior.start(guide, first, num_samples=4)
     state = start
     for n in range(3):
-        state = guide.update(state, later.points(slice(n, n + 1)))
+        state = state.update(later.points(slice(n, n + 1)))
     both = first | later
     joint = guide.conditional(2, both, guide.layer_input(both.x, start.hidden), start.hidden)
-    torch.testing.assert_close(guide.last_layer(state).mean, joint.mean, rtol=0, atol=1e-10)
+    torch.testing.assert_close(state.last_layer().mean, joint.mean, rtol=0, atol=1e-10)
     with pyro.plate("particles", 4, dim=-2):
         outputs = poutine.condition(model, data=guide.draw(state))(Dataset(later.x))
     assert outputs.shape == (4, 2, 3, 1)

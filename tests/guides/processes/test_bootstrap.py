@@ -73,7 +73,7 @@ def test_masked_points_never_enter(residual):
     data = points(2)
     exists = torch.cat([torch.ones(2, 6), torch.zeros(2, 2)], 1).bool()
     junk = torch.full((2, 2, 1), 1e3).double()
-    padded = Dataset._trusted(torch.cat([data.x, junk], 1), torch.cat([data.y, junk], 1), exists)
+    padded = Dataset.unchecked(torch.cat([data.x, junk], 1), torch.cat([data.y, junk], 1), exists)
     drawn = guide.resampled(padded, torch.Size([30, 2]))
     assert float(drawn.y[drawn.mask.unsqueeze(-1)].abs().max()) < 100
     assert bool(torch.isfinite(guide.representation(padded, drawn)).all())

@@ -237,7 +237,7 @@ import torch
 from safetensors.torch import save_file
 from guides.adapters.lrvd_layers import rank_log_alpha
 from inference.adapters.lrvd_training import LrvdCallback, LrvdObjective
-from tests.inference.test_lrvd_training import LrvdTrainer, adapted, arguments, rows
+from tests.inference.adapters.test_lrvd_training import LrvdTrainer, adapted, arguments, rows
 
 noisy = adapted()
 objective = LrvdObjective(num_data=8, warmup_steps=0)

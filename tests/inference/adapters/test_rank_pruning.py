@@ -12,7 +12,8 @@ from torch import nn
 from guides import MCDropoutAdapterGuide, RankwiseGuide
 from guides.adapters.lrvd_families import FAMILIES, LOG_ALPHA_RANGE
 from guides.adapters.lrvd_layers import kl_divergence, lrvd_modules, rank_log_alpha, sampling
-from guides.adapters.lrvd_peft import LrvdConfig, lrvd_load
+from guides.adapters.lrvd_peft import LrvdConfig
+from guides.adapters.lrvd_saving import lrvd_load
 from inference import fit, predict, prune_ranks
 from inference.adapters.rank_pruning import largest_gap, module_ranks, rank_threshold
 from pp_models import Dataset, LowRankAdapted

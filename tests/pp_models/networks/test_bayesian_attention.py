@@ -8,6 +8,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
 from guides import AmortisedMeanFieldGuide, BNNWeightGuide
+from guides.networks.bnn_online import OnlinePosterior
 from inference import predict
 from inference.objectives import REGISTRY, make
 from inference.reference.numpyro_twin import numpyro_twin
@@ -272,7 +273,7 @@ def test_what_needs_points_apart_is_refused():
     with pytest.raises(ValueError, match=r"^chunk_size: got 5, but .* in a BayesianAttentionNetwork; it must be None$"):
         BNNWeightGuide(model, chunk_size=5)
     with pytest.raises(ValueError, match=r"^data: new points would .* in BayesianAttentionNetwork, so that portions"):
-        guide.start(data(2, dtype=torch.float32))
+        OnlinePosterior.start(guide, data(2, dtype=torch.float32))
     with pytest.raises(ValueError, match=r"^model: got BayesianAttentionNetwork, whose attention has no NumPyro twin$"):
         numpyro_twin(model)
     objective = make("elbo", local_reparameterization=True)
