@@ -68,7 +68,7 @@ def grade(
     Raises:
         ValueError: a site of the reference that the guide has not, or draws of other shapes.
     """
-    draws: Mapping[str, Tensor] = getattr(reference, "draws", reference)
+    draws: Mapping[str, Tensor] = reference if isinstance(reference, Mapping) else reference.draws
     found = sample_posterior(model, guide, data, num_samples, seed=seed)
     missing = sorted(set(draws) - set(found))
     if missing:

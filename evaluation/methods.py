@@ -91,11 +91,11 @@ class Task:
         """
         batch = stream.batch(0)
         x, y = batch.full.x, batch.full.y
-        if x.shape[-1] == 2 and hasattr(stream, "height"):
-            options.setdefault("image_size", (stream.height, stream.width))
+        if x.shape[-1] == 2 and stream.image_size is not None:
+            options.setdefault("image_size", stream.image_size)
         elif x.shape[-1] == 1:
             # inputs of other batches may reach further than those seen
-            low, high = getattr(stream, "x_range", (0.0, 1.25 * float(x.max() - x.min())))
+            low, high = stream.input_interval or (0.0, 1.25 * float(x.max() - x.min()))
             options.setdefault("extent", float(high - low))
         return cls(x.shape[-1], y.shape[-1], width, **options)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from evaluation.diagnostics import khat_threshold, psis
 from evaluation.simulation_calibration import LIKELIHOOD, CalibrationRanks, NothingDrawn, simulation_ranks
+from inference.objectives import REGISTRY
 from inference.objectives.task_objective import effective_sample_size
 from inference.posterior_draws import posterior_log_weights
 from inference.predict import predict
@@ -24,8 +25,6 @@ REWEIGH = "use with importance weights"
 REJECT = "do not trust"
 LEVELS = (TRUST, REWEIGH, REJECT)
 KINDS = ("posterior", "prediction")
-#: objectives whose guide is a conditional prior or a predictor, not the posterior under the model's own prior
-PREDICTIVE_OBJECTIVES = ("iw-em", "conditional-prior", "npvi", "npml")
 #: where in a training stream tasks lie that no training reaches, and how many of them a run's verdict rests on
 HELD_OUT_BATCH, HELD_OUT_TASKS = 20_000_000, 32
 #: what is too far off, in posterior standard deviations, and by which factor
@@ -155,7 +154,8 @@ def verdict(
     if not batches:
         raise ValueError("tasks: got none; held-out tasks are needed to test a guide on")
     if kind is None:
-        kind = "prediction" if objective in PREDICTIVE_OBJECTIVES else "posterior"
+        predicts = objective in REGISTRY and REGISTRY[objective][0].guide_is == "predictor"
+        kind = "prediction" if predicts else "posterior"
     tested = _Evidence(kind)
     if kind == "posterior":
         _test_calibration(tested, model, guide, batches, num_simulations, seed, progress)

@@ -24,6 +24,7 @@ from guidebook.parallel_training import Job, train_jobs
 from inference import nuts, predict, prior_predictive
 from inference.objectives import make
 from pp_models import TaskBatch, oracle_predict, tasks
+from pp_models.contract import as_objective
 from pp_models.files import make_folder, write_atomically
 from pp_models.tasks.task_stream import batches_of
 
@@ -42,7 +43,7 @@ def _verdicts(fits: dict[str, tuple[Method, Any]]) -> pd.DataFrame:
     rows = []
     for name, (method, stream) in fits.items():
         batches = batches_of(stream, HELD_OUT_BATCH, HELD_OUT_TASKS)
-        objective = getattr(method.objective, "name", "")
+        objective = as_objective(method.objective).name
         answer = verdict(method.model, method.guide, batches, objective=objective, num_simulations=100, num_samples=100)
         rows.append({"fit": name, "verdict": answer.level, "why": answer.sentence})
     return pd.DataFrame(rows)

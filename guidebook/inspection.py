@@ -20,6 +20,7 @@ from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, Verdict, verdict
 from guidebook.runs import RunConfiguration, open_run
 from inference import predict
 from inference.progress import Stages
+from pp_models.contract import as_guide, as_objective
 from pp_models.data import TaskBatch
 from pp_models.files import make_folder
 from pp_models.tasks.task_names import task_stream
@@ -89,7 +90,7 @@ def inspect_run(
             Heading("Predictions"),
             Picture(figure, "Central 50, 80 and 95 % bands, draws and context points."),
         ]
-    if hasattr(method.guide, "rates"):
+    if as_guide(method.guide).rates(few.context) is not None:
         rates = rate_spread(method.guide, few.context)
         table = pd.DataFrame([{"layer": site, **vars(found)} for site, found in rates.items()])
         figure = plots.rate_maps(method.guide, few)
@@ -120,7 +121,7 @@ def _counted(batches: list[TaskBatch], shown: Stages) -> Iterator[TaskBatch]:
 def _verdict(configuration: RunConfiguration, method: Method, draws: int, progress: bool) -> Verdict:
     """The verdict on tasks of the training distribution that no training reaches."""
     stream = task_stream(configuration.tasks, HELD_OUT_TASKS, configuration.seed)
-    name = configuration.objective or getattr(method.objective, "name", "")
+    name = configuration.objective or as_objective(method.objective).name
     return verdict(
         method.model,
         method.guide,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from inference.objectives import REGISTRY, TaskObjective, make
 from inference.random_state import seeded
-from pp_models.data import TaskBatch
+from pp_models.data import Dataset, TaskBatch
 
 
 def compare_objectives(
@@ -170,5 +170,5 @@ def _evaluate(
         return objective.reduce(terms), terms.bound.mean(), None if ess is None else ess.mean(), terms.share_below_2
     data = batch.full if isinstance(batch, TaskBatch) else batch
     loss = objective.differentiable_loss(model, guide, data)
-    count = max(data.batch_shape.numel(), 1) if hasattr(data, "batch_shape") else 1
+    count = max(data.batch_shape.numel(), 1) if isinstance(data, Dataset | TaskBatch) else 1
     return loss, -loss / count, None, None

@@ -84,7 +84,7 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.model, self.guide = model, guide
         self.objective = objective
-        proposal = getattr(objective, "proposal", None)
+        proposal = objective.proposal if isinstance(objective, TaskObjective) else None
         self.proposal = proposal if isinstance(proposal, nn.Module) else None  # trained with the rest
 
     def forward(self, sealed: _Sealed) -> tuple[Tensor, Tensor]:
@@ -314,7 +314,7 @@ def fit(
 @contextmanager
 def _repeated(objective: Any) -> Iterator[int]:
     """Optimizer updates that one batch gets: several for an objective that keeps its E-step meanwhile."""
-    repeats = getattr(objective, "inner_steps", 1)
+    repeats = objective.inner_steps if isinstance(objective, TaskObjective) else 1
     if repeats == 1:
         yield 1
         return

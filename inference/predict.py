@@ -12,6 +12,7 @@ from torch import Tensor
 
 from inference.prediction import Prediction, likelihood_of_points, stack_distributions, widen_draws
 from inference.random_state import seeded
+from pp_models.contract import as_model
 from pp_models.data import DataError, Dataset, context_of
 from pp_models.task_plates import PARTICLE_PLATE
 
@@ -78,12 +79,11 @@ def predict(
         raise DataError(
             f"x: task dimensions {list(data.batch_shape)} differ from the context's {list(context.batch_shape)}"
         )
-    if hasattr(model, "check"):  # here, for Pyro's traces add the shapes of all sites to the message
-        model.check(context)
-        model.check(data)
+    as_model(model).check(context)  # here, for Pyro's traces add the shapes of all sites to the message
+    as_model(model).check(data)
     likelihoods, samples = [], []
     draws = 1 if weights == "mean" else num_samples
-    width = max(getattr(model, "layer_sizes", [128]))
+    width = max(as_model(model).layer_sizes, default=128)
     with seeded(seed, data.x.device):
         for size in run_chunks(draws, data.x[..., 0].numel() * width):
             with pyro.plate(PARTICLE_PLATE, size, dim=-1 - len(data.batch_shape)):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inference.prediction import Prediction, likelihood_of_points
 from inference.random_state import seeded
+from pp_models.contract import as_model
 from pp_models.data import Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.task_plates import PARTICLE_PLATE
@@ -39,7 +40,7 @@ def prior_predictive(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples: got {num_samples}; it must be at least 1")
-    if getattr(model, "representation_dim", 0):
+    if as_model(model).representation_dim:
         raise ValueError("model: its representation is supplied by a guide, and has no prior to sample from")
     data = Dataset(x)
     model.check(data)

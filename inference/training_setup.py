@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from pp_models.data import Dataset, TaskBatch
+from pp_models.tasks.task_stream import TaskStream
 
 
 def make_fabric(device: Any, precision: str) -> Fabric:
@@ -96,8 +97,8 @@ def batches(tasks: Any, done: int, rank: int, world: int) -> Callable[[int], Any
     """A function from step to batch, ready for step ``done``."""
     if isinstance(tasks, Dataset | TaskBatch):
         return lambda step: tasks
-    if hasattr(tasks, "batch"):  # a TaskStream: any batch by its index
-        start = tasks.position if hasattr(tasks, "position") else 0
+    if isinstance(tasks, TaskStream):  # any batch by its index
+        start = tasks.position
         return lambda step: tasks.batch(start + step * world + rank)
     if not isinstance(tasks, Iterable):
         raise TypeError(f"tasks: got {type(tasks).__name__}; it must be a TaskBatch, a Dataset or an iterable of them")

@@ -11,46 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pp_models.data import DataError
-
-
-class Likelihood(nn.Module):
-    """From network outputs ``[..., N, K]`` to a distribution of batch shape ``[..., N]`` over one point's y."""
-
-    #: whether y holds class indices
-    discrete = False
-
-    def dim_y(self, outputs: int) -> int:
-        """Width of y for a network of this many outputs."""
-        return outputs
-
-    def forward(self, outputs: Tensor) -> TorchDistribution:
-        raise NotImplementedError
-
-    def check(self, y: Tensor, outputs: int) -> None:
-        """Refuses a y that this likelihood cannot score.
-
-        Raises:
-            DataError: wrong dtype or width, or a class index that names no class.
-        """
-        name = type(self).__name__
-        if self.discrete:
-            if y.dtype != torch.long:
-                raise DataError(f"y: got dtype {y.dtype}; {name} needs class indices of dtype torch.int64")
-            # as in Dataset, values are looked at on the host alone
-            if y.device.type == "cpu" and y.numel() and not torch.compiler.is_compiling():
-                low, high = int(y.min()), int(y.max())
-                if low < 0 or high >= outputs:
-                    allowed = f"0..{outputs - 1}"
-                    raise DataError(
-                        f"y: got class indices from {low} to {high}; with {outputs} classes they lie in {allowed}"
-                    )
-        elif not y.dtype.is_floating_point:
-            raise DataError(f"y: got dtype {y.dtype}; {name} needs floating-point outputs [*B, N, Dy]")
-        elif y.shape[-1] != self.dim_y(outputs):
-            raise DataError(
-                f"y: got width {y.shape[-1]}; a network of {outputs} outputs with {name} has {self.dim_y(outputs)}"
-            )
+from pp_models.contract import Likelihood
 
 
 class GaussianLikelihood(Likelihood):

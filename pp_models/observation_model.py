@@ -9,9 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pp_models.contract import Model
 from pp_models.data import DataError, Dataset
 from pp_models.likelihoods import Likelihood
-from pp_models.parameter_module import ParameterModule
 
 
 def network_outputs(likelihood: Likelihood, dim_y: int) -> int:
@@ -19,7 +19,7 @@ def network_outputs(likelihood: Likelihood, dim_y: int) -> int:
     return dim_y if likelihood.dim_y(2 * dim_y) != dim_y else 2 * dim_y
 
 
-class ObservationModel(ParameterModule):
+class ObservationModel(Model):
     """A model with inputs ``[*B, N, dim_x]``, whose network's ``outputs`` a likelihood turns into a density of y."""
 
     dim_x: int

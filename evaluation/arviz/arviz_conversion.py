@@ -21,6 +21,7 @@ from evaluation.arviz.arviz_container import SAMPLE_DIMS, Variable, choose_conta
 from inference.objectives.independent_plates import sample_sites
 from inference.pareto_smoothing import psis
 from inference.random_state import seeded
+from pp_models.contract import as_objective
 from pp_models.data import Dataset, TaskBatch
 
 OBSERVED = "y"
@@ -115,7 +116,7 @@ def fit_attributes(objective: Any, steps: int, seed: int | None = None) -> dict[
         steps: how many it was fitted for, such as ``FitResult.steps``.
         seed: of the fit.
     """
-    name = getattr(objective, "name", "") or type(objective).__name__
+    name = as_objective(objective).name
     found = {"objective": name, "steps": str(steps)}
     return found if seed is None else {**found, "seed": str(seed)}
 

@@ -27,6 +27,7 @@ from inference import checkpoint, fit
 from inference.compare_objectives import compare_objectives
 from inference.objectives import REGISTRY, make
 from inference.progress import Stages
+from pp_models.contract import as_objective
 from pp_models.files import make_folder, write_atomically
 from pp_models.tasks.task_names import task_stream
 from pp_models.tasks.task_stream import TaskStream, batches_of
@@ -305,7 +306,7 @@ def _verdict(
 ) -> dict[str, str]:
     """Level and reason; a fit that cannot be tested has its scores all the same."""
     count = settings.num_simulations
-    name = getattr(objective, "name", "")
+    name = as_objective(objective).name
     try:
         found = verdict(model, guide, streams.held_out, objective=name, num_simulations=count, num_samples=count)
     except CELL_ERRORS as error:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
 from pp_models.adapters.low_rank_layer import RankParameter
+from pp_models.contract import Guide
 from pp_models.data import Dataset
-from pp_models.parameter_module import ParameterModule
 
 
-class AdapterGuide(ParameterModule):
+class AdapterGuide(Guide):
     """A guide over the ranks, or the factors, of a :class:`LowRankAdapted`: one posterior, whatever the data.
 
     Args:

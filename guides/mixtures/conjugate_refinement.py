@@ -9,13 +9,13 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pp_models.contract import Guide
 from pp_models.data import Dataset
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork
-from pp_models.parameter_module import ParameterModule
 from pp_models.task_plates import task_plates
 
 
-class ConjugateRefinement(ParameterModule):
+class ConjugateRefinement(Guide):
     """A guide's q(z | D) taken as the prior, updated by the context's likelihood under the experts.
 
     The sweeps are docs/papers/nmdp.md, eq. 14 and 16.

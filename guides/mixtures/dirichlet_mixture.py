@@ -111,9 +111,9 @@ class DirichletPosteriorGuide(DirichletMixtureGuide):
         """The guide on the whole task that ``npvi`` draws from."""
         return lambda data: self.sample_sites(data, LogSpaceDirichlet(self.posterior_concentration(data)))
 
-    def check_objective(self, name: str) -> None:
-        if name != "npvi":
+    def check_objective(self, objective: Any) -> None:
+        if objective.name != "npvi":
             raise ValueError(
-                f"objective: {name!r} never calls the second encoder of DirichletPosteriorGuide, which would stay as "
-                "it is; use 'npvi', or DirichletMixtureGuide"
+                f"objective: {objective.name!r} never calls the second encoder of DirichletPosteriorGuide, which would "
+                "stay as it is; use 'npvi', or DirichletMixtureGuide"
             )

@@ -39,7 +39,7 @@ def prune_experts(
     kept = [i for i in range(model.num_experts) if i not in gone]
     if not kept:
         raise ValueError(f"threshold: got {threshold}, above the mean weight of every expert; none would be left")
-    if len(kept) == 1 and not guide.point_mass and guide.num_experts > 1 and not hasattr(guide, "concentration"):
+    if len(kept) == 1 and not guide.point_mass and guide.num_experts > 1 and guide.concentration(data) is None:
         kept = sorted({*kept, int(usage.mean(0).argsort(descending=True)[1])})  # a stick needs two ends
     model, guide = deepcopy(model), deepcopy(guide)
     if gone:

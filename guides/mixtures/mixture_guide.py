@@ -11,13 +11,11 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
 from guides.set_encoder import PointEncoder, SetEncoder
+from pp_models.contract import Guide
 from pp_models.data import Dataset
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork
-from pp_models.parameter_module import ParameterModule, mlp
+from pp_models.parameter_module import mlp
 from pp_models.task_plates import task_plates
-
-#: objectives that weigh particles by densities, which a point mass has not
-WEIGHING = ("iw-em", "iwae", "dreg", "renyi", "rws", "chi2")
 
 
 class MixtureEncoder(nn.Module):
@@ -56,7 +54,7 @@ class MixtureEncoder(nn.Module):
         return self.head(torch.cat([self.points(data), count], -1))
 
 
-class MixtureGuide(ParameterModule):
+class MixtureGuide(Guide):
     """Base of the guides over ``mixture_weights``; context experts also get their ``memory`` from here.
 
     Args:
@@ -71,8 +69,6 @@ class MixtureGuide(ParameterModule):
 
     #: no site depends on another
     independent_sites = True
-    #: whether the weights are a function of the context instead of a draw
-    point_mass = False
 
     def __init__(
         self, model: MixtureDensityNetwork, width: int = 128, pooling: str = "mean", path_blocks: int = 1
@@ -115,16 +111,19 @@ class MixtureGuide(ParameterModule):
         """
         raise ValueError(f"guide: {type(self).__name__} cannot drop experts one by one")
 
-    def check_objective(self, name: str) -> None:
+    def check_objective(self, objective: Any) -> None:
         """Refuses an objective that cannot train this guide.
+
+        Args:
+            objective: a ``TaskObjective``; its ``name`` and the facts that its class states.
 
         Raises:
             ValueError: it cannot; the message says why.
         """
-        if self.point_mass and name in WEIGHING:
+        if self.point_mass and objective.weighs_particles:
             raise ValueError(
-                f"objective: {name!r} weighs draws of the mixture weights by their density, and the weights of "
-                f"{type(self).__name__} are a point mass: all draws are one. Use 'npml' (maximum likelihood)"
+                f"objective: {objective.name!r} weighs draws of the mixture weights by their density, and the weights "
+                f"of {type(self).__name__} are a point mass: all draws are one. Use 'npml' (maximum likelihood)"
             )
 
     def forward(self, data: Dataset) -> dict[str, Tensor]:

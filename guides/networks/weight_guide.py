@@ -11,13 +11,13 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from guides.set_encoder import SetEncoder
+from pp_models.contract import Guide
 from pp_models.data import Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
-from pp_models.parameter_module import ParameterModule
 from pp_models.task_plates import task_plates
 
 
-class WeightGuide(ParameterModule):
+class WeightGuide(Guide):
     """A guide with one independent distribution per weight matrix, given the data.
 
     Subclasses say which (:meth:`layer_distributions`). Where the model takes a representation, the guide supplies it:

@@ -12,14 +12,14 @@ from torch.distributions import constraints
 
 from guides.processes.neural_process_guide import require_representation_alone
 from guides.set_encoder import SetEncoder
+from pp_models.contract import Guide
 from pp_models.data import Dataset
 from pp_models.observation_model import join
-from pp_models.parameter_module import ParameterModule
 from pp_models.processes.neural_process import NeuralProcess
 from pp_models.task_plates import task_plates
 
 
-class BootstrapGuide(ParameterModule):
+class BootstrapGuide(Guide):
     """r + A r̃, with r the encoding of the context and r̃ that of a bootstrap resample of it (BNP, Lee et al. 2020).
 
     A resample is drawn by the residual bootstrap: from a resample of the points with replacement the model predicts at

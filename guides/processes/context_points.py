@@ -6,13 +6,13 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
+from pp_models.contract import Guide
 from pp_models.data import Dataset
-from pp_models.parameter_module import ParameterModule
 from pp_models.processes.conditional_process import ConditionalProcess, context_memory
 from pp_models.task_plates import task_plates
 
 
-class ContextPointsGuide(ParameterModule):
+class ContextPointsGuide(Guide):
     """A point mass on the context's points, for models whose network reads them (ConvCNP, TNP-D).
 
     It has no parameters: the model holds the whole network. Train with ``npml`` and one particle.

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from guides.set_encoder import PointEncoder, SetEncoder
+from pp_models.contract import Guide
 from pp_models.data import Dataset
-from pp_models.parameter_module import ParameterModule, mlp
+from pp_models.parameter_module import mlp
 from pp_models.processes.distance_informed_process import DistanceInformedProcess, of_points
 from pp_models.task_plates import task_plates
 
 
-class DistanceInformedGuide(ParameterModule):
+class DistanceInformedGuide(Guide):
     """q(z | D) and q(local | D), Gaussians with σ = 0.1 + 0.9 sigmoid, one local latent at each point.
 
     A set encoder gives the global one; the points attend to one another for the local ones. ``memory`` is a point mass

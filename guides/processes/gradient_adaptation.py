@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from guides.networks.weight_guide import WeightGuide, initial_weight
 from guides.processes.neural_process_guide import require_representation_alone
+from pp_models.contract import Guide
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.observation_model import join
-from pp_models.parameter_module import ParameterModule
 from pp_models.processes.neural_process import NeuralProcess
 from pp_models.task_plates import task_plates
 
@@ -169,7 +169,7 @@ class MAMLGuide(WeightGuide):
         return [dist.Delta(w, event_dim=2) for w in self.descent(data, start, model.likelihood, outputs)]
 
 
-class CAVIAGuide(ParameterModule):
+class CAVIAGuide(Guide):
     """A point mass on the representation: gradient steps from zero through the model's decoder (CAVIA, Zintgraf et al.
     2019).
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from guides.set_encoder import PointEncoder, SetEncoder
+from pp_models.contract import Guide
 from pp_models.data import Dataset
-from pp_models.parameter_module import ParameterModule, mlp
+from pp_models.parameter_module import mlp
 from pp_models.processes.neural_process import NeuralProcess
 from pp_models.task_plates import task_plates
 
 
-class NeuralProcessGuide(ParameterModule):
+class NeuralProcessGuide(Guide):
     """q(z | D) = N(μ(D), σ²(D)), σ = 0.1 + 0.9 sigmoid, and a point mass on the deterministic path.
 
     See docs/papers/nvdp.md, eq. 14.

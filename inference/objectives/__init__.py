@@ -71,6 +71,8 @@ def make(name: str, **options: Any) -> TaskObjective:
         if "__init__" in vars(owner) and issubclass(owner, TaskObjective):
             known |= set(inspect.signature(owner.__init__).parameters)
     unknown = set(options) - (known - {"self", "options"})
+    for option in unknown & set(cls.has_no):
+        raise ValueError(f"{option}: {cls.has_no[option].format(options[option])}")
     if unknown:
         raise ValueError(
             f"{sorted(unknown)[0]}: objective {name!r} has no such option; it has "

@@ -9,11 +9,12 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 
 from inference.objectives.independent_plates import is_point_mass, sample_sites
-from inference.objectives.kl_objective import Branches, KLObjective
+from inference.objectives.kl_objective import Branches, LocallyReparameterized
 from inference.objectives.task_objective import context_and_full
+from pp_models.contract import as_guide
 
 
-class ConditionalPrior(KLObjective):
+class ConditionalPrior(LocallyReparameterized):
     """E_q(W | D_c)[log p(y_D | x_D, W)] - β KL(q(W | D_c) ‖ q(W | D)) for each task (docs/papers/nvdp.md, eq. 6).
 
     Samples come from the guide on the *context*, as at test time; the prior is the same guide on the whole task (its
@@ -24,11 +25,14 @@ class ConditionalPrior(KLObjective):
     Args:
         num_particles: draws per task (3 in the paper's code, averaged in log space).
         beta: weight of the KL (1.4 for GP regression, 0.5 for images).
-        kl_reduction: ``"mean"`` by default, as the released code does; see :class:`KLObjective`.
+        kl_reduction: ``"mean"`` by default, as the released code does; see :class:`LocallyReparameterized`.
         local_reparameterization: on by default.
         stop_prior_gradient: cut the gradient through the prior branch (an ablation).
-        **options: see :class:`KLObjective`.
+        **options: see :class:`LocallyReparameterized`.
     """
+
+    guide_is = "predictor"
+    needs = "data set"
 
     def __init__(
         self,
@@ -55,10 +59,12 @@ class ConditionalPrior(KLObjective):
         posterior = self.run_guide(guide, (context, *rest), kwargs)
         if all(is_point_mass(site["fn"]) for _, site in sample_sites(posterior)):
             # a CNP: nothing to compare, so one pass is enough
-            return Branches(posterior, Trace(), (full, *rest), (context, *rest))
-        prior_guide = getattr(guide, "conditional_prior", guide)
+            return Branches(
+                posterior=posterior, reference=Trace(), model_args=(full, *rest), guide_args=(context, *rest)
+            )
+        prior_guide = as_guide(guide).conditional_prior
         # the posterior's draws are replayed: a guide whose layers condition on those below is then evaluated at them
         replayed = poutine.replay(prior_guide, trace=posterior)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_prior_gradient):
             prior = self.run_guide(replayed, (full, *rest), kwargs)
-        return Branches(posterior, prior, (full, *rest), (context, *rest))
+        return Branches(posterior=posterior, reference=prior, model_args=(full, *rest), guide_args=(context, *rest))

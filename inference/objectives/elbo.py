@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from inference.objectives.kl_objective import Branches, KLObjective
+from inference.objectives.kl_objective import Branches, LocallyReparameterized
 from inference.objectives.task_objective import check_choice, data_set
 
 
-class TaskELBO(KLObjective):
+class TaskELBO(LocallyReparameterized):
     """ELBO(D) = E_q(W | D)[log p(y | x, W)] - β KL(q(W | D) ‖ p(W)) for each task, on its whole data set D.
 
     The KL is analytic where ``torch.distributions.kl`` has it and Monte-Carlo elsewhere. Arguments other than a
@@ -25,7 +25,7 @@ class TaskELBO(KLObjective):
     Args:
         on: which points of a TaskBatch are the data set: ``"full"`` or ``"context"``.
         estimator: ``"pathwise"``, ``"stl"`` or ``"score"``.
-        **options: see :class:`KLObjective`.
+        **options: see :class:`LocallyReparameterized`.
 
     Example:
         >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), TaskELBO(num_particles=4))
@@ -41,4 +41,4 @@ class TaskELBO(KLObjective):
 
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
         args = data_set(args, self.on)
-        return Branches(self.run_guide(guide, args, kwargs), None, args, args)
+        return Branches(posterior=self.run_guide(guide, args, kwargs), model_args=args, guide_args=args)

@@ -13,6 +13,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference.objectives.independent_plates import TaskAxes, is_point_mass, own_scale, per_particle, sample_sites
+from pp_models.contract import as_guide
 
 
 class fixed_values(Messenger):
@@ -79,11 +80,26 @@ def log_densities_at_fixed_values(
     site, or a guide that says ``independent_sites = True``, its distributions are already what is needed.
     """
     drawn = drawn_sites(guide_trace)
-    if len(drawn) <= 1 or getattr(guide, "independent_sites", False):
+    if len(drawn) <= 1 or as_guide(guide).independent_sites:
         return {name: log_density(site, axes, site["value"].detach(), scaled) for name, site in drawn}
     constant = with_values(only_drawn(guide_trace), lambda _, site: site["value"].detach())
     again = poutine.trace(poutine.replay(guide, trace=constant)).get_trace(*args, **kwargs)
     return {name: log_density(site, axes, scaled=scaled) for name, site in drawn_sites(again)}
+
+
+def score_densities(guide_trace: Trace, axes: TaskAxes, every: bool = False) -> dict[str, Tensor]:
+    """log q ``[K, *B]`` of the sites whose gradient is a score function's: those that have no reparameterised draw.
+
+    Args:
+        guide_trace: the guide's trace.
+        axes: the task dimensions.
+        every: take all drawn sites.
+    """
+    return {
+        name: log_density(site, axes, scaled=False)
+        for name, site in drawn_sites(guide_trace)
+        if every or not site["fn"].has_rsample
+    }
 
 
 class GradientWeight:

@@ -59,7 +59,37 @@ class WeightedDraws:
         return self.log_p - self.log_q
 
 
-class ImportanceWeighted(TaskObjective):
+class WeightedObjective(TaskObjective):
+    """Base of the objectives whose draws have a weight each; subclasses say where particles and weights come from."""
+
+    def weighted_terms(self, draws: WeightedDraws, bound: Tensor, score: Tensor | None = None) -> BoundTerms:
+        """The terms of a bound ``[*B]``.
+
+        Args:
+            draws: the draws.
+            bound: the bound of each task, with its gradient.
+            score: learning signal ``[K, *B]`` of the sites that cannot be reparameterised.
+        """
+        if score is not None:
+            for log_q in draws.log_q_score.values():
+                bound = bound + score_term(score, log_q, draws.axes.shape)
+        points = draws.points[0]
+        if self.normalize:
+            bound = bound / points.clamp_min(1.0)
+        by_site = {name: value.mean(0) for name, value in draws.kl_by_site.items()}
+        kl = sum(by_site.values(), torch.zeros_like(bound.detach()))
+        return BoundTerms(
+            draws.scale * bound,
+            draws.log_likelihood.detach().mean(0),
+            kl,
+            points,
+            by_site,
+            draws.log_weights.detach(),
+            draws.axes.scale,
+        )
+
+
+class ImportanceWeighted(WeightedObjective):
     """Base of the objectives that weigh particles by w = p(y, z) / q(z | D), normalised within each task.
 
     Tasks are the elements of the plates that hold every latent and every observation; without such a plate there is
@@ -73,6 +103,7 @@ class ImportanceWeighted(TaskObjective):
         **options: see :class:`TaskObjective`.
     """
 
+    weighs_particles = True
     #: log q at fixed values is needed
     needs_score = False
     #: the gradient of the values that the model reads is weighted
@@ -107,32 +138,6 @@ class ImportanceWeighted(TaskObjective):
             weight.axes = draws.axes
         draws.gradient_weights = weights
         return draws
-
-    def weighted_terms(self, draws: WeightedDraws, bound: Tensor, score: Tensor | None = None) -> BoundTerms:
-        """The terms of a bound ``[*B]``.
-
-        Args:
-            draws: the draws.
-            bound: the bound of each task, with its gradient.
-            score: learning signal ``[K, *B]`` of the sites that cannot be reparameterised.
-        """
-        if score is not None:
-            for log_q in draws.log_q_score.values():
-                bound = bound + score_term(score, log_q, draws.axes.shape)
-        points = draws.points[0]
-        if self.normalize:
-            bound = bound / points.clamp_min(1.0)
-        by_site = {name: value.mean(0) for name, value in draws.kl_by_site.items()}
-        kl = sum(by_site.values(), torch.zeros_like(bound.detach()))
-        return BoundTerms(
-            draws.scale * bound,
-            draws.log_likelihood.detach().mean(0),
-            kl,
-            points,
-            by_site,
-            draws.log_weights.detach(),
-            draws.axes.scale,
-        )
 
 
 def weigh(model_trace: Trace, guide_trace: Trace) -> WeightedDraws:

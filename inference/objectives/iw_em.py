@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pyro
@@ -14,7 +15,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference.objectives.fixed_values import drawn_sites, log_density, only_drawn, score_term
-from inference.objectives.importance_weights import ImportanceWeighted, WeightedDraws, total
+from inference.objectives.importance_weights import WeightedDraws, WeightedObjective, total
 from inference.objectives.independent_plates import independent_axes
 from inference.objectives.observations import observed_log_likelihood
 from inference.objectives.task_objective import (
@@ -24,6 +25,7 @@ from inference.objectives.task_objective import (
     log_mean_exp,
     scored_points,
 )
+from pp_models.contract import as_model
 from pp_models.task_plates import task_plates
 
 PROPOSALS = ("prior", "conjugate")
@@ -45,7 +47,7 @@ class EStep:
     weights: Tensor | None = None
 
 
-class IWEM(ImportanceWeighted):
+class IWEM(WeightedObjective):
     """Importance-weighted EM: the guide on the context is a *conditional prior* g(z | D_c).
 
     NMDP: the paper's eq. 7 to 9 and Algorithm 1; docs/papers/nmdp.md, eq. 5 to 9.
@@ -90,7 +92,10 @@ class IWEM(ImportanceWeighted):
         ValueError: an argument out of range; when used, ``"conjugate"`` with a model that has no such proposal.
     """
 
-    fixed_particles = True
+    fixed_particles = weighs_particles = True
+    guide_is = "predictor"
+    needs = "data set"
+    has_no = MappingProxyType({"on": "iw-em always gives its guide the context; 'score' says which points weigh"})
 
     def __init__(
         self,
@@ -102,8 +107,6 @@ class IWEM(ImportanceWeighted):
         inner_steps: int = 1,
         **options: Any,
     ) -> None:
-        if "on" in options:
-            raise ValueError("on: iw-em always gives its guide the context; 'score' says which points weigh")
         super().__init__(num_particles, **options)
         if not callable(proposal) and proposal not in PROPOSALS:
             raise ValueError(f"proposal: got {proposal!r}; it must be one of {', '.join(PROPOSALS)}, or a guide")
@@ -178,13 +181,13 @@ class IWEM(ImportanceWeighted):
         if callable(self.proposal):
             with particles:
                 return self.run_guide(self.proposal, scored, kwargs)
-        if not hasattr(model, "conjugate_proposal"):
-            raise ValueError(
-                f"proposal: got 'conjugate', but {type(model).__name__} has no conjugate_proposal; "
-                "use 'prior' or pass a guide"
-            )
         with torch.no_grad():
-            proposals = model.conjugate_proposal(self.run_guide(guide, context, kwargs), scored[0])
+            proposals = as_model(model).conjugate_proposal(self.run_guide(guide, context, kwargs), scored[0])
+            if proposals is None:
+                raise ValueError(
+                    f"proposal: got 'conjugate', but {type(model).__name__} has no conjugate_proposal; "
+                    "use 'prior' or pass a guide"
+                )
             with particles, task_plates(scored[0].batch_shape, scored[0].x.device):
                 return poutine.trace(lambda: [pyro.sample(name, fn) for name, fn in proposals.items()]).get_trace()
 

@@ -1,4 +1,4 @@
-"""Objectives that are an expected log-likelihood less a KL divergence, and the log predictive that PP-AVI adds."""
+"""Objectives that are an expected log-likelihood less a KL divergence."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from torch.distributions import kl_divergence
 
 from guides.networks.local_reparameterization import is_gaussian_weight, local_reparameterization
 from inference.objectives.fixed_values import (
-    drawn_sites,
     has_auxiliary_sites,
     leave_one_out,
     log_densities_at_fixed_values,
     log_density,
+    score_densities,
     score_term,
 )
-from inference.objectives.importance_weights import vimco_signal
 from inference.objectives.independent_plates import (
     TaskAxes,
     is_point_mass,
@@ -33,29 +32,28 @@ from inference.objectives.independent_plates import (
     share,
 )
 from inference.objectives.observations import observed_log_likelihood, output_width
-from inference.objectives.task_objective import BoundTerms, TaskObjective, log_mean_exp
+from inference.objectives.task_objective import BoundTerms, TaskObjective
+from pp_models.contract import as_model
 
 KL_REDUCTIONS = ("sum", "mean")
 ESTIMATORS = ("pathwise", "stl", "score")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Branches:
     """The runs that an objective compares.
 
     Args:
         posterior: the guide's trace that the model is replayed against.
         reference: the trace whose distributions the KL is taken to; None for the model's prior.
-        model_args: what the model is called with for the expected log-likelihood; None for no such term, and no KL.
-        predictive_args: what the model is called with for the log predictive likelihood; None for no such term.
+        model_args: what the model is called with for the expected log-likelihood.
         guide_args: what the guide was called with.
     """
 
     posterior: Trace
-    reference: Trace | None
-    model_args: tuple | None
+    reference: Trace | None = None
+    model_args: tuple
     guide_args: tuple
-    predictive_args: tuple | None = None
 
 
 @dataclass
@@ -64,12 +62,10 @@ class KLDraws:
 
     axes: TaskAxes
     width: float
+    log_likelihood: Tensor
+    points: Tensor
     kl: Tensor
     kl_by_site: dict[str, Tensor] = field(default_factory=dict)
-    log_likelihood: Tensor | None = None
-    points: Tensor | None = None
-    predictive: Tensor | None = None
-    predictive_points: Tensor | None = None
     #: log-densities of the sites whose gradient is a score function's, by site
     log_q: dict[str, Tensor] = field(default_factory=dict)
     #: log q(z⁻) less its own value, summed over sites: what sticking the landing adds
@@ -78,7 +74,7 @@ class KLDraws:
 
 
 class KLObjective(TaskObjective):
-    """E_q[log p(y | W)] - β KL(q ‖ reference), and where asked for a log predictive likelihood, for each task.
+    """E_q[log p(y | W)] - β KL(q ‖ reference) for each task.
 
     The KL is analytic where ``torch.distributions.kl`` has it and Monte-Carlo elsewhere. Sites without a
     reparameterised draw get a score-function gradient with the mean of the other particles as baseline (Kool et al.
@@ -92,7 +88,6 @@ class KLObjective(TaskObjective):
             128-unit network; with the sum NVDP's rates stop depending on the task).
         normalize: report and maximise per scored value (the mean over points and output dimensions) instead of nats
             per task; by default with ``kl_reduction="mean"`` only, which is the released code's loss.
-        local_reparameterization: draw pre-activations instead of Gaussian weights; needs analytic KLs.
         estimator: ``"pathwise"``, or ``"score"`` for score-function gradients of every site.
         **options: see :class:`TaskObjective`.
 
@@ -101,6 +96,7 @@ class KLObjective(TaskObjective):
     """
 
     estimators: tuple[str, ...] = ("pathwise", "score")
+    local_reparameterization = False
 
     def __init__(
         self,
@@ -109,7 +105,6 @@ class KLObjective(TaskObjective):
         beta: float = 1.0,
         kl_reduction: str = "sum",
         normalize: bool | None = None,
-        local_reparameterization: bool = False,
         estimator: str = "pathwise",
         **options: Any,
     ) -> None:
@@ -119,20 +114,11 @@ class KLObjective(TaskObjective):
             raise ValueError(f"kl_reduction: got {kl_reduction!r}; it must be one of {', '.join(KL_REDUCTIONS)}")
         if estimator not in self.estimators:
             raise ValueError(f"estimator: got {estimator!r}; it must be one of {', '.join(self.estimators)}")
-        if local_reparameterization and estimator != "pathwise":
-            raise ValueError(
-                f"estimator: got {estimator!r} with local_reparameterization, which draws no weight whose density "
-                "could be taken; it must be 'pathwise'"
-            )
         super().__init__(num_particles, normalize=kl_reduction == "mean" if normalize is None else normalize, **options)
         self.beta = beta
         self.kl_reduction = kl_reduction
-        self.local_reparameterization = local_reparameterization
         self.estimator = estimator
         self.fixed_particles = estimator == "score"
-
-    #: what multiplies the log predictive likelihood
-    predictive_weight = 1.0
 
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
         """Runs the guide on the data that the objective shows it."""
@@ -143,7 +129,7 @@ class KLObjective(TaskObjective):
         with ExitStack() as stack:
             if self.local_reparameterization:
                 # a prior that depends on the weights of other layers needs some value, used or not
-                stack.enter_context(local_reparameterization(lazy=independent_layers(model)))
+                stack.enter_context(local_reparameterization(lazy=as_model(model).independent_layers))
             # the particle plate is inside, so that the handler sees sites that it has expanded
             stack.enter_context(particles)
             yield
@@ -153,42 +139,37 @@ class KLObjective(TaskObjective):
     ) -> KLDraws:
         with self._handlers(model, particles):
             runs = self.run_branches(model, guide, args, kwargs)
-            if self.local_reparameterization and runs.reference is None and not independent_layers(model):
+            if self.local_reparameterization and runs.reference is None and not as_model(model).independent_layers:
                 raise ValueError(
                     "local_reparameterization: got True, but the prior of a layer depends on the weights of those "
                     "below, which are not drawn; set it to False"
                 )
-            scored = None
-            if runs.model_args is not None:
-                scored = self.run_model(model, runs.posterior, runs.model_args, kwargs)
-            predicted = None
-            if runs.predictive_args is not None:
-                predicted = self.run_model(model, runs.posterior, runs.predictive_args, kwargs)
-            model_trace = scored or predicted
-            assert model_trace is not None
-            axes = reported_axes(model_trace, runs.posterior)
+            scored = self.run_model(model, runs.posterior, runs.model_args, kwargs)
+            axes = reported_axes(scored, runs.posterior)
             fixed = None
             if self.estimator == "stl":
                 fixed = log_densities_at_fixed_values(guide, runs.posterior, axes, runs.guide_args, kwargs)
-        draws = KLDraws(axes, output_width(model_trace), torch.zeros(()))
-        if predicted is not None:
-            draws.predictive, draws.predictive_points = observed_log_likelihood(predicted, axes)
-            draws.kl = torch.zeros_like(draws.predictive)
-        if scored is not None:
-            draws.log_likelihood, draws.points = observed_log_likelihood(scored, axes)
-            self._divergences(draws, runs, scored)
-        scores = {
-            name: log_density(site, axes, scaled=False)
-            for name, site in drawn_sites(runs.posterior)
-            if self.estimator == "score" or not site["fn"].has_rsample
-        }
-        draws.log_q = scores
+        draws = self.measure(runs, scored, axes)
         if fixed is not None:
-            path = [share(v - v.detach(), axes.shape) for name, v in fixed.items() if name not in scores]
+            path = [share(v - v.detach(), axes.shape) for name, v in fixed.items() if name not in draws.log_q]
             draws.path_only = sum(path[1:], path[0]) if path else None
-        if diagnostics and scored is not None and predicted is None and not self.local_reparameterization:
+        if diagnostics and not self.local_reparameterization:
             with torch.no_grad():
                 draws.log_weights = self._log_weights(draws, runs, scored)
+        return draws
+
+    def measure(self, runs: Branches, scored: Trace, axes: TaskAxes) -> KLDraws:
+        """Likelihood, divergences and scores of the draws.
+
+        Args:
+            runs: the runs.
+            scored: the model's trace on the points whose expected log-likelihood counts.
+            axes: the task dimensions.
+        """
+        log_likelihood, points = observed_log_likelihood(scored, axes)
+        draws = KLDraws(axes, output_width(scored), log_likelihood, points, torch.zeros_like(log_likelihood))
+        self._divergences(draws, runs, scored)
+        draws.log_q = score_densities(runs.posterior, axes, self.estimator == "score")
         return draws
 
     def _divergences(self, draws: KLDraws, runs: Branches, scored: Trace) -> None:
@@ -220,7 +201,6 @@ class KLObjective(TaskObjective):
                 value = per_particle(scale_and_mask(found, own_scale(site, axes), site["mask"]), axes)
             draws.kl_by_site[name] = share(value, axes.shape)
             sizes.append(max(site["fn"].event_shape.numel(), 1))
-        assert draws.log_likelihood is not None
         zero = torch.zeros_like(draws.log_likelihood)
         kls = list(draws.kl_by_site.values())
         if not kls:
@@ -247,7 +227,6 @@ class KLObjective(TaskObjective):
 
     def _log_weights(self, draws: KLDraws, runs: Branches, scored: Trace) -> Tensor:
         """log p(y | z) + log reference(z) - log q(z) of each particle."""
-        assert draws.log_likelihood is not None
         total = draws.log_likelihood
         trace = scored if runs.reference is None else runs.reference
         for name, site in sample_sites(runs.posterior):
@@ -260,70 +239,56 @@ class KLObjective(TaskObjective):
                 total = total + share(log_density(at, draws.axes), draws.axes.shape)
         return total
 
-    def average_predictive(self, values: Tensor) -> Tensor:
-        """The log predictive likelihood ``[*B]`` from each particle's ``[K, *B]``."""
-        return log_mean_exp(values)
-
-    def predictive_signal(self, values: Tensor) -> Tensor:
-        """The learning signal of that average ``[K, *B]``."""
-        return vimco_signal(values)
-
     def combine(self, draws: KLDraws) -> BoundTerms:
-        shape = draws.axes.shape
-        values: list[Tensor] = []
-        signals: list[Tensor] = []
-        log_likelihoods: list[Tensor] = []
-        counts: list[Tensor] = []
-        if draws.log_likelihood is not None and draws.points is not None:
-            points = draws.points[0]
-            each, kl = draws.log_likelihood, draws.kl
-            if draws.path_only is not None:
-                kl = kl - draws.path_only
-            if self.normalize:
-                per_value = points.clamp_min(1.0)
-                # NVDP's released code, whose KL is a mean, divides it by the number of points and not by their outputs
-                width = draws.width if self.kl_reduction == "mean" else 1
-                each = each / per_value - self.beta * kl * width / per_value
-            else:
-                each = each - self.beta * kl
-            values.append(each.mean(0))
-            if draws.log_q:
-                signals.append(mean_signal(each))
-            log_likelihoods.append(draws.log_likelihood.mean(0))
-            counts.append(points)
-        log_weights = draws.log_weights
-        if draws.predictive is not None and draws.predictive_points is not None:
-            points = draws.predictive_points[0]
-            predictive = self.average_predictive(draws.predictive)
-            factor = self.predictive_weight / (points.clamp_min(1.0) if self.normalize else 1.0)
-            values.append(factor * predictive)
-            if draws.log_q:
-                signals.append(factor * self.predictive_signal(draws.predictive))
-            log_likelihoods.append(predictive)
-            counts.append(points)
-            log_weights = draws.predictive.detach()
-        bound = sum(values[1:], values[0])
-        log_likelihood, count = sum(log_likelihoods[1:], log_likelihoods[0]), sum(counts[1:], counts[0])
-        for log_q in draws.log_q.values():
-            bound = bound + score_term(sum(signals[1:], signals[0]), log_q, shape)
-        kl = draws.kl.mean(0)
-        kl_by_site = {name: value.mean(0) for name, value in draws.kl_by_site.items()}
+        points = draws.points[0]
+        each, kl = draws.log_likelihood, draws.kl
+        if draws.path_only is not None:
+            kl = kl - draws.path_only
+        if self.normalize:
+            per_value = points.clamp_min(1.0)
+            # NVDP's released code, whose KL is a mean, divides it by the number of points and not by their outputs
+            width = draws.width if self.kl_reduction == "mean" else 1
+            each = each / per_value - self.beta * kl * width / per_value
+        else:
+            each = each - self.beta * kl
+        bound = each.mean(0)
+        if draws.log_q:
+            signal = mean_signal(each)
+            for log_q in draws.log_q.values():
+                bound = bound + score_term(signal, log_q, draws.axes.shape)
         return BoundTerms(
             bound,
-            log_likelihood,
-            kl,
-            count,
-            kl_by_site,
-            log_weights,
+            draws.log_likelihood.mean(0),
+            draws.kl.mean(0),
+            points,
+            {name: value.mean(0) for name, value in draws.kl_by_site.items()},
+            draws.log_weights,
             draws.axes.scale,
         )
+
+
+class LocallyReparameterized(KLObjective):
+    """Base of the KL objectives that may draw pre-activations instead of Gaussian weights.
+
+    Args:
+        num_particles: posterior draws per task.
+        local_reparameterization: draw pre-activations instead of Gaussian weights; needs analytic KLs.
+        **options: see :class:`KLObjective`.
+
+    Raises:
+        ValueError: with an estimator that needs densities of the weights.
+    """
+
+    def __init__(self, num_particles: int = 1, *, local_reparameterization: bool = False, **options: Any) -> None:
+        super().__init__(num_particles, **options)
+        if local_reparameterization and self.estimator != "pathwise":
+            raise ValueError(
+                f"estimator: got {self.estimator!r} with local_reparameterization, which draws no weight whose density "
+                "could be taken; it must be 'pathwise'"
+            )
+        self.local_reparameterization = local_reparameterization
 
 
 def mean_signal(values: Tensor) -> Tensor:
     """The learning signal ``[K, *B]`` of a mean over particles, less the mean of the others."""
     return (values - leave_one_out(values)) / values.shape[0]
-
-
-def independent_layers(model: Any) -> bool:
-    """Whether no layer's prior depends on the weights of another."""
-    return getattr(getattr(model, "prior", None), "independent_layers", True)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
-from torch import Tensor
-
-from inference.objectives.kl_objective import Branches, KLObjective, mean_signal
-from inference.objectives.task_objective import check_choice, context_and_full, scored_points
-
-AVERAGES = ("logmeanexp", "mean")
+from inference.objectives.importance_weights import WeightedDraws, WeightedObjective
+from inference.objectives.independent_plates import reported_axes
+from inference.objectives.log_predictive import AVERAGES, log_predictive, predictive_draws
+from inference.objectives.task_objective import BoundTerms, check_choice, context_and_full, scored_points
 
 
-class NPML(KLObjective):
+class NPML(WeightedObjective):
     """log (1/K) Σ_k p(y_t | x_t, W_k), W_k ~ q(W | D_c), for each task (Foong et al. 2020, section 3.2).
 
     The joint likelihood of the targets (docs/papers/bnnp.md, eq. 16); no KL, so that nothing ties the guide to the
@@ -23,39 +24,52 @@ class NPML(KLObjective):
         average: ``"logmeanexp"``, or ``"mean"`` for the expected log-likelihood (BNNP's early code), which with a
             flexible guide drives it to a point.
         score: which points are scored: ``"target"`` or ``"full"`` (contexts too).
-        **options: ``normalize``, ``estimator``, ``vectorize_particles``, ``max_plate_nesting``.
+        estimator: ``"pathwise"``, or ``"score"`` for score-function gradients of every site.
+        **options: ``normalize``, ``vectorize_particles``, ``max_plate_nesting``.
 
     Raises:
         ValueError: an argument out of range.
     """
 
+    guide_is = "predictor"
+    needs = "data set"
+    has_no = MappingProxyType(
+        {
+            "beta": "got {!r}; npml has no KL to weigh",
+            "kl_reduction": "got {!r}; npml has no KL to weigh",
+            "local_reparameterization": "got {!r}; the joint likelihood of the targets needs one coherent draw of the "
+            "weights for all points",
+        }
+    )
+
     def __init__(
-        self, num_particles: int = 8, *, average: str = "logmeanexp", score: str = "target", **options: Any
+        self,
+        num_particles: int = 8,
+        *,
+        average: str = "logmeanexp",
+        score: str = "target",
+        estimator: str = "pathwise",
+        **options: Any,
     ) -> None:
-        for name in ("beta", "kl_reduction"):
-            if name in options:
-                raise ValueError(f"{name}: got {options[name]!r}; npml has no KL to weigh")
         super().__init__(num_particles, **options)
-        if average not in AVERAGES:
-            raise ValueError(f"average: got {average!r}; it must be one of {', '.join(AVERAGES)}")
+        check_choice("average", average, tuple(AVERAGES))
         check_choice("score", score, ("target", "full"))
-        if self.local_reparameterization and average == "logmeanexp":
-            raise ValueError(
-                "local_reparameterization: got True; the joint likelihood of the targets needs one coherent draw of "
-                "the weights for all points"
-            )
+        check_choice("estimator", estimator, ("pathwise", "score"))
         self.average = average
         self.score = score
+        self.estimator = estimator
+        self.fixed_particles = estimator == "score"
 
-    def average_predictive(self, values: Tensor) -> Tensor:
-        return super().average_predictive(values) if self.average == "logmeanexp" else values.mean(0)
-
-    def predictive_signal(self, values: Tensor) -> Tensor:
-        return super().predictive_signal(values) if self.average == "logmeanexp" else mean_signal(values)
-
-    def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
+    def draw(
+        self, model: Any, guide: Any, args: tuple, kwargs: dict, particles: AbstractContextManager, diagnostics: bool
+    ) -> WeightedDraws:
         context, _ = context_and_full(args[0])
-        given = (context, *args[1:])
-        return Branches(
-            self.run_guide(guide, given, kwargs), None, None, given, (scored_points(args[0], self.score), *args[1:])
-        )
+        with particles:
+            posterior = self.run_guide(guide, (context, *args[1:]), kwargs)
+            predicted = self.run_model(model, posterior, (scored_points(args[0], self.score), *args[1:]), kwargs)
+        axes = reported_axes(predicted, posterior)
+        return predictive_draws(predicted, posterior, axes, self.estimator == "score")
+
+    def combine(self, draws: WeightedDraws) -> BoundTerms:
+        value, signal = log_predictive(draws, self.average)
+        return replace(self.weighted_terms(draws, value, signal), log_likelihood=value)

@@ -8,11 +8,12 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 
 from inference.objectives.independent_plates import is_point_mass, sample_sites
-from inference.objectives.kl_objective import Branches, KLObjective
+from inference.objectives.kl_objective import Branches, LocallyReparameterized
 from inference.objectives.task_objective import context_and_full
+from pp_models.contract import as_guide
 
 
-class NPVI(KLObjective):
+class NPVI(LocallyReparameterized):
     """E_q(z | D)[log p(y_D | x_D, z)] - β KL(q(z | D) ‖ q(z | D_c)) for each task (Garnelo et al. 2018, eq. 9).
 
     Samples come from the guide on the whole task, which no prediction can do: the train/test mismatch that
@@ -29,13 +30,16 @@ class NPVI(KLObjective):
     always computed from the context, as in the papers.
 
     Args:
-        **options: see :class:`KLObjective`.
+        **options: see :class:`LocallyReparameterized`.
     """
+
+    guide_is = "predictor"
+    needs = "data set"
 
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
         context, full = context_and_full(args[0])
         rest = args[1:]
-        on_full = getattr(guide, "posterior_guide", guide)
+        on_full = as_guide(guide).posterior_guide
 
         def from_context() -> tuple[Trace, Trace]:
             """The guide on the context, and the point masses among its sites."""
@@ -45,7 +49,7 @@ class NPVI(KLObjective):
                     path.add_node(name, **site)
             return trace, path
 
-        if getattr(guide, "independent_sites", False):
+        if as_guide(guide).independent_sites:
             reference, path = from_context()
             posterior = self.run_guide(poutine.replay(on_full, trace=path), (full, *rest), kwargs)
         else:
@@ -54,4 +58,4 @@ class NPVI(KLObjective):
             if any(is_point_mass(site["fn"]) for _, site in sample_sites(posterior)):
                 posterior = self.run_guide(poutine.replay(on_full, trace=from_context()[1]), (full, *rest), kwargs)
             reference = self.run_guide(poutine.replay(guide, trace=posterior), (context, *rest), kwargs)
-        return Branches(posterior, reference, (full, *rest), (full, *rest))
+        return Branches(posterior=posterior, reference=reference, model_args=(full, *rest), guide_args=(full, *rest))

@@ -2,10 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
-from inference.objectives.kl_objective import Branches, KLObjective
-from inference.objectives.task_objective import context_and_full, scored_points
+from pyro.poutine.trace_struct import Trace
+
+from inference.objectives import fixed_values
+from inference.objectives.importance_weights import WeightedDraws
+from inference.objectives.kl_objective import Branches, KLDraws, KLObjective
+from inference.objectives.log_predictive import log_predictive, predictive_draws
+from inference.objectives.task_objective import BoundTerms, context_and_full, scored_points
+
+
+@dataclass(kw_only=True)
+class PredictiveBranches(Branches):
+    """The runs on the context, and the model on the targets with the same draws."""
+
+    predicted: Trace
+
+
+@dataclass
+class PredictiveDraws(KLDraws):
+    """The terms of the context, and the likelihoods of the targets."""
+
+    predictive: WeightedDraws | None = None
 
 
 class PPAVI(KLObjective):
@@ -25,20 +46,43 @@ class PPAVI(KLObjective):
         **options: see :class:`KLObjective`.
     """
 
-    def __init__(self, num_particles: int = 8, *, beta: float = 1.0, **options: Any) -> None:
-        super().__init__(num_particles, beta=beta, **options)
-        if self.local_reparameterization:
-            raise ValueError(
-                "local_reparameterization: got True; the joint predictive of the targets needs one coherent draw of "
-                "the weights for all points"
-            )
+    needs = "data set"
+    has_no = MappingProxyType(
+        {
+            "local_reparameterization": "got {!r}; the joint predictive of the targets needs one coherent draw of the "
+            "weights for all points"
+        }
+    )
 
-    @property
-    def predictive_weight(self) -> float:  # type: ignore[override]
-        return self.beta
+    def __init__(self, num_particles: int = 8, **options: Any) -> None:
+        super().__init__(num_particles, **options)
 
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
         context, _ = context_and_full(args[0])
         given = (context, *args[1:])
-        predicted = (scored_points(args[0]), *args[1:])
-        return Branches(self.run_guide(guide, given, kwargs), None, given, given, predicted)
+        posterior = self.run_guide(guide, given, kwargs)
+        predicted = self.run_model(model, posterior, (scored_points(args[0]), *args[1:]), kwargs)
+        return PredictiveBranches(posterior=posterior, model_args=given, guide_args=given, predicted=predicted)
+
+    def measure(self, runs: Branches, *rest: Any) -> KLDraws:
+        draws = super().measure(runs, *rest)
+        assert isinstance(runs, PredictiveBranches)
+        predictive = predictive_draws(runs.predicted, runs.posterior, draws.axes, self.estimator == "score")
+        return PredictiveDraws(**vars(draws), predictive=predictive)
+
+    def combine(self, draws: KLDraws) -> BoundTerms:
+        assert isinstance(draws, PredictiveDraws) and draws.predictive is not None
+        terms, points = super().combine(draws), draws.predictive.points[0]
+        value, signal = log_predictive(draws.predictive)
+        factor = self.beta / (points.clamp_min(1.0) if self.normalize else 1.0)
+        bound = terms.bound + factor * value
+        if signal is not None:
+            for log_q in draws.predictive.log_q_score.values():
+                bound = bound + fixed_values.score_term(factor * signal, log_q, draws.axes.shape)
+        return replace(
+            terms,
+            bound=bound,
+            log_likelihood=terms.log_likelihood + value,
+            points=terms.points + points,
+            log_weights=draws.predictive.log_weights.detach(),
+        )

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from inference.objectives.fixed_values import fixed_values
 from inference.objectives.independent_plates import sample_sites
+from pp_models.contract import ObjectiveOffers, as_guide, as_model
 from pp_models.data import Dataset, TaskBatch
 from pp_models.parameter_module import ParameterModule
 from pp_models.task_plates import PARTICLE_PLATE
@@ -69,10 +70,12 @@ def log_mean_exp(values: Tensor) -> Tensor:
     return torch.logsumexp(values, 0) - torch.log(values.new_tensor(float(values.shape[0])))
 
 
-class TaskObjective(ELBO):
+class TaskObjective(ObjectiveOffers, ELBO):
     """Base of the objectives: one bound for each task, summed (or averaged) into a loss.
 
     Plates are read off the traces. Vectorised particles are a plate to the left of all others.
+
+    What others may ask about an objective stands on its class: :class:`pp_models.contract.ObjectiveOffers`.
 
     Args:
         num_particles: draws per task, K.
@@ -86,8 +89,6 @@ class TaskObjective(ELBO):
         ValueError: an argument out of range.
     """
 
-    #: its name in the registry
-    name = ""
     #: -1 for an upper bound, which is minimised
     sign = 1.0
     #: particles carry no gradient to the guide
@@ -181,13 +182,12 @@ class TaskObjective(ELBO):
             ValueError: the pair cannot be trained with this objective; the message says why.
             DataError: data that do not fit the model.
         """
-        if hasattr(guide, "check_objective"):
-            guide.check_objective(self.name)
-        if hasattr(model, "check") and args:  # here, for Pyro's traces add the shapes of all sites to the message
+        as_guide(guide).check_objective(self)
+        if args:  # here, for Pyro's traces add the shapes of all sites to the message
             parts = (args[0].context, args[0].target) if isinstance(args[0], TaskBatch) else (args[0],)
             for part in parts:
                 if isinstance(part, Dataset):
-                    model.check(part)
+                    as_model(model).check(part)
         if self.num_particles == 1:
             draws = self.draw(model, guide, args, kwargs, nullcontext(), diagnostics)
         elif self.vectorize_particles:

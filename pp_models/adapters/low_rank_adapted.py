@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from pp_models.adapters.low_rank_layer import FactorDraws, RankModule, RankParameter, adapt, linear_sizes
 from pp_models.adapters.low_rank_priors import CentredCauchy, check_rank_prior
+from pp_models.contract import Model
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.log_uniform import LogUniform
 from pp_models.observation_model import observe
-from pp_models.parameter_module import ParameterModule
 from pp_models.task_plates import task_plates, without_repeats
 
 #: where the improper prior is cut so that the model can be sampled; its density goes on as 1/|z| outside
@@ -28,7 +28,7 @@ MAX_ROWS = 2**16
 KL_COUNTS = ("rank", "weights")
 
 
-class LowRankAdapted(ParameterModule):
+class LowRankAdapted(Model):
     """A frozen backbone with updates s B diag(z) A in some of its linear layers, as a Pyro model of one Dataset.
 
     See docs/papers/lrvd.md, eq. 1.

@@ -40,9 +40,6 @@ class BayesianNetwork(ObservationModel):
         ValueError: fewer than two widths, a width below 1, or an unknown name.
     """
 
-    #: whether the function's value at a point is the same whatever other points it is asked at
-    independent_points = True
-
     def __init__(
         self,
         layer_sizes: list[int] | tuple[int, ...],
@@ -60,7 +57,7 @@ class BayesianNetwork(ObservationModel):
             raise ValueError(f"activation: got {activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
         if representation_dim < 0:
             raise ValueError(f"representation_dim: got {representation_dim}; it must be at least 0")
-        self.layer_sizes = sizes
+        self.layer_sizes: list[int] = sizes
         self.representation_dim = representation_dim
         self.likelihood = make_likelihood(likelihood, noise_scale)
         self.dim_x = sizes[0]
@@ -74,6 +71,11 @@ class BayesianNetwork(ObservationModel):
     def num_layers(self) -> int:
         """Weight matrices in the network."""
         return len(self.layer_sizes) - 1
+
+    @property
+    def independent_layers(self) -> bool:
+        """Whether no layer's prior depends on the weights of another."""
+        return self.prior.independent_layers
 
     @property
     def hidden_sizes(self) -> list[int]:

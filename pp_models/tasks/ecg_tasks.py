@@ -130,6 +130,11 @@ class ECGTasks(TaskStream):
             raise ValueError(f"num_points: got {num_points}; a recording has {self.length} samples")
         self.x_range = (-3.0, 3.0)
 
+    @property
+    def input_interval(self) -> tuple[float, float]:
+        """Ends of the interval that holds the inputs."""
+        return self.x_range
+
     def _draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Whole recordings ``[count, L]`` and their labels."""
         if self.series is None or self.labels is None:

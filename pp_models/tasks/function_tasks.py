@@ -59,6 +59,11 @@ class FunctionTasks(TaskStream):
             raise ValueError(f"grid: got {grid}; it must be at least the most points a task, {num_points[1]}")
         self.x_range, self.noise_scale, self.grid, self.dtype = x_range, noise_scale, grid, dtype
 
+    @property
+    def input_interval(self) -> tuple[float, float]:
+        """Ends of the interval that holds the inputs."""
+        return self.x_range
+
     @abstractmethod
     def functions(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """One function a task at inputs ``[T, N, 1]`` (float64), without noise; ``[T, N, 1]``."""

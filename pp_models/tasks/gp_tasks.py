@@ -85,6 +85,11 @@ class GPTasks(TaskStream):
         self.grid = grid
         self.dtype = dtype
 
+    @property
+    def input_interval(self) -> tuple[float, float]:
+        """Ends of the interval that holds the inputs."""
+        return self.x_range
+
     def draw_truth(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Kernels and hyper-parameters of one batch, ``[T]`` each."""
 

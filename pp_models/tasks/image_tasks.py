@@ -146,6 +146,7 @@ class ImageTasks(TaskStream):
         if size is not None:
             pixels = shrink(pixels, (size, size) if isinstance(size, int) else size)
         self.height, self.width = pixels.shape[1:3]
+        self.image_size = (self.height, self.width)
         self.channels = 1 if pixels.dim() == 3 else pixels.shape[3]
         self.pixels = pixels.reshape(len(pixels), self.height * self.width, self.channels)
         self.labels = None if labels is None else torch.as_tensor(labels).long()

@@ -23,6 +23,14 @@ class TaskStream(ABC):
         seed: any non-negative integer.
     """
 
+    #: height and width in pixels of the images that are its tasks; None for others
+    image_size: tuple[int, int] | None = None
+
+    @property
+    def input_interval(self) -> tuple[float, float] | None:
+        """Ends of the interval that holds the inputs of tasks on a line, where they are known."""
+        return None
+
     def __init__(self, batch_size: int = 16, seed: int = 0) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: got {batch_size}; it must be at least 1")

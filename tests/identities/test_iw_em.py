@@ -10,13 +10,14 @@ from torch.nn.functional import softplus
 from inference import fit
 from inference.objectives import make
 from pp_models import Dataset, dirichlet_sweeps
+from pp_models.contract import Model
 from pp_models.parameter_module import ParameterModule, mlp
 from pp_models.task_plates import task_plates
 
 EXPERTS = 4
 
 
-class Mixture(ParameterModule):
+class Mixture(Model):
     """y_n ~ Σ_l z_l N(f_l(x_n), 0.1²), z ~ Dir(0.3): the branches of the NMDP page's toy family."""
 
     def __init__(self, trainable=False):
@@ -36,7 +37,7 @@ class Mixture(ParameterModule):
             # a factor: its value is the log-likelihood
             pyro.factor("y", (each * data.full_mask()).sum(-1))
 
-    def conjugate_proposal(self, guide_trace, data):
+    def conjugate_proposal(self, guide_trace, data, sweeps=8):
         concentration = guide_trace.nodes["mixture_weights"]["fn"].concentration
         posterior = dirichlet_sweeps(concentration, self.expert_log_likelihood(data), data.mask)
         return {"mixture_weights": dist.Dirichlet(posterior)}
