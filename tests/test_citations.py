@@ -68,6 +68,22 @@ def test_equations_of_a_page_are_numbered_in_turn(paper):
     assert found == list(range(1, len(found) + 1)) and len(found) > 10
 
 
+def test_what_a_page_says_a_piece_is_called_is_in_the_code():
+    words = {
+        word for path, text in texts() if not path.startswith(("docs", "tests")) for word in re.findall(r"\w+", text)
+    }
+    for page in sorted(PAPERS.glob("*.md")):
+        rows = re.findall(r"^\|.*\|$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        names = {
+            word
+            for row in rows
+            for quoted in re.findall(r"`([^`]+)`", row)
+            for word in re.findall(r"[A-Za-z_]\w+", quoted)
+        }
+        assert len(names) > 20
+        assert names - words == set(), page.name
+
+
 def test_no_label_stands_unexplained():
     known = explained()
     assert known == {"A1", "A2", "A3", "A4", "A5", "A5c"}  # the names of NMDP's ablation, and one more rung

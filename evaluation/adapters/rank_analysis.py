@@ -118,7 +118,7 @@ def gauge_cost(b: Tensor, a: Tensor, precision: float = 1.0, kl_count: float = 1
     """What the rank-wise posterior pays for a factorisation of a linear-Gaussian layer, α optimised out, ``[*S]`` nats.
 
     Σ_k min_α (½ precision e_k α + kl_count KL(α)) with e_k = |b_k|² |a_k|², for white inputs. ΔW is the same for BG and
-    G⁻¹A, the cost is not: this is what breaks the symmetry.
+    G⁻¹A, the cost is not: this is what breaks the symmetry (docs/papers/lrvd.md, eq. 17).
 
     Args:
         b, a: factors ``[*S, o, r]`` and ``[*S, r, i]``.

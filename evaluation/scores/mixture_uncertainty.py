@@ -2,7 +2,7 @@
 
 A concentration α ``[*B, L]`` is ambiguous in two ways: its mean may be spread over experts (each point may come from
 any), or its mean may itself be unsure (few points were seen). The scores here keep the two apart, all in nats and in
-closed form.
+closed form: docs/papers/nmdp.md, eq. 18 to 21.
 """
 
 from __future__ import annotations

@@ -25,7 +25,10 @@ CONTEXT_FEATURES = (
 
 
 def centred_log_ratio(alpha: Tensor) -> Tensor:
-    """clr(α)_l = ln α_l - mean_j ln α_j, ``[*B, L]``: coordinates of a composition that sum to 0 (Aitchison 1982)."""
+    """clr(α)_l = ln α_l - mean_j ln α_j, ``[*B, L]``: coordinates of a composition that sum to 0 (Aitchison 1982).
+
+    NMDP clusters concentrations by them (docs/papers/nmdp.md, eq. 22).
+    """
     log_alpha = alpha.log()
     return log_alpha - log_alpha.mean(-1, keepdim=True)
 

@@ -111,7 +111,8 @@ def log_alpha_of_weights(
 def rank_statistic(family: str, lora_A: Tensor, lora_B: Tensor, parameters: Parameters) -> Tensor:
     """The log noise-to-signal ratio of each rank ``[r]`` that pruning goes by.
 
-    Where α belongs to weights it is their median over the row of A, averaged with that over the column of B.
+    Where α belongs to weights it is their median over the row of A, averaged with that over the column of B
+    (docs/papers/lrvd.md, eq. 14).
     """
     if "log_alpha" in parameters:
         return parameters["log_alpha"]
@@ -206,7 +207,7 @@ def noisy_output(
     noise: str,
     held: dict[str, Tensor] | None = None,
 ) -> Tensor:
-    """The update B A x, before the scale, under a posterior draw.
+    """The update B A x, before the scale, under a posterior draw (docs/papers/lrvd.md, eq. 9).
 
     Args:
         family: its name.

@@ -20,7 +20,7 @@ class OnlinePosterior:
     """Draws of the hidden layers, and for each the exact posterior of the last layer after the points seen so far.
 
     Made by :meth:`start`; :meth:`update` gives the one after more points, in any order and any portions. The hidden
-    layers never see the new points (see docs/papers/bnnp.md, on updating the last layer).
+    layers never see the new points (docs/papers/bnnp.md#large-contexts-and-points-one-by-one).
 
     Args:
         guide: whose posterior it is.

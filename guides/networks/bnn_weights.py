@@ -54,7 +54,7 @@ class BNNWeightGuide(WeightGuide):
         final_targets: pseudo-targets of the last layer: ``"real"`` takes y itself (a Gaussian likelihood),
             ``"pseudo"`` amortises them (any likelihood); ``"auto"`` is real where it can be.
         final_noise: noise of the last layer: ``"real"`` takes the likelihood's (with real targets the last conditional
-            is then exact), ``"pseudo"`` amortises it; ``"auto"`` is pseudo, as in the paper's regressions.
+            is then exact), ``"pseudo"`` amortises it; ``"auto"`` is pseudo, as in the released regressions.
         inference: what maps context points to pseudo-observations: ``"mlp"`` looks at each point by itself,
             ``"transformer"`` is self-attention over the whole context, so that a point's pseudo-observations may depend
             on the others (no order, no position).

@@ -21,7 +21,7 @@ class NPVI(LocallyReparameterized):
 
     Where a site of the guide depends on others, as the layers of a BNN do, both conditionals are taken at draws from
     the whole task; one at draws of its own would not even be zero where the context is the whole task (a mistake of
-    BNNP's precursor code).
+    BNNP's precursor code; docs/papers/bnnp.md, eq. 18).
 
     A guide may have a ``posterior_guide`` for the whole task (:class:`guides.DirichletPosteriorGuide`); then the guide
     itself, on the context, is what the divergence is taken to.

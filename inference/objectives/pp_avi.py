@@ -41,7 +41,7 @@ class PPAVI(KLObjective):
     A Dataset is context and target at once.
 
     Args:
-        num_particles: weight samples of each task, S (16 to 32 in the paper's configurations).
+        num_particles: weight samples of each task, S (16 to 32 in the released configurations).
         beta: weighs the first bracket and the KL, not the context's likelihood, as in the released code.
         **options: see :class:`KLObjective`.
     """

@@ -31,6 +31,8 @@ KL_COUNTS = ("rank", "weights")
 class LowRankAdapted(Model):
     """A frozen backbone with updates s B diag(z) A in some of its linear layers, as a Pyro model of one Dataset.
 
+    See docs/papers/lrvd.md, eq. 1.
+
     A, B and whatever ``trainable`` names are parameters (point estimates); the multipliers z are latent, shared by all
     tasks. Sites: ``{module path}.rank_scale`` ``[r]`` under ``rank_prior``, and ``y``. A guide that makes a factor
     itself random samples ``{module path}.lora_A`` ``[r, k_in]``, ``.lora_B`` ``[k_out, r]`` or ``.input_mask``

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from guides import BernoulliExpertGuide
-from guides.networks import local_reparameterization
+from guides import BernoulliExpertGuide, local_reparameterization
 from guides.networks.dropout_normal import DropoutNormal, DropRates, dropout_kl
 from guides.set_encoder import POOLINGS, SetEncoder
 from inference import fit, predict
