@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any, Generic, TypeVar
 
@@ -65,3 +65,44 @@ def load(place: str) -> Any:
     """What stands at ``"package.module:name"``, imported when it is asked for."""
     module, _, name = place.partition(":")
     return getattr(import_module(module), name)
+
+
+class Classes(Mapping[str, type]):
+    """Classes by name, each with a line of description; a class is loaded when it is asked for.
+
+    Args:
+        argument: what a name is given as, for messages.
+        entries: ``"package.module:Class"`` and description by name.
+        listed_by: the command that lists them.
+    """
+
+    def __init__(self, argument: str, entries: Mapping[str, tuple[str, str]], listed_by: str = "") -> None:
+        self._entries = Registry(argument, entries, listed_by)
+
+    def __getitem__(self, name: str) -> type:
+        if name not in self._entries:
+            raise KeyError(name)
+        return load(self._entries[name][0])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def find(self, name: str) -> Any:
+        """The class of that name.
+
+        Raises:
+            ValueError: there is none; the message has the nearest names.
+        """
+        self._entries.check(name)
+        return self[name]
+
+    def check(self, name: str) -> None:
+        """Refuses a name that is not in the table, see :meth:`Registry.check`."""
+        self._entries.check(name)
+
+    def described(self) -> list[tuple[str, str]]:
+        """Names and descriptions; nothing is loaded."""
+        return [(name, description) for name, (_, description) in self._entries.items()]

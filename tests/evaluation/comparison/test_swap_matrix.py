@@ -10,12 +10,12 @@ import torch
 import evaluation
 from evaluation import plots
 from evaluation.comparison import swap_matrix
-from evaluation.comparison.families import GUIDES, MODELS
+from evaluation.comparison.families import MODELS
 from evaluation.comparison.swap_matrix import COLUMNS
 from evaluation.comparison.swap_report import failures, summarise, verdicts
 from evaluation.trust import LEVELS
 from guidebook.command_line import main
-from guides import AmortisedMeanFieldGuide
+from guides import GUIDES, AmortisedMeanFieldGuide
 from inference.objectives import make
 from pp_models import BayesianNetwork, tasks
 
