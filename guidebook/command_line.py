@@ -209,7 +209,7 @@ def compare_command(
 
     Example: `guidebook compare --guides mean-field,mc-dropout --objectives elbo,iwae,pp-avi --seeds 0,1,2 --steps 500`
     """
-    _known(tasks=tasks, objective=_split(objectives), family=_split(models), guide=_split(guides))
+    _known(tasks=tasks, objectives=_split(objectives), models=_split(models), guides=_split(guides))
     from evaluation.comparison.swap_matrix import compare
     from evaluation.comparison.swap_report import failures, summarise, verdicts
 
@@ -254,16 +254,11 @@ def _known(**names: str | list[str] | None) -> None:
     from inference.objectives.table import REGISTRY
     from pp_models.tasks.task_table import TASKS
 
-    tables: dict[str, Registry | Classes] = {
-        "model": METHODS,
-        "family": MODELS,
-        "guide": GUIDES,
-        "objective": REGISTRY,
-        "tasks": TASKS,
-    }
+    tables: dict[str, Registry | Classes] = {"model": METHODS, "objective": REGISTRY, "tasks": TASKS}
+    tables |= {"models": MODELS, "guides": GUIDES, "objectives": REGISTRY}
     for kind, given in names.items():
         for name in [given] if isinstance(given, str) else given or []:
-            tables[kind].check(name)
+            tables[kind].check(name, kind)
 
 
 def _split(words: str) -> list[str]:

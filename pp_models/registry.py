@@ -41,15 +41,20 @@ class Registry(dict[str, Entry], Generic[Entry]):
         self.check(name)
         return self[name]
 
-    def check(self, name: str) -> None:
+    def check(self, name: str, argument: str = "") -> None:
         """Refuses a name that is not in the table.
+
+        Args:
+            name: the name.
+            argument: whose value it is, where that is not the table's own.
 
         Raises:
             ValueError: it is not; the message has the nearest names.
         """
         if name in self:
             return
-        close = difflib.get_close_matches(str(name), self, n=3, cutoff=0.6)
+        close = difflib.get_close_matches(str(name), self, n=3, cutoff=0.7)
+        close = close or [known for known in self if known.startswith(str(name))][:3]
         if close:
             hint = f"did you mean {' or '.join(map(repr, close))}?"
         elif len(self) <= PRINTED_WHOLE:
@@ -58,7 +63,7 @@ class Registry(dict[str, Entry], Generic[Entry]):
             hint = f"it is none of {len(self)} names such as {', '.join(list(self)[:3])}"
         if self.listed_by and len(self) > PRINTED_WHOLE:
             hint += f" ({self.listed_by} lists all)"
-        raise ValueError(f"{self.argument}: got {name!r}; {hint}")
+        raise ValueError(f"{argument or self.argument}: got {name!r}; {hint}")
 
 
 def load(place: str) -> Any:
@@ -99,9 +104,9 @@ class Classes(Mapping[str, type]):
         self._entries.check(name)
         return self[name]
 
-    def check(self, name: str) -> None:
+    def check(self, name: str, argument: str = "") -> None:
         """Refuses a name that is not in the table, see :meth:`Registry.check`."""
-        self._entries.check(name)
+        self._entries.check(name, argument)
 
     def described(self) -> list[tuple[str, str]]:
         """Names and descriptions; nothing is loaded."""

@@ -213,7 +213,7 @@ def _chosen(argument: str, given: Any, known: Registry | Classes) -> dict[str, A
     else:
         found = dict.fromkeys([given] if isinstance(given, str) else given)
         for name in found:
-            known.check(name)
+            known.check(name, argument)
     if not found:
         raise ValueError(f"{argument}: got none; at least one is needed")
     return found
