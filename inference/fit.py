@@ -30,6 +30,7 @@ from inference.training_setup import (
     skips_on_device,
     step_seed,
 )
+from pp_models.contract import as_objective
 from pp_models.data import TaskBatch
 from pp_models.files import make_folder
 
@@ -76,8 +77,7 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.model, self.guide = model, guide
         self.objective = objective
-        proposal = objective.proposal if isinstance(objective, TaskObjective) else None
-        self.proposal = proposal if isinstance(proposal, nn.Module) else None  # trained with the rest
+        self.carried = as_objective(objective).module  # trained and saved with the rest
 
     def forward(self, sealed: _Sealed) -> tuple[Tensor, Tensor]:
         """The loss, and ``STATISTICS`` ``[4]``, NaN where unknown."""
@@ -206,8 +206,8 @@ def fit(
 
     step_module = TrainingStep(model, guide, objective)
     modules = {"model": model, "guide": guide}
-    if step_module.proposal is not None:
-        modules["proposal"] = step_module.proposal
+    if step_module.carried is not None:
+        modules["objective"] = step_module.carried
     parameters = [p for p in step_module.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("model, guide: neither has a trainable parameter")

@@ -59,15 +59,6 @@ class ModelOffers:
         """
         return None
 
-    def kl_counts(self, kl_count: str, random_factors: Sequence[str]) -> Mapping[str, float]:
-        """How often the KL of a site counts in a tempered objective; sites that are not named count once.
-
-        Args:
-            kl_count: ``"rank"`` or ``"weights"``.
-            random_factors: what the guide makes random beside the model's own latents.
-        """
-        return {}
-
 
 class GuideOffers:
     """What a guide, called as ``guide(data)``, may say about itself."""
@@ -76,8 +67,6 @@ class GuideOffers:
     independent_sites: bool = False
     #: whether the latents are a function of the data instead of a draw
     point_mass: bool = False
-    #: what the guide makes random beside the model's own latents (factors of adapters)
-    random_factors: Sequence[str] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError
@@ -104,6 +93,14 @@ class GuideOffers:
     def rates(self, data: Dataset) -> Mapping[str, Tensor] | None:
         """Drop probabilities by site ``[*B, k_out, k_in + 1]``; None for a guide without any."""
         return None
+
+    def kl_counts(self, kl_count: str) -> Mapping[str, float]:
+        """How often the KL of a site counts in a tempered objective; a site that is not named counts once.
+
+        Args:
+            kl_count: ``"rank"``, or ``"weights"`` for every weight of a rank.
+        """
+        return {}
 
     def concentration(self, data: Dataset) -> Tensor | None:
         """Concentration of a Dirichlet over mixture weights ``[*B, L]``; None for another guide."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from inference.adapters.lrvd_training import TRAVEL, log_alpha_learning_rate
 from inference.random_state import seeded
+from pp_models.adapters.tempering import Tempering
 from pp_models.adapters.text_networks import TextNetwork
 from pp_models.data import DataError
 
@@ -201,8 +202,9 @@ class Lrvd(PlainLora):
 
         if self.frozen is not None:
             return 0.0
-        beta = min(1.0, (step + 1) / max(1.0, 0.2 * self.budget.steps))
-        return beta * self.budget.temperature / self.num_data * kl_divergence(self.model, "rank")
+        warmup = max(1.0, 0.2 * self.budget.steps)
+        weighed = Tempering(self.num_data, temperature=self.budget.temperature, warmup_steps=warmup)
+        return weighed.beta(step) * weighed.kappa() / self.num_data * kl_divergence(self.model, "rank")
 
     def drawing(self, draws: int, seed: int) -> Any:
         from guides.adapters.lrvd_layers import sampling

@@ -23,6 +23,7 @@ from guides.adapters.lrvd_families import (
     noisy_output,
     rank_statistic,
 )
+from pp_models.adapters.tempering import Tempering
 
 
 @dataclass(frozen=True)
@@ -172,13 +173,15 @@ def _fit(task: PlantedTask, seeds: int, data: PlantedData) -> PlantedFit:
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     left = torch.ones(seeds, task.rank)
+    warmup = max(1.0, 0.2 * task.steps)
+    weighed = Tempering(task.num_data, temperature=task.temperature, warmup_steps=warmup)
     for step in range(task.steps):
         rows = torch.randint(task.num_data, (task.batch_size,))
         residual = data.y[:, rows] - forward(data.x[:, rows], a, b * left.unsqueeze(1), levels)
         nll = residual.square().sum() / (2 * task.noise**2 * task.batch_size)  # summed over the independent seeds
-        beta = min(1.0, (step + 1) / max(1.0, 0.2 * task.steps))
+        beta = weighed.beta(step)
         optimizer.zero_grad()
-        (nll + beta * task.temperature / task.num_data * kl(a, b, levels).sum()).backward()
+        (nll + beta * weighed.kappa() / task.num_data * kl(a, b, levels).sum()).backward()
         optimizer.step()
         schedule.step()
         if task.prune_every and step >= 0.2 * task.steps and (step + 1) % task.prune_every == 0:

@@ -55,17 +55,30 @@ class AdapterGuide(Guide):
                 values |= self.sample_module(index, path, *factors)
         return values
 
+    def weights_per_rank(self, path: str) -> int:
+        """Weights of a module's random factors that belong to one rank."""
+        return self.model.num_weights(path)
+
+    def kl_counts(self, kl_count: str) -> dict[str, float]:
+        counts = {}
+        for path in self.paths:
+            each = kl_count == "weights"
+            counts[f"{path}.rank_scale"] = float(self.model.num_weights(path)) if each else 1.0
+            for factor in ("lora_A", "lora_B"):
+                counts[f"{path}.{factor}"] = 1.0 if each else 1.0 / self.weights_per_rank(path)
+        return counts
+
     def point_rank_scale(self, path: str, like: Tensor) -> dict[str, Tensor]:
         """The multipliers as a point mass at 1, at no cost in the bound."""
         site = f"{path}.rank_scale"
         with poutine.mask(mask=False):
             return {site: pyro.sample(site, dist.Delta(torch.ones_like(like[:, 0]), event_dim=1))}
 
-    def factor(self, path: str, name: str, distribution: dist.TorchDistribution, per_rank: int) -> dict[str, Tensor]:
-        """Samples a random factor of which a rank has ``per_rank`` weights."""
+    def factor(self, path: str, name: str, distribution: dist.TorchDistribution) -> dict[str, Tensor]:
+        """Samples a random factor of a module."""
         site = f"{path}.{name}"
         self.update_ard(site, distribution)
-        with poutine.scale(scale=self.model.weight_kl_scale(path, per_rank)):
+        with poutine.scale(scale=self.model.weight_kl_scale(path, self.weights_per_rank(path))):
             return {site: pyro.sample(site, distribution.to_event(2 - len(distribution.event_shape)))}
 
     def update_ard(self, site: str, distribution: dist.TorchDistribution) -> None:

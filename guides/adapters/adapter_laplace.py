@@ -177,5 +177,8 @@ class LaplaceAdapterGuide(AdapterGuide):
         if self.training or not self.is_fitted():
             return values
         for number, name, mean in ((2 * index, "lora_A", lora_A), (2 * index + 1, "lora_B", lora_B)):
-            values |= self.factor(path, name, self.posterior(number, mean), 1)
+            values |= self.factor(path, name, self.posterior(number, mean))
         return values
+
+    def weights_per_rank(self, path: str) -> int:
+        return 1

@@ -40,4 +40,8 @@ class AdapterMeanFieldGuide(AdapterGuide):
     def sample_module(self, index: int, path: str, lora_A: Tensor, lora_B: Tensor) -> dict[str, Tensor]:
         scale = self.roots[index].square() + 1e-8
         values = self.point_rank_scale(path, lora_A)
-        return values | self.factor(path, "lora_A", dist.Normal(lora_A, scale), lora_A.shape[1])
+        return values | self.factor(path, "lora_A", dist.Normal(lora_A, scale))
+
+    def weights_per_rank(self, path: str) -> int:
+        lora_A, _ = self.model.rank_modules()[path].factors()  # type: ignore[misc]
+        return lora_A.shape[1]

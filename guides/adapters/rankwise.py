@@ -79,17 +79,20 @@ class RankwiseGuide(AdapterGuide):
             with poutine.scale(scale=self.model.kl_scale(path)):
                 return {site: pyro.sample(site, posterior.to_event(1))}
         values = self.point_rank_scale(path, lora_A)
-        per_rank = weights_per_rank(self.family, lora_A, lora_B)
         if self.family == "weight_tied":
             log_alpha = levels["log_alpha"].clamp(*LOG_ALPHA_RANGE)
-            values |= self.factor(path, "lora_A", RankNormal(lora_A, log_alpha.unsqueeze(-1)), per_rank)
-            return values | self.factor(path, "lora_B", RankNormal(lora_B, log_alpha), per_rank)
+            values |= self.factor(path, "lora_A", RankNormal(lora_A, log_alpha.unsqueeze(-1)))
+            return values | self.factor(path, "lora_B", RankNormal(lora_B, log_alpha))
         scale_A, scale_B = factor_scales(self.family, lora_A, lora_B, levels)
         assert scale_A is not None
-        values |= self.factor(path, "lora_A", dist.Normal(lora_A, scale_A.expand_as(lora_A)), per_rank)
+        values |= self.factor(path, "lora_A", dist.Normal(lora_A, scale_A.expand_as(lora_A)))
         if scale_B is None:
             return values
-        return values | self.factor(path, "lora_B", dist.Normal(lora_B, scale_B.expand_as(lora_B)), per_rank)
+        return values | self.factor(path, "lora_B", dist.Normal(lora_B, scale_B.expand_as(lora_B)))
+
+    def weights_per_rank(self, path: str) -> int:
+        lora_A, lora_B = self.model.rank_modules()[path].factors()  # type: ignore[misc]
+        return weights_per_rank(self.family, lora_A, lora_B)
 
     def rank_log_alpha(self) -> dict[str, Tensor]:
         """log noise-to-signal ratio of each rank ``[r]`` by module path, copied; modules without ranks are left out."""

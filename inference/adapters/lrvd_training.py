@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from guides.adapters.lrvd_families import weights_per_rank
-from guides.adapters.lrvd_layers import check_count, kl_divergence, layer_states
+from guides.adapters.lrvd_layers import kl_divergence, layer_states
 from inference.skipped_steps import TrainingDiverged
+from pp_models.adapters.tempering import Tempering
 
 #: how far log α may travel in a training run, in nats: the sum of its learning rates over the steps
 TRAVEL = 14.0
@@ -19,48 +20,33 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True)
-class LrvdObjective:
-    """E_q[mean NLL] + β(t) T KL / N: how the KL is weighed against a mean loss (docs/papers/lrvd.md, eq. 11).
+class LrvdObjective(Tempering):
+    """E_q[mean NLL] + β(t) T KL / N: how the KL is weighed against a mean loss outside Pyro.
 
     Args:
         num_data: N, number of training examples (of labels, where the loss is a mean over labels).
-        kl_count: ``"rank"`` counts the KL once a rank, ``"weights"`` once for each weight.
-        kl_weight: ``"elbo"`` for 1 / N; a number takes its place (the released code has 1e-6).
-        temperature: T; 1 with ``"elbo"`` is the evidence bound.
+        kl_count, kl_weight, temperature: see :class:`Tempering`.
         warmup_steps: steps over which β grows linearly from 0 to 1. None leaves it to the Trainer: a fifth of its
             steps.
         approximate: see ``kl_divergence``.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or no ``num_data``.
     """
 
-    num_data: int
-    kl_count: str = "rank"
-    kl_weight: str | float = "elbo"
-    temperature: float = 1.0
     warmup_steps: int | None = None
     approximate: bool | None = None
 
     def __post_init__(self) -> None:
-        check_count(self.kl_count)
-        if self.num_data < 1:
-            raise ValueError(f"num_data: got {self.num_data}; it must be at least 1")
-        if self.kl_weight != "elbo" and (isinstance(self.kl_weight, str) or not 0 <= self.kl_weight < math.inf):
-            raise ValueError(f"kl_weight: got {self.kl_weight!r}; it must be 'elbo' or a number that is not negative")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature: got {self.temperature}; it must be finite and not negative")
-        if self.warmup_steps is not None and self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps: got {self.warmup_steps}; it must be at least 0")
+        super().__post_init__()
+        if self.num_data is None:
+            raise ValueError("num_data: got None; a mean loss needs the number of training examples")
 
     @property
     def weight(self) -> float:
         """What multiplies the summed KL in a mean loss after the warm-up."""
-        return self.temperature * (1 / self.num_data if self.kl_weight == "elbo" else float(self.kl_weight))
-
-    def beta(self, step: int) -> float:
-        """β at a step, counted from 0."""
-        return warmup(step, self.warmup_steps or 0)
+        assert self.num_data is not None
+        return self.kappa() / self.num_data
 
     def penalty(self, model: nn.Module, step: int) -> Tensor:
         """What a step adds to its mean loss: a scalar."""
@@ -69,20 +55,14 @@ class LrvdObjective:
     def effective_temperature(self, model: nn.Module) -> float:
         """κ: what a rank's KL is multiplied by against the *summed* log-likelihood, all factors together.
 
-        T times N times the weight in the mean loss, times the weights of a rank where those are counted (their mean
-        over ranks). It is the one number to compare runs by (LRVD's released GLUE runs: 4 to 600).
+        Where weights are counted, the mean over ranks (LRVD's released GLUE runs: 4 to 600).
         """
         states = list(layer_states(model).values())
         ranks = sum(len(s.lora_A) for s in states)
         count = 1.0
         if self.kl_count == "weights" and ranks:
             count = sum(len(s.lora_A) * weights_per_rank(*s[:3]) for s in states) / ranks
-        return self.weight * self.num_data * count
-
-
-def warmup(step: int, steps: int) -> float:
-    """β: (step + 1) / steps up to 1; 1 without a warm-up."""
-    return min(1.0, (step + 1) / steps) if steps > 0 else 1.0
+        return self.kappa(count)
 
 
 def log_alpha_learning_rate(
@@ -112,6 +92,7 @@ def log_alpha_learning_rate(
 
 
 def _factor(step: int, steps: int, schedule: str, warmup_steps: int) -> float:
+    """A learning rate relative to its peak, as transformers' schedules have it."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     rest = (step - warmup_steps) / max(steps - warmup_steps, 1)
@@ -273,7 +254,7 @@ class LrvdTrainerMixin:
                 model = this.model
                 logs |= {
                     "kl": float(kl_divergence(model, self.lrvd.kl_count, self.lrvd.approximate)),
-                    "beta": self.lrvd.beta(this.state.global_step),
+                    "beta": float(self.lrvd.beta(this.state.global_step)),
                     "kappa": self.lrvd.effective_temperature(model),
                     "total_rank": sum(len(s.lora_A) for s in layer_states(model).values()),
                 }

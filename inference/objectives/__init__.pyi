@@ -16,3 +16,4 @@ from .table import ObjectiveEntry as ObjectiveEntry
 from .table import make as make
 from .task_objective import BoundTerms as BoundTerms
 from .task_objective import TaskObjective as TaskObjective
+from .tempered_elbo import TemperedELBO as TemperedELBO

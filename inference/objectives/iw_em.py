@@ -12,7 +12,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
-from torch import Tensor
+from torch import Tensor, nn
 
 from inference.objectives.fixed_values import drawn_sites, log_density, only_drawn, score_term
 from inference.objectives.importance_weights import WeightedDraws, WeightedObjective, total
@@ -120,6 +120,7 @@ class IWEM(WeightedObjective):
         if inner_steps > 1 and not self.vectorize_particles:
             raise ValueError(f"inner_steps: got {inner_steps}; particles that are kept must be vectorised")
         self.proposal = proposal
+        self.module = proposal if isinstance(proposal, nn.Module) else None
         self.score = score
         self.min_ess = min_ess
         self.inner_steps = inner_steps

@@ -77,6 +77,11 @@ REGISTRY: Registry[ObjectiveEntry] = Registry(
             "forward χ² importance sampling, or the χ upper bound (CUBO)",
             "Li et al. 2024; Dieng et al. 2017",
         ),
+        "tempered-elbo": ObjectiveEntry(
+            "tempered_elbo:TemperedELBO",
+            "the bound with a tempered, warmed-up KL and minibatches of the data",
+            "LRVD; Wenzel et al. 2020",
+        ),
     },
     "guidebook list objectives",
 )

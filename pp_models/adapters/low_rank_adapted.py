@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.condition_messenger import ConditionMessenger
+from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.substitute_messenger import SubstituteMessenger
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from pp_models.adapters.low_rank_layer import FactorDraws, RankModule, RankParameter, adapt, linear_sizes
 from pp_models.adapters.low_rank_priors import CentredCauchy, check_rank_prior
+from pp_models.adapters.tempering import Tempering
 from pp_models.contract import Model
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
@@ -25,7 +32,6 @@ from pp_models.task_plates import task_plates, without_repeats
 PRIOR_RANGE = (1e-3, 1e3)
 #: rows of the backbone's input that draws are folded into at once
 MAX_ROWS = 2**16
-KL_COUNTS = ("rank", "weights")
 
 
 class LowRankAdapted(Model):
@@ -38,9 +44,8 @@ class LowRankAdapted(Model):
     itself random samples ``{module path}.lora_A`` ``[r, k_in]``, ``.lora_B`` ``[k_out, r]`` or ``.input_mask``
     ``[k_in]`` too; the model has those sites where it is run with such a guide, and only there.
 
-    The KL is multiplied by ``temperature``, by the count and by β(t) = (t + 1) / warmup_steps, which grows with every
-    call of a guide in training mode; the log-likelihood by ``num_data`` / N where that is given, so that minibatches of
-    N of the ``num_data`` points estimate the bound on all of them and the KL counts once.
+    How heavily the KL weighs, its warm-up and the number of data are the objective's:
+    ``inference.objectives.make("tempered-elbo", ...)``.
 
     Args:
         backbone: any module whose input's first dimension is that of examples; it is frozen and changed in place. Or a
@@ -51,12 +56,6 @@ class LowRankAdapted(Model):
         lora_alpha: s = lora_alpha / r.
         likelihood: ``"categorical"``, ``"gaussian"``, … or a Likelihood, of the backbone's outputs.
         noise_scale: of the Gaussian likelihood.
-        kl_count: ``"rank"`` counts the KL once a rank, ``"weights"`` once for every weight of A and B (as the released
-            code).
-        kl_weight: ``"elbo"``, or a number w for the released code's weighting: mean log-likelihood less w KL.
-        temperature: T, multiplies the KL; 1 for the evidence bound.
-        warmup_steps: steps over which the KL's weight grows linearly to its value.
-        num_data: number of training points, where a fit sees minibatches of them.
         rank_prior: of the multipliers: ``"log-uniform"`` (the paper's, improper; cut where it is sampled), or a proper
             one: ``"half-cauchy"`` (of their magnitudes, scale 1) or ``"ard"``, N(0, s_k²), whose s_k² a guide in
             training sets to its best value, the second moment of its own z_k.
@@ -70,6 +69,9 @@ class LowRankAdapted(Model):
             id) and its logits are the outputs; other modules are called with x.
         fold_draws: evaluate many posterior draws as blocks of one larger batch; False runs them one by one. By default
             only for backbones that are not Hugging Face's, whose layers may see tensors without rows.
+        **tempering: ``kl_count``, ``kl_weight``, ``temperature``, ``warmup_steps`` and ``num_data`` of
+            :class:`Tempering`, which then weighs the sites of model and guide under every objective. Deprecated: they
+            are the objective's.
 
     Raises:
         ValueError: an argument out of range, or targets that name no linear layer.
@@ -84,11 +86,6 @@ class LowRankAdapted(Model):
         likelihood: str | Likelihood = "categorical",
         noise_scale: float = 0.1,
         *,
-        kl_count: str = "rank",
-        kl_weight: str | float = "elbo",
-        temperature: float = 1.0,
-        warmup_steps: int = 0,
-        num_data: int | None = None,
         rank_prior: str = "log-uniform",
         factor_prior: str | float = "log-uniform",
         lora_dropout: float = 0.0,
@@ -96,29 +93,27 @@ class LowRankAdapted(Model):
         base_dropout: bool = False,
         call: Callable[[nn.Module, Tensor], Tensor] | None = None,
         fold_draws: bool | None = None,
+        **tempering: Any,
     ) -> None:
         super().__init__()
-        if kl_count not in KL_COUNTS:
-            raise ValueError(f"kl_count: got {kl_count!r}; it must be 'rank' or 'weights'")
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature: got {temperature}; it must be positive and finite")
-        if kl_weight != "elbo" and (isinstance(kl_weight, str) or not 0 < kl_weight < float("inf")):
-            raise ValueError(f"kl_weight: got {kl_weight!r}; it must be 'elbo' or a positive number")
-        if kl_weight != "elbo" and num_data is None:
-            raise ValueError(f"kl_weight: got {kl_weight}, which weighs a mean over the data; give num_data too")
-        if num_data is not None and num_data < 1:
-            raise ValueError(f"num_data: got {num_data}; it must be at least 1")
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps: got {warmup_steps}; it must be at least 0")
+        unknown = sorted(set(tempering) - {f.name for f in fields(Tempering)})
+        if unknown:
+            raise TypeError(f"LowRankAdapted got an unexpected argument {unknown[0]!r}")
+        self.tempering = Tempering(**tempering) if tempering else None
+        if tempering:
+            warnings.warn(
+                f"{', '.join(sorted(tempering))}: the weight of the KL belongs to the objective; give it to "
+                "inference.objectives.make('tempered-elbo', ...) instead",
+                DeprecationWarning,
+                stacklevel=2,
+            )
         check_rank_prior(rank_prior, "rank_prior")
         named = isinstance(factor_prior, str)
         if factor_prior not in ("log-uniform", "ard") and (named or not 0 < factor_prior < float("inf")):  # type: ignore[operator]
             raise ValueError(f"factor_prior: got {factor_prior!r}; it must be 'log-uniform', 'ard' or a positive scale")
         if not 0 <= lora_dropout < 1:
             raise ValueError(f"lora_dropout: got {lora_dropout}; it must lie in [0, 1)")
-        self.kl_count, self.kl_weight, self.temperature = kl_count, kl_weight, float(temperature)
-        self.warmup_steps, self.num_data, self.factor_prior = int(warmup_steps), num_data, factor_prior
-        self.rank_prior = rank_prior
+        self.factor_prior, self.rank_prior = factor_prior, rank_prior
         self.base_dropout, self.call = base_dropout, call
         self.likelihood = make_likelihood(likelihood, noise_scale)
         adapt(backbone, targets, rank, lora_alpha, lora_dropout, trainable)
@@ -186,44 +181,47 @@ class LowRankAdapted(Model):
         if scale is not None:
             scale.copy_((mean.square() + variance).clamp_min(1e-20).sqrt())
 
-    # -- the weight of the KL ------------------------------------------------------------------------------------------
+    # -- the weight of the KL, where it was given to the model ---------------------------------------------------------
 
     def advance(self) -> None:
         """One more step of the warm-up; guides call it where they train."""
-        if self.training and self.warmup_steps and torch.is_grad_enabled():
+        if self.tempering is not None and self.training and self.tempering.warmup_steps and torch.is_grad_enabled():
             self.guide_calls += 1
 
-    def beta(self) -> float | Tensor:
-        """β(t), between 0 (excluded) and 1."""
-        if not self.warmup_steps:
-            return 1.0
-        return (self.guide_calls / self.warmup_steps).clamp(1e-6, 1.0)
+    def data_scale(self, data: Dataset) -> float | Tensor:
+        """N over the points there are, where the model was told N."""
+        num_data = None if self.tempering is None or data.y is None else self.tempering.num_data
+        return 1.0 if num_data is None else num_data / data.counts.sum().clamp_min(1)
 
-    def effective_temperature(self, path: str | None = None) -> float:
-        """κ = T times the count (times w N): what a rank's KL is multiplied by against the summed log-likelihood.
-
-        Args:
-            path: of one module; None for the mean over modules, which differ where weights are counted.
-        """
-        weight = 1.0 if self.kl_weight == "elbo" else float(self.kl_weight) * (self.num_data or 1)
-        paths = list(self._rank_modules) if path is None else [path]
-        counts = [self._num_weights(p) if self.kl_count == "weights" else 1 for p in paths]
-        return self.temperature * weight * sum(counts) / max(len(counts), 1)
-
-    def _num_weights(self, path: str) -> int:
+    def num_weights(self, path: str) -> int:
         """Weights of A and B in one rank of a module."""
         layer: Any = self._rank_modules[path]
         k_in, k_out = linear_sizes(layer.base_layer) or (0, 0)
         return k_in + k_out
 
+    def effective_temperature(self, path: str | None = None) -> float:
+        """κ: what a rank's KL is multiplied by against the summed log-likelihood; 1 where the objective says it.
+
+        Args:
+            path: of one module; None for the mean over modules, which differ where weights are counted.
+        """
+        if self.tempering is None:
+            return 1.0
+        paths = list(self._rank_modules) if path is None else [path]
+        counts = [self.num_weights(p) if self.tempering.kl_count == "weights" else 1 for p in paths]
+        return self.tempering.kappa(sum(counts) / max(len(counts), 1))
+
     def kl_scale(self, path: str) -> float | Tensor:
         """What multiplies the KL of a module's ranks at this step."""
-        return self.effective_temperature(path) * self.beta()
+        if self.tempering is None:
+            return 1.0
+        return self.effective_temperature(path) * self.tempering.beta(self.guide_calls - 1)
 
     def weight_kl_scale(self, path: str, weights_per_rank: int) -> float | Tensor:
         """The same for each weight of random factors of which a rank has ``weights_per_rank``."""
-        scale = self.effective_temperature(path) * self.beta()
-        return scale / (weights_per_rank if self.kl_count == "rank" else self._num_weights(path))
+        if self.tempering is None:
+            return 1.0
+        return self.kl_scale(path) / (weights_per_rank if self.tempering.kl_count == "rank" else self.num_weights(path))
 
     # -- the program ---------------------------------------------------------------------------------------------------
 
@@ -237,7 +235,7 @@ class LowRankAdapted(Model):
         outputs = self._outputs(data, draws)
         if data.y is not None:
             self.likelihood.check(data.y, outputs.shape[-1])
-        scale = 1.0 if self.num_data is None or data.y is None else self.num_data / max(data.x[..., 0].numel(), 1)
+        scale = self.data_scale(data)
         with task_plates(data.batch_shape, data.x.device), poutine.scale(scale=scale):
             observe(self.likelihood(outputs), data)
         return outputs
@@ -312,12 +310,15 @@ def _is_hugging_face(backbone: nn.Module) -> bool:
 
 
 def _is_offered(name: str) -> bool:
-    """Whether a handler around the model has a value for a site: a replayed guide, or conditioned data."""
-    return any(
-        name in (getattr(getattr(h, "trace", None), "nodes", None) or ()) or name in (getattr(h, "data", None) or ())
-        for h in _PYRO_STACK
-        if type(h).__name__ in ("ReplayMessenger", "ConditionMessenger", "SubstituteMessenger")
-    )
+    """Whether a handler around the model has a value for a site: a replayed guide, or given data."""
+    for handler in _PYRO_STACK:
+        if isinstance(handler, ReplayMessenger) and handler.trace is not None and name in handler.trace.nodes:
+            return True
+        if isinstance(handler, ConditionMessenger | SubstituteMessenger):
+            given = handler.data
+            if name in (given.nodes if isinstance(given, Trace) else given):
+                return True
+    return False
 
 
 def _as_draws(value: Tensor, event_dims: int) -> Tensor:

@@ -27,7 +27,7 @@ PAIRS = {
 def adapted():
     """LRVD on a small network: one data set, and latents that all of it shares."""
     network = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
-    model = LowRankAdapted(network, ["0", "2"], rank=2, likelihood="gaussian", noise_scale=0.3, num_data=40)
+    model = LowRankAdapted(network, ["0", "2"], rank=2, likelihood="gaussian", noise_scale=0.3)
     return model, RankwiseGuide(model)
 
 

@@ -13,6 +13,7 @@ from torch import nn
 import evaluation
 from guides import (
     AdapterMeanFieldGuide,
+    AmortisedMeanFieldGuide,
     LaplaceAdapterGuide,
     MCDropoutAdapterGuide,
     PointAdapterGuide,
@@ -23,8 +24,9 @@ from guides.adapters.lrvd_layers import kl_divergence, rank_log_alpha
 from guides.adapters.lrvd_peft import LrvdConfig
 from guides.adapters.lrvd_saving import lrvd_load
 from inference import fit, predict, prune_ranks, sample_posterior
-from inference.objectives import TaskELBO
+from inference.objectives import TaskELBO, TemperedELBO
 from pp_models import BayesianNetwork, Dataset, LowRankAdapted, log_uniform_kl
+from pp_models.adapters.tempering import Tempering
 from tests.tiny_transformers import BERT_TARGETS, tiny_bert, tiny_gpt2, token_ids
 
 #: name -> guide of a model, and the sites it has beside ``rank_scale``
@@ -179,13 +181,14 @@ def test_it_refuses_another_model(name):
 
 @pytest.mark.parametrize(("count", "temperature", "kappa"), [("rank", 1.0, 1.0), ("weights", 0.5, 0.5)])
 def test_the_loss_is_that_of_the_formula(count, temperature, kappa):
-    model, guide = make("rank", kl_count=count, temperature=temperature, num_data=60)
+    model, guide = make("rank")
+    objective = TemperedELBO(kl_count=count, temperature=temperature, num_data=60)
     d = data()
     with torch.no_grad():
         for level in guide.levels:
             nn.init.normal_(level["log_alpha"])
     torch.manual_seed(3)
-    found = TraceMeanField_ELBO().loss(model, guide, d)
+    found = objective.loss(model, guide, d)
     torch.manual_seed(3)
     z = {site: value.detach() for site, value in guide(d).items()}
     x = d.x
@@ -199,7 +202,7 @@ def test_the_loss_is_that_of_the_formula(count, temperature, kappa):
     kl = sum(weights[p] * log_uniform_kl(v).sum() for p, v in guide.rank_log_alpha().items())
     expected = float((nll + kappa * kl).detach())
     assert abs(found / expected - 1) < 1e-5
-    terms = TaskELBO().terms(model, guide, d)
+    terms = objective.terms(model, guide, d)
     assert abs(float(terms.kl.detach()) - float(kappa * kl)) < 1e-3
 
 
@@ -212,7 +215,7 @@ def test_a_bound_under_a_proper_prior_is_a_bound(family, prior):
             RankwiseGuide(adapted(rank_prior=prior), family)
         return
     ours = {"rank_prior": prior} if family == "rank" else {"factor_prior": prior}
-    model = adapted(**ours, kl_count="weights").double()
+    model = adapted(**ours).double()
     guide = RankwiseGuide(model, family).double()
     with torch.no_grad():
         for level in guide.levels:
@@ -223,10 +226,10 @@ def test_a_bound_under_a_proper_prior_is_a_bound(family, prior):
         torch.manual_seed(0)
         found.append(elbo(num_particles=4_000, vectorize_particles=True, max_plate_nesting=0).loss(model, guide, d))
     # of point multipliers the one leaves their prior out, a constant, and the other does not
-    left_out = 0.0 if family == "rank" else (13 + 11) * 4 * math.log(2 * math.log(1e6))
+    left_out = 0.0 if family == "rank" else 8 * math.log(2 * math.log(1e6))
     assert abs(found[1] - found[0] - left_out) < (6.0 if family == "shared_sigma" else 3.0)
     expected = sum(
-        family_kl(family, *m.factors(), dict(levels.items()), "weights", prior=prior)
+        family_kl(family, *m.factors(), dict(levels.items()), "rank" if family == "rank" else "weights", prior=prior)
         for m, levels in zip(model.rank_modules().values(), guide.levels, strict=True)
     )
     terms = TaskELBO().terms(model, guide, d)
@@ -279,36 +282,98 @@ def test_monte_carlo_differs_from_the_closed_form_by_the_constant_of_the_imprope
 
 def test_minibatches_estimate_the_bound_on_all_points():
     x, y = torch.randn(40, 5), torch.randint(0, 3, (40,))
-    model, guide = make("point", num_data=40)
-    whole = TaskELBO().loss(model, guide, Dataset(x, y))
-    parts = [TaskELBO().loss(model, guide, Dataset(x[i : i + 10], y[i : i + 10])) for i in range(0, 40, 10)]
+    model, guide = make("point")
+    model_guide, objective = guide, TemperedELBO(num_data=40)
+    whole = objective.loss(model, guide, Dataset(x, y))
+    parts = [objective.loss(model, guide, Dataset(x[i : i + 10], y[i : i + 10])) for i in range(0, 40, 10)]
     assert abs(sum(parts) / 4 / whole - 1) < 1e-5
-    ranks, guide = make("rank", num_data=40)
-    kls = [float(TaskELBO().terms(ranks, guide, Dataset(x[:n], y[:n])).kl.detach()) for n in (10, 40)]
+    ranks, guide = make("rank")
+    kls = [float(objective.terms(ranks, guide, Dataset(x[:n], y[:n])).kl.detach()) for n in (10, 40)]
     assert abs(kls[0] - kls[1]) < 1e-4  # once a data set, not once a batch
+    mask = torch.arange(40) < 10  # points that do not exist are no data
+    padded = Dataset(x, y, mask)
+    assert abs(objective.loss(model, model_guide, padded) / parts[0] - 1) < 1e-5
 
 
-def test_the_warm_up_counts_the_guide_s_calls_in_training():
-    model, guide = make("rank", warmup_steps=4)
+def test_the_warm_up_counts_the_losses_that_are_trained_on():
+    model, guide = make("rank")
+    objective = TemperedELBO(warmup_steps=4)
     d = data()
+    objective.loss(model, guide, d)  # without gradients: no step
     kls = []
     for _ in range(6):
-        kls.append(float(TaskELBO().terms(model, guide, d).kl.detach()))
+        kls.append(float(objective.terms(model, guide, d).kl.detach()))
     torch.testing.assert_close(torch.tensor(kls) / kls[-1], torch.tensor([0.25, 0.5, 0.75, 1.0, 1.0, 1.0]))
-    model.eval()
-    guide(d)
-    assert float(model.guide_calls) == 6.0
 
 
 def test_the_weight_of_the_kl_in_one_number():
-    assert adapted(temperature=3.0).effective_temperature() == 3.0
-    assert adapted(kl_count="weights").effective_temperature() == 12.0  # 13 and 11 weights a rank
-    released = adapted(kl_count="weights", kl_weight=1e-6, num_data=1000)
-    assert abs(released.effective_temperature("0") - 0.013) < 1e-9
+    assert Tempering(temperature=3.0).kappa() == 3.0
+    assert abs(Tempering(1000, "weights", 1e-6).kappa(13) - 0.013) < 1e-9
+    with pytest.warns(
+        DeprecationWarning, match=r"^kl_count: the weight of the KL belongs to the objective; give it to"
+    ):
+        counted = adapted(kl_count="weights")
+    assert counted.effective_temperature() == 12.0  # 13 and 11 weights a rank
+    assert adapted().effective_temperature() == 1.0
+
+
+@every_guide
+@pytest.mark.parametrize("count", ["rank", "weights"])
+def test_what_the_model_was_told_before_is_what_the_objective_does(name, count):
+    """The deprecated arguments and the objective give the same bound, prior and posterior weighed alike."""
+    options = {"kl_count": count, "temperature": 3.0, "num_data": 60, "warmup_steps": 4}
+    with pytest.warns(DeprecationWarning):
+        old, its_guide = make(name, **options)
+    new, guide = make(name)
+    guide.load_state_dict(its_guide.state_dict())
+    new.load_state_dict(old.state_dict())
+    objective, d = TemperedELBO(**options), data()
+    for _ in range(2):
+        torch.manual_seed(5)
+        before = TaskELBO().terms(old, its_guide, d)
+        torch.manual_seed(5)
+        after = objective.terms(new, guide, d)
+        torch.testing.assert_close(after.bound, before.bound, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(after.kl, before.kl, rtol=1e-5, atol=1e-4)
+    if name == "rank":
+        with pytest.raises(ValueError, match=r"^model: its KL is weighed already, by arguments of LowRankAdapted; "):
+            objective.terms(old, its_guide, d)
+
+
+def test_a_model_of_any_kind_is_tempered():
+    model = BayesianNetwork([1, 4, 2], likelihood="gaussian-head")
+    guide, d = AmortisedMeanFieldGuide(model, 8), Dataset(torch.rand(3, 5, 1), torch.randn(3, 5, 1))
+    found = []
+    for objective in (TaskELBO(), TemperedELBO(), TemperedELBO(temperature=0.25)):
+        torch.manual_seed(0)
+        found.append(objective.terms(model, guide, d))
+    assert torch.equal(found[0].bound, found[1].bound)
+    torch.testing.assert_close(found[2].kl, 0.25 * found[0].kl)
+    torch.testing.assert_close(found[2].log_likelihood, found[0].log_likelihood)
+
+
+def test_a_warm_up_goes_on_where_a_killed_fit_stopped(tmp_path):
+    def run(folder, **options):
+        model, guide = make("rank")
+        objective = TemperedELBO(warmup_steps=6)
+        fit(model, guide, data(), objective, 8, checkpoint_dir=folder, checkpoint_every=4, log_every=1,
+            progress=False, device="cpu", **options)  # fmt: skip
+
+    run(tmp_path / "whole")
+
+    def kill(row):
+        if row["step"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", callbacks=[kill])
+    run(tmp_path / "parts", resume=True)
+    whole, parts = ((tmp_path / k / "weights-00000008.safetensors").read_bytes() for k in ("whole", "parts"))
+    assert whole == parts
 
 
 def test_mean_field_with_blobs_prior():
-    model = adapted(factor_prior=0.2, kl_count="weights")
+    model = adapted(factor_prior=0.2)
     guide = AdapterMeanFieldGuide(model)
     found = float(TaskELBO().terms(model, guide, data()).kl.detach())
     expected = sum(
@@ -393,8 +458,8 @@ def test_a_peft_model_is_a_pyro_model_and_what_it_learns_is_saved(family, tmp_pa
         ),
         ({"rank": 0}, r"^rank: got 0; it must be at least 1$"),
         ({"kl_count": "layer"}, r"^kl_count: got 'layer'; it must be 'rank' or 'weights'$"),
-        ({"temperature": 0.0}, r"^temperature: got 0.0; it must be positive and finite$"),
-        ({"kl_weight": "map"}, r"^kl_weight: got 'map'; it must be 'elbo' or a positive number$"),
+        ({"temperature": -1.0}, r"^temperature: got -1.0; it must be finite and not negative$"),
+        ({"kl_weight": "map"}, r"^kl_weight: got 'map'; it must be 'elbo' or a number that is not negative$"),
         ({"kl_weight": 1e-6}, r"^kl_weight: got 1e-06, which weighs a mean over the data; give num_data too$"),
         ({"num_data": 0}, r"^num_data: got 0; it must be at least 1$"),
         ({"warmup_steps": -1}, r"^warmup_steps: got -1; it must be at least 0$"),

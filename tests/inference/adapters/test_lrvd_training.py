@@ -24,10 +24,10 @@ from inference.adapters.lrvd_training import (
     log_alpha_learning_rate,
     noise_parameters,
     parameter_groups,
-    warmup,
 )
 from inference.adapters.rank_pruning import module_ranks
 from pp_models import LowRankAdapted, log_uniform_kl
+from pp_models.adapters.tempering import Tempering
 from tests.tiny_transformers import tiny_bert, tiny_gpt2, token_ids
 
 pytestmark = [
@@ -64,8 +64,8 @@ def rows(n=8, labels=None):
 
 
 def test_the_warm_up_and_the_weight():
-    assert [warmup(t, 4) for t in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert warmup(0, 0) == 1.0
+    assert [Tempering(warmup_steps=4).beta(t) for t in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert Tempering().beta(0) == Tempering(warmup_steps=None).beta(7) == 1.0
     model = adapted()
     kl = float(kl_divergence(model).detach())
     objective = LrvdObjective(num_data=50, temperature=2.0, warmup_steps=4)
@@ -126,7 +126,7 @@ def test_parameter_groups():
     ("build", "message"),
     [
         (lambda: LrvdObjective(0), r"^num_data: got 0; it must be at least 1$"),
-        (lambda: LrvdObjective(5, kl_count="layer"), r"^count: got 'layer'; it must be 'rank' or 'weights'$"),
+        (lambda: LrvdObjective(5, kl_count="layer"), r"^kl_count: got 'layer'; it must be 'rank' or 'weights'$"),
         (
             lambda: LrvdObjective(5, kl_weight="map"),
             r"^kl_weight: got 'map'; it must be 'elbo' or a number that is not",
