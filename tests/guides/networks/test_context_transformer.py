@@ -151,7 +151,7 @@ def test_points_one_by_one_need_a_last_layer_that_reads_none():
     joint = guide.conditional(2, both, guide.layer_input(both.x, start.hidden), start.hidden)
     torch.testing.assert_close(state.last_layer().mean, joint.mean, rtol=0, atol=1e-10)
     with pyro.plate("particles", 4, dim=-2):
-        outputs = poutine.condition(model, data=guide.draw(state))(Dataset(later.x))
+        outputs = poutine.condition(model, data=state.draw())(Dataset(later.x))
     assert outputs.shape == (4, 2, 3, 1)
 
 
