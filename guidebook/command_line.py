@@ -14,6 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from guidebook.listing import KINDS
+from pp_models.files import FileError
+from pp_models.registry import Classes, Registry
+
 app = typer.Typer(
     name="guidebook",
     help="Amortised variational inference you can swap and compare.",
@@ -57,45 +61,6 @@ def _prepare() -> None:
     torch.set_flush_denormal(True)  # denormal numbers make a CPU step many times slower
 
 
-def _list_of(kind: str) -> Table:
-    from evaluation.experiments import EXPERIMENTS
-    from evaluation.methods import METHODS
-    from inference.objectives import REGISTRY
-    from pp_models.tasks.task_table import TASKS
-
-    table = Table(title=kind, title_justify="left", show_header=False, box=None, padding=(0, 2))
-    rows = {
-        "models": [(name, what) for name, (what, _) in METHODS.items()],
-        "objectives": [(name, f"{entry.description} ({entry.reference})") for name, entry in REGISTRY.items()],
-        "guides": _guides(),
-        "families": _families(),
-        "tasks": [(name, entry.description) for name, entry in TASKS.items()],
-        "experiments": [(name, experiment.title) for name, experiment in EXPERIMENTS.items()],
-    }
-    if kind not in rows:
-        raise ValueError(f"kind: got {kind!r}; it must be one of {', '.join(rows)}")
-    for row in rows[kind]:
-        table.add_row(*row)
-    return table
-
-
-def _guides() -> list[tuple[str, str]]:
-    import guides
-
-    found = [getattr(guides, name) for name in dir(guides) if name.endswith("Guide")]
-    return [(g.__name__, (g.__doc__ or "").strip().splitlines()[0]) for g in found]
-
-
-def _families() -> list[tuple[str, str]]:
-    from evaluation.comparison.families import GUIDES, MODELS
-
-    found = [(f"model {name}", what) for name, (what, _) in MODELS.items()]
-    return found + [(f"guide {name}", (g.__doc__ or "").strip().splitlines()[0]) for name, (g, _) in GUIDES.items()]
-
-
-KINDS = ("models", "guides", "families", "objectives", "tasks", "experiments")
-
-
 @app.command("list")
 def list_command(
     kind: Annotated[str, typer.Argument(help=f"{', '.join(KINDS)}; all without one")] = "",
@@ -105,7 +70,10 @@ def list_command(
     Example: `guidebook list objectives`
     """
     for each in [kind] if kind else KINDS:
-        console.print(_list_of(each))
+        table = Table(title=each, title_justify="left", show_header=False, box=None, padding=(0, 2))
+        for name, what in KINDS.find(each)():
+            table.add_row(Text(name), Text(what))
+        console.print(table)
 
 
 @app.command()
@@ -150,6 +118,7 @@ def fit_command(
 
     Example: `guidebook fit --model nvdp --tasks gp-rbf --steps 3000 --seed 0 --out runs/first`
     """
+    _known(model=model, tasks=tasks, objective=objective)
     from guidebook.runs import RunConfiguration, start
 
     _prepare()
@@ -200,6 +169,9 @@ def reproduce(
 
     Example: `guidebook reproduce nvdp/gp-random --scale small --seeds 0,1,2`
     """
+    from evaluation.experiments.table import EXPERIMENTS
+
+    EXPERIMENTS.check(experiment)
     from evaluation.experiments import reproduce as run
     from evaluation.experiments.experiment import check_table, summary
 
@@ -237,6 +209,7 @@ def compare_command(
 
     Example: `guidebook compare --guides mean-field,mc-dropout --objectives elbo,iwae,pp-avi --seeds 0,1,2 --steps 500`
     """
+    _known(tasks=tasks, objectives=_split(objectives), models=_split(models), guides=_split(guides))
     from evaluation.comparison.swap_matrix import compare
     from evaluation.comparison.swap_report import failures, summarise, verdicts
 
@@ -271,6 +244,21 @@ def compare_command(
     for line in failures(table):
         say(f"failed: {line}")
     say(f"wrote {out / 'compare.csv'} and {out / 'report.html'}")
+
+
+def _known(**names: str | list[str] | None) -> None:
+    """Refuses an unknown name before anything heavy is loaded."""
+    from evaluation.comparison.families import MODELS
+    from evaluation.methods import METHODS
+    from guides.table import GUIDES
+    from inference.objectives.table import REGISTRY
+    from pp_models.tasks.task_table import TASKS
+
+    tables: dict[str, Registry | Classes] = {"model": METHODS, "objective": REGISTRY, "tasks": TASKS}
+    tables |= {"models": MODELS, "guides": GUIDES, "objectives": REGISTRY}
+    for kind, given in names.items():
+        for name in [given] if isinstance(given, str) else given or []:
+            tables[kind].check(name, kind)
 
 
 def _split(words: str) -> list[str]:
@@ -346,9 +334,9 @@ def main(arguments: list[str] | None = None) -> None:
                 raise SystemExit(2) from None
             context = getattr(error, "ctx", None)
             _fail(f"{message.rstrip('.')}; see {context.command_path if context else 'guidebook'} --help", 2)
-        from inference import CheckpointError, TrainingDiverged
-
-        expected = isinstance(error, ValueError | OSError | CheckpointError | TrainingDiverged)
+        fitting = sys.modules.get("inference.skipped_steps")  # not loaded for its exception alone
+        diverged = fitting is not None and isinstance(error, fitting.TrainingDiverged)
+        expected = diverged or isinstance(error, ValueError | OSError | FileError)
         if not expected or os.environ.get("GUIDEBOOK_TRACEBACK"):
             raise
         _fail(str(error).splitlines()[0] if str(error) else type(error).__name__, 1)

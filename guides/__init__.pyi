@@ -30,3 +30,4 @@ from .processes.distance_informed_guide import DistanceInformedGuide as Distance
 from .processes.gradient_adaptation import CAVIAGuide as CAVIAGuide
 from .processes.gradient_adaptation import MAMLGuide as MAMLGuide
 from .processes.neural_process_guide import NeuralProcessGuide as NeuralProcessGuide
+from .table import GUIDES as GUIDES

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyro
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,9 @@ from torch import Tensor, nn
 from inference.objectives import REGISTRY, TaskObjective, make
 from inference.random_state import seeded
 from pp_models.data import Dataset, TaskBatch
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def compare_objectives(
@@ -70,6 +72,8 @@ def compare_objectives(
             except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
                 row |= {"status": "failed", "reason": str(error).splitlines()[0] if str(error) else repr(error)}
             rows.append(row)
+    import pandas as pd  # here, for it takes a second to import
+
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyro
 import torch
-from lightning_fabric import Fabric
 from torch import nn
 
 from pp_models.data import Dataset, TaskBatch
 from pp_models.tasks.task_stream import TaskStream
 
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 
 def make_fabric(device: Any, precision: str) -> Fabric:
     """A launched Fabric for a device name, or the one given."""
+    from lightning_fabric import Fabric  # here, for it takes seconds to import
+
     if isinstance(device, Fabric):
         return device
     name = str(device)
@@ -62,15 +66,6 @@ def make_optimizer(optimizer: Any, parameters: list[nn.Parameter], learning_rate
 def follow(optimizer: torch.optim.Optimizer) -> None:
     """Moves an optimizer's state to where its parameters have been moved."""
     optimizer.load_state_dict(optimizer.state_dict())
-
-
-def set_learning_rates(
-    optimizer: torch.optim.Optimizer, rates: list[float], final: float | None, progress: float
-) -> None:
-    """Moves every group's learning rate from its first value (progress 0) to the final one (progress 1)."""
-    assert final is not None
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate + (final - rate) * progress
 
 
 def release_steps(release: Mapping[str, int] | None, names: list[str]) -> list[int]:

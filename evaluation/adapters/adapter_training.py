@@ -166,6 +166,7 @@ class AdapterTraining:
         scales = self.method.scale_parameters()
         special = {id(p) for p in scales}
         self.others = [p for p in self.reader.parameters() if p.requires_grad and id(p) not in special]
+        self.trained = [*self.others, *scales]
         groups = [{"params": self.others, "lr": budget.learning_rate}]
         if scales:
             groups.append({"params": scales, "lr": self.method.scale_rate()})
@@ -175,7 +176,7 @@ class AdapterTraining:
         self.steps = 0
 
     def step(self) -> Tensor:
-        """One step; the mean NLL of its texts, on the device."""
+        """One step; the mean NLL of its texts, on the device, NaN where it or a gradient is not finite."""
         if len(self.order) < self.budget.batch_size:
             self.order = torch.cat([self.order, torch.randperm(len(self.train))])
         rows, self.order = self.order[: self.budget.batch_size], self.order[self.budget.batch_size :]
@@ -184,12 +185,14 @@ class AdapterTraining:
         loss = mean_nll(self.reader(batch.inputs), batch.labels)
         self.optimizer.zero_grad()
         (loss + self.method.penalty(self.steps)).backward()
+        norms = torch.stack(torch._foreach_norm([p.grad for p in self.trained if p.grad is not None]))
         nn.utils.clip_grad_norm_(self.others, self.budget.max_grad_norm)
         self.optimizer.step()
         self.method.after_step(self.steps, 1 - self.steps / self.budget.steps)
         self.schedule.step()
         self.steps += 1
-        return loss.detach()
+        # a loss may be finite where its gradient is not: some kernels of attention swallow a NaN
+        return torch.where(torch.isfinite(norms).all(), loss.detach(), torch.nan)
 
 
 def train_adapter(
@@ -213,7 +216,7 @@ def train_adapter(
         device: where to train; the adapter stays there.
 
     Raises:
-        ValueError: unknown method, or a loss that is not finite.
+        ValueError: unknown method, or a loss or gradient that is not finite.
     """
     times: list[float] = []
     losses: list[Tensor] = []  # on the device; read where the run is looked at anyway
@@ -250,12 +253,14 @@ def _finite(losses: list[Tensor], last: int, name: str) -> list[float]:
     """The losses of the steps up to the last, on the host.
 
     Raises:
-        ValueError: one of them is not finite.
+        ValueError: one of them, or its gradient, is not finite.
     """
     values = torch.stack(losses).tolist()
     for step, value in enumerate(values, last - len(values) + 1):
         if not math.isfinite(value):
-            raise ValueError(f"loss: it is {value} at step {step} of {name}; take a lower learning rate")
+            raise ValueError(
+                f"loss: it or its gradient is not finite at step {step} of {name}; take a lower learning rate"
+            )
     return values
 
 

@@ -18,17 +18,19 @@ import pyro
 import torch
 from torch import nn
 
-from evaluation.comparison.families import GUIDES, MODELS
+from evaluation.comparison.families import MODELS
 from evaluation.comparison.swap_report import write_swap_report
 from evaluation.methods import TaskShape
 from evaluation.scores.scoring import score_tasks
 from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, verdict
+from guides import GUIDES
 from inference import checkpoint, fit
 from inference.compare_objectives import compare_objectives
 from inference.objectives import REGISTRY, make
 from inference.progress import Stages
 from pp_models.contract import as_objective
 from pp_models.files import make_folder, write_atomically
+from pp_models.registry import Classes, Registry
 from pp_models.tasks.task_stream import TaskStream, batches_of
 from pp_models.tasks.task_table import task_stream
 
@@ -194,7 +196,7 @@ class _Makers:
 
     def guide(self, cell: _Cell, model: nn.Module, width: int) -> nn.Module:
         own = self.guides[cell.guide]
-        return GUIDES[cell.guide][1](model, width) if own is None else own(model)
+        return GUIDES[cell.guide](model, width) if own is None else own(model)
 
     def objective(self, cell: _Cell, num_particles: int | None) -> Any:
         own = self.objectives[cell.objective]
@@ -204,15 +206,14 @@ class _Makers:
         return found
 
 
-def _chosen(argument: str, given: Any, known: Mapping[str, Any]) -> dict[str, Any]:
+def _chosen(argument: str, given: Any, known: Registry | Classes) -> dict[str, Any]:
     """Labels with their own makers, or None for a known name."""
     if isinstance(given, Mapping):
         found = dict(given)
     else:
         found = dict.fromkeys([given] if isinstance(given, str) else given)
         for name in found:
-            if name not in known:
-                raise ValueError(f"{argument}: got {name!r}; it must be one of {', '.join(known)}")
+            known.check(name, argument)
     if not found:
         raise ValueError(f"{argument}: got none; at least one is needed")
     return found

@@ -51,7 +51,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
         functions = {"nuts": reference.predict(grid).function_samples}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            exact, mean_field = BNNWeightGuide(model, "real", "real"), AutoNormal(model)
+            exact, mean_field = BNNWeightGuide(model, final_targets="real", final_noise="real"), AutoNormal(model)
             mean_field(data)
         for name, guide, count in (("bnnp", exact, steps), ("mean_field", mean_field, mean_field_steps)):
             train_on(model, guide, data, count, seed)

@@ -129,8 +129,8 @@ def _guides(model: BayesianNetwork, data: Dataset, seed: int) -> dict[str, nn.Mo
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return {
-            "bnnp": BNNWeightGuide(model, "real", "real"),
-            "bnnp_meta": BNNWeightGuide(model, "real", "real"),
+            "bnnp": BNNWeightGuide(model, final_targets="real", final_noise="real"),
+            "bnnp_meta": BNNWeightGuide(model, final_targets="real", final_noise="real"),
             "inducing": GlobalInducingGuide(model, data, 5),
             "network_vi": GaussianVIGuide(model, "network"),
             "layer_vi": GaussianVIGuide(model, "layer"),

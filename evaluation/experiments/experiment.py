@@ -95,19 +95,6 @@ class Outcome:
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """An experiment by name.
-
-    Args:
-        title: one line.
-        run: from ``(scale name, seeds, workshop)`` to an Outcome.
-    """
-
-    title: str
-    run: Callable[[str, list[int], Workshop], Outcome]
-
-
 class Workshop:
     """Trains methods into a folder and finds them there again.
 

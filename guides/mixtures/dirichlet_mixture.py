@@ -41,12 +41,13 @@ class DirichletMixtureGuide(MixtureGuide):
         self,
         model: MixtureDensityNetwork,
         width: int = 128,
+        *,
         pooling: str = "mean",
         min_concentration: float = 0.05,
         concentration_map: str = "softplus",
         **options: Any,
     ) -> None:
-        super().__init__(model, width, pooling, **options)
+        super().__init__(model, width, pooling=pooling, **options)
         if not 0 < min_concentration < 1:
             raise ValueError(
                 f"min_concentration: got {min_concentration}; it must lie in (0, 1): sparse weights need α below 1"
@@ -93,8 +94,10 @@ class DirichletPosteriorGuide(DirichletMixtureGuide):
         **options: see :class:`DirichletMixtureGuide`.
     """
 
-    def __init__(self, model: MixtureDensityNetwork, width: int = 128, pooling: str = "mean", **options: Any) -> None:
-        super().__init__(model, width, pooling, **options)
+    def __init__(
+        self, model: MixtureDensityNetwork, width: int = 128, *, pooling: str = "mean", **options: Any
+    ) -> None:
+        super().__init__(model, width, pooling=pooling, **options)
         self.posterior_encoder = self.encoder(self.outputs)
 
     def posterior_concentration(self, data: Dataset) -> Tensor:

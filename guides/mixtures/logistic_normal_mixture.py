@@ -81,8 +81,10 @@ class LogisticNormalGuide(MixtureGuide):
         ValueError: a mixture of one expert, whose weight is 1.
     """
 
-    def __init__(self, model: MixtureDensityNetwork, width: int = 128, pooling: str = "mean", **options: Any) -> None:
-        super().__init__(model, width, pooling, **options)
+    def __init__(
+        self, model: MixtureDensityNetwork, width: int = 128, *, pooling: str = "mean", **options: Any
+    ) -> None:
+        super().__init__(model, width, pooling=pooling, **options)
         check_several(self)
         self.set_encoder = self.encoder(2 * (self.num_experts - 1))
 

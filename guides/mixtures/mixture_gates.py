@@ -25,8 +25,10 @@ class DeterministicGateGuide(MixtureGuide):
 
     point_mass = True
 
-    def __init__(self, model: MixtureDensityNetwork, width: int = 128, pooling: str = "mean", **options: Any) -> None:
-        super().__init__(model, width, pooling, **options)
+    def __init__(
+        self, model: MixtureDensityNetwork, width: int = 128, *, pooling: str = "mean", **options: Any
+    ) -> None:
+        super().__init__(model, width, pooling=pooling, **options)
         self.set_encoder = self.encoder(self.num_experts)
 
     def keep(self, experts: list[int]) -> None:

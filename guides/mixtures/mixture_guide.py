@@ -31,7 +31,7 @@ class MixtureEncoder(nn.Module):
         pooling: see ``SetEncoder``.
     """
 
-    def __init__(self, dim_x: int, dim_y: int, outputs: int, width: int = 128, pooling: str = "mean") -> None:
+    def __init__(self, dim_x: int, dim_y: int, outputs: int, width: int = 128, *, pooling: str = "mean") -> None:
         super().__init__()
         self.points = SetEncoder(dim_x, dim_y, width, width, depth=4, pooling=pooling)
         self.head = mlp([width + 1, width, outputs])
@@ -71,7 +71,7 @@ class MixtureGuide(Guide):
     independent_sites = True
 
     def __init__(
-        self, model: MixtureDensityNetwork, width: int = 128, pooling: str = "mean", path_blocks: int = 1
+        self, model: MixtureDensityNetwork, width: int = 128, *, pooling: str = "mean", path_blocks: int = 1
     ) -> None:
         super().__init__()
         if not isinstance(model, MixtureDensityNetwork):
@@ -101,7 +101,7 @@ class MixtureGuide(Guide):
 
     def encoder(self, outputs: int) -> MixtureEncoder:
         """A new encoder of this guide's kind."""
-        return MixtureEncoder(self.dim_x, self.dim_y, outputs, self.width, self.pooling)
+        return MixtureEncoder(self.dim_x, self.dim_y, outputs, self.width, pooling=self.pooling)
 
     def keep(self, experts: list[int]) -> None:
         """Drops all experts but these, in place, keeping the relative weights of the others.

@@ -37,11 +37,12 @@ class StickBreakingGuide(MixtureGuide):
         self,
         model: MixtureDensityNetwork,
         width: int = 128,
+        *,
         pooling: str = "mean",
         min_concentration: float = 0.05,
         **options: Any,
     ) -> None:
-        super().__init__(model, width, pooling, **options)
+        super().__init__(model, width, pooling=pooling, **options)
         check_several(self)
         if not 0 < min_concentration < 1:
             raise ValueError(f"min_concentration: got {min_concentration}; it must lie in (0, 1)")

@@ -27,9 +27,9 @@ class AmortisedMeanFieldGuide(WeightGuide):
     """
 
     def __init__(
-        self, model: BayesianNetwork, width: int = 128, pooling: str = "mean", initial_scale: float = 0.1
+        self, model: BayesianNetwork, width: int = 128, *, pooling: str = "mean", initial_scale: float = 0.1
     ) -> None:
-        super().__init__(model, width, pooling)
+        super().__init__(model, width, pooling=pooling)
         self.encoder = SetEncoder(model.dim_x, model.dim_y, width, width, pooling=pooling)
         self.heads = nn.ModuleList()
         for shape in self.shapes:

@@ -83,12 +83,13 @@ class BernoulliExpertGuide(WeightGuide):
         self,
         model: BayesianNetwork,
         width: int = 128,
+        *,
         clip: str = "logit",
         rates: str = "product",
         pooling: str = "mean",
         share_encoder: bool = False,
     ) -> None:
-        super().__init__(model, width, pooling)
+        super().__init__(model, width, pooling=pooling)
         if clip not in CLIPS:
             raise ValueError(f"clip: got {clip!r}; it must be one of {', '.join(CLIPS)}")
         if rates not in RATES:

@@ -82,6 +82,8 @@ class BNNWeightGuide(WeightGuide):
     def __init__(
         self,
         model: BayesianNetwork,
+        width: int = 128,
+        *,
         final_targets: str = "auto",
         final_noise: str = "auto",
         inference: str = "mlp",
@@ -90,7 +92,6 @@ class BNNWeightGuide(WeightGuide):
         solver: str = "auto",
         chunk_size: int | None = None,
         chunk_gradient: str = "exact",
-        width: int = 128,
         num_blocks: int = 2,
         num_heads: int = 4,
     ) -> None:

@@ -20,14 +20,14 @@ class MCDropoutGuide(WeightGuide):
 
     Args:
         model: the network.
-        rate: drop probability of every weight and bias.
         width: width of the encoder of the deterministic path, where the model has one.
+        rate: drop probability of every weight and bias.
 
     Raises:
         ValueError: the rate is not in (0, 1).
     """
 
-    def __init__(self, model: BayesianNetwork, rate: float = 0.1, width: int = 128) -> None:
+    def __init__(self, model: BayesianNetwork, width: int = 128, *, rate: float = 0.1) -> None:
         super().__init__(model, width)
         if not 0 < rate < 1:
             raise ValueError(f"rate: got {rate}; it must lie in (0, 1)")

@@ -32,7 +32,7 @@ class WeightGuide(Guide):
     #: no site's distribution depends on another's value: objectives need not run the guide twice for its densities
     independent_sites = True
 
-    def __init__(self, model: BayesianNetwork, width: int = 128, pooling: str = "mean") -> None:
+    def __init__(self, model: BayesianNetwork, width: int = 128, *, pooling: str = "mean") -> None:
         super().__init__()
         if not isinstance(model, BayesianNetwork):
             raise TypeError(

@@ -45,7 +45,7 @@ class BootstrapGuide(Guide):
     #: no site depends on another
     independent_sites = True
 
-    def __init__(self, model: NeuralProcess, width: int = 128, residual: bool = True) -> None:
+    def __init__(self, model: NeuralProcess, width: int = 128, *, residual: bool = True) -> None:
         super().__init__()
         require_representation_alone(model, "BootstrapGuide")
         self._shared = (model,)  # in a tuple: its parameters are the model's, not the guide's

@@ -19,12 +19,13 @@ class ContextPointsGuide(Guide):
 
     Args:
         model: a ConditionalProcess.
+        width: not used, for there is no network here; every guide is made of a model and a width.
     """
 
     #: no site depends on another
     independent_sites = True
 
-    def __init__(self, model: ConditionalProcess) -> None:
+    def __init__(self, model: ConditionalProcess, width: int = 0) -> None:
         super().__init__()
         if not isinstance(model, ConditionalProcess):
             raise TypeError(

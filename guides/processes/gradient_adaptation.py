@@ -123,6 +123,7 @@ class MAMLGuide(WeightGuide):
 
     Args:
         model: the network.
+        width: not used, for there is no network here; every guide is made of a model and a width.
         steps: gradient steps on the context.
         learning_rate: of those steps (where it starts, if learned).
         learn_rate: train a rate for each layer.
@@ -136,6 +137,8 @@ class MAMLGuide(WeightGuide):
     def __init__(
         self,
         model: BayesianNetwork,
+        width: int = 0,
+        *,
         steps: int = 5,
         learning_rate: float = 0.1,
         learn_rate: bool = False,
@@ -179,6 +182,7 @@ class CAVIAGuide(Guide):
 
     Args:
         model: a NeuralProcess with ``latent_dim=0`` and without attention.
+        width: not used, for there is no network here; every guide is made of a model and a width.
         steps: gradient steps on the context.
         learning_rate: of those steps (where it starts, if learned).
         learn_rate: train the rate.
@@ -196,6 +200,8 @@ class CAVIAGuide(Guide):
     def __init__(
         self,
         model: NeuralProcess,
+        width: int = 0,
+        *,
         steps: int = 5,
         learning_rate: float = 0.1,
         learn_rate: bool = False,

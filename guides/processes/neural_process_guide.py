@@ -32,7 +32,7 @@ class NeuralProcessGuide(Guide):
     #: no site depends on another
     independent_sites = True
 
-    def __init__(self, model: NeuralProcess, width: int = 128, pooling: str = "mean") -> None:
+    def __init__(self, model: NeuralProcess, width: int = 128, *, pooling: str = "mean") -> None:
         super().__init__()
         if not isinstance(model, NeuralProcess):
             raise TypeError(f"model: got {type(model).__name__}; NeuralProcessGuide is a guide for a NeuralProcess")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from guides.adapters.lrvd_families import weights_per_rank
 from guides.adapters.lrvd_layers import check_count, kl_divergence, layer_states
-from inference.fit import TrainingDiverged
+from inference.skipped_steps import TrainingDiverged
 
 #: how far log α may travel in a training run, in nats: the sum of its learning rates over the steps
 TRAVEL = 14.0
@@ -173,7 +173,7 @@ class LrvdTrainerMixin:
         travel: see :func:`log_alpha_learning_rate`.
 
     Raises:
-        TrainingDiverged: a loss was not finite.
+        TrainingDiverged: a loss or gradient was not finite.
     """
 
     def __init__(self, *args: Any, lrvd: LrvdObjective, travel: float = TRAVEL, **kwargs: Any) -> None:
@@ -231,14 +231,27 @@ class LrvdTrainerMixin:
             scaled = by_items or this.compute_loss_func is not None
         share = 1.0 / getattr(this, "current_gradient_accumulation_steps", 1) if scaled else 1.0
         loss = loss + share * term
-        bad = ~torch.isfinite(loss.detach()).all()
-        self._bad = bad if self._bad is None else self._bad | bad
-        if bad.device.type == "cpu" or this.state.global_step % 10 == 0:
-            self.check_finite()
+        self._note(torch.isfinite(loss.detach()).all())
         return (loss, outputs) if return_outputs else loss
 
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's step; a gradient that is not finite is seen too, for its loss may be finite all the same."""
+        found = super().training_step(model, *args, **kwargs)  # type: ignore[misc]
+        this: Any = self
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        if gradients and this.accelerator.scaler is None:  # a scaler of half precision meets infinities on purpose
+            self._note(torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all())
+        return found
+
+    def _note(self, finite: Tensor) -> None:
+        """Keeps on the device whether all was finite so far; read at once on the CPU, elsewhere every ten steps."""
+        this: Any = self
+        self._bad = ~finite if self._bad is None else self._bad | ~finite
+        if finite.device.type == "cpu" or this.state.global_step % 10 == 0:
+            self.check_finite()
+
     def check_finite(self) -> None:
-        """Refuses to go on after a loss that was not finite.
+        """Refuses to go on after a loss or gradient that was not finite.
 
         Raises:
             TrainingDiverged: there was one.
@@ -246,8 +259,8 @@ class LrvdTrainerMixin:
         this: Any = self
         if self._bad is not None and bool(self._bad):
             raise TrainingDiverged(
-                f"step {this.state.global_step}: loss not finite; try a smaller learning_rate, max_grad_norm=1.0, or "
-                "a smaller travel of log alpha"
+                f"step {this.state.global_step}: loss or gradient not finite; try a smaller learning_rate, "
+                "max_grad_norm=1.0, or a smaller travel of log alpha"
             )
         self._bad = None
 

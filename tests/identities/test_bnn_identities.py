@@ -43,7 +43,7 @@ def linear_pair(granularity, solver="auto"):
     """One layer with real targets and noise: Bayesian linear regression, two outputs."""
     model = BayesianNetwork([2, 2], prior=prior_of(granularity), noise_scale=NOISE).double()
     disturbed(model.prior)
-    return model, BNNWeightGuide(model, "real", "real", solver=solver).double()
+    return model, BNNWeightGuide(model, final_targets="real", final_noise="real", solver=solver).double()
 
 
 def deep_pair(granularity="unit", solver="auto", likelihood="gaussian", **options):
@@ -112,7 +112,7 @@ def test_one_layer_is_bayesian_linear_regression(granularity, solver):
 def test_real_noise_is_the_models_own_to_double_precision():
     """A noise that float32 cannot hold: every weight is p(y) to rounding all the same."""
     model = BayesianNetwork([2, 2], noise_scale=0.3).double()
-    guide = BNNWeightGuide(model, "real", "real").double()
+    guide = BNNWeightGuide(model, final_targets="real", final_noise="real").double()
     terms = make("iwae", num_particles=5).terms(model, guide, data())
     assert terms.log_weights.std(0).max() < 1e-10
 
@@ -335,7 +335,7 @@ def test_block_diagonal_priors_of_a_coarser_kind_give_the_same_posterior(finer):
 
 def test_gradients_reach_the_prior_the_noise_and_the_networks():
     model = BayesianNetwork([1, 6, 1], prior=LearnedGaussianPrior("unit"), likelihood=GaussianLikelihood(0.3, True))
-    guide = BNNWeightGuide(model, "real", "real")
+    guide = BNNWeightGuide(model, final_targets="real", final_noise="real")
     make("pp-avi", num_particles=3).differentiable_loss(model, guide, data_f32().split(4)).backward()
     for module in (model, guide):
         for name, parameter in module.named_parameters():

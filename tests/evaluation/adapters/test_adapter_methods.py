@@ -72,7 +72,22 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step():
         if step == 2:
             next(p for p in base.network.parameters() if p.requires_grad).data.fill_(float("nan"))
 
-    with pytest.raises(ValueError, match="loss: it is nan at step 3 of lora; take a lower learning rate"):
+    with pytest.raises(
+        ValueError, match="loss: it or its gradient is not finite at step 3 of lora; take a lower learning"
+    ):
+        train_adapter("lora", base, train, 2, BUDGET, on_step=spoil)
+
+
+def test_a_gradient_that_is_not_finite_is_named_though_the_loss_is():
+    """As on processors whose attention turns a NaN query into finite output."""
+    base, train, _ = sets()
+
+    def spoil(step):
+        if step == 2:
+            weight = next(p for p in base.network.parameters() if p.requires_grad)
+            weight.register_hook(lambda gradient: gradient * float("nan"))
+
+    with pytest.raises(ValueError, match="its gradient is not finite at step 3 of lora"):
         train_adapter("lora", base, train, 2, BUDGET, on_step=spoil)
 
 
@@ -233,7 +248,9 @@ def test_bad_input_gets_one_line(monkeypatch):
     base, train, _ = sets()
     with pytest.raises(ValueError, match="method: got 'x'; it must be one of lora"):
         build_reader("x", base, 2, 10, BUDGET, 0)
-    with pytest.raises(ValueError, match="loss: it is .* at step 1 of lora; take a lower learning rate"):
+    with pytest.raises(
+        ValueError, match="loss: it or its gradient is not finite at step 1 of lora; take a lower learning rate"
+    ):
         with torch.no_grad():
             next(base.network.parameters()).fill_(float("nan"))
         train_adapter("lora", base, train, 2, BUDGET)

@@ -9,6 +9,7 @@ from evaluation.arviz.arviz_container import write_netcdf
 from evaluation.arviz.arviz_summary import summarise, widest_entries, widest_forest
 from evaluation.methods import TaskShape, build
 from pp_models import tasks
+from pp_models.files import FileError
 
 CONTAINERS = ["inferencedata", "datatree"]
 
@@ -81,7 +82,7 @@ def test_write_netcdf_replaces_the_file_whole_or_not_at_all(container, tmp_path)
                 file.write(b"half")
             raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(FileError, match=r"posterior.nc: cannot be written \(disk full\)$"):
         write_netcdf(Failing(), path)
     assert path.read_bytes() == first and [p.name for p in tmp_path.iterdir()] == ["posterior.nc"]
 

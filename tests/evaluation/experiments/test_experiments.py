@@ -317,7 +317,7 @@ def test_an_outcome_is_written_with_missing_numbers_and_odd_table_titles(tmp_pat
 
 def test_the_command_names_an_experiment_a_scale_and_seeds(tmp_path):
     for arguments, message in (
-        (("nvdp",), "experiment: got 'nvdp'; it must be one of nvdp/gp-random,"),
+        (("nvdp",), "experiment: got 'nvdp'; did you mean 'nvdp/gp-random' or "),
         (("nvdp/gp-random", "huge"), "scale: got 'huge'; it must be one of smoke, small, paper"),
         (("nvdp/gp-random", "smoke", []), r"seeds: got \[\]; .* at least one"),
         (("nvdp/gp-random", "smoke", [2, 2]), r"seeds: got \[2, 2\]; .* each once"),

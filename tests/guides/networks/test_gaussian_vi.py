@@ -120,7 +120,7 @@ def test_global_inducing_points_at_the_data_are_the_real_posterior():
     model = BayesianNetwork([1, 1], noise_scale=0.3).double()
     d = data(n=6)
     guide = GlobalInducingGuide(model, d, 6, initial_noise=0.3).double()
-    reference = BNNWeightGuide(model, "real", "real").double()
+    reference = BNNWeightGuide(model, final_targets="real", final_noise="real").double()
     found, expected = (pyro.poutine.trace(g).get_trace(d).nodes["layer_0.weight"]["fn"] for g in (guide, reference))
     torch.testing.assert_close(found.mean, expected.mean, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(found.covariance(), expected.covariance(), rtol=1e-10, atol=1e-12)

@@ -221,7 +221,9 @@ def test_a_loss_that_is_not_finite_ends_training_in_one_line(tmp_path):
     trainer = LrvdTrainer(
         model=model, args=arguments(tmp_path, max_steps=3), train_dataset=rows(), lrvd=LrvdObjective(num_data=8)
     )
-    with pytest.raises(TrainingDiverged, match=r"^step 0: loss not finite; try a smaller learning_rate") as caught:
+    with pytest.raises(
+        TrainingDiverged, match=r"^step 0: loss or gradient not finite; try a smaller learning_rate"
+    ) as caught:
         trainer.train()
     assert "\n" not in str(caught.value)
 

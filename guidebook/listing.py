@@ -1,0 +1,72 @@
+"""What there is, by kind: names with a line each, without loading what they stand for."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+
+from pp_models.registry import Registry
+
+Rows = list[tuple[str, str]]
+
+
+def _models() -> Rows:
+    from evaluation.methods import METHODS
+
+    return [(name, what) for name, (what, _) in METHODS.items()]
+
+
+def _guides() -> Rows:
+    """Every exported guide class with the first line of its docstring, read from the source."""
+    import guides
+
+    room = Path(guides.__file__).parent
+    rows = []
+    for node in ast.parse((room / "__init__.pyi").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and node.names[0].name.endswith("Guide"):
+            source = room.joinpath(*str(node.module).split(".")).with_suffix(".py")
+            classes = [n for n in ast.parse(source.read_text(encoding="utf-8")).body if isinstance(n, ast.ClassDef)]
+            found = next(c for c in classes if c.name == node.names[0].name)
+            rows.append((found.name, (ast.get_docstring(found) or "").partition("\n")[0]))
+    return rows
+
+
+def _families() -> Rows:
+    from evaluation.comparison.families import MODELS
+    from guides.table import GUIDES
+
+    models = [(f"model {name}", what) for name, (what, _) in MODELS.items()]
+    return models + [(f"guide {name}", what) for name, what in GUIDES.described()]
+
+
+def _objectives() -> Rows:
+    from inference.objectives.table import REGISTRY
+
+    return [(name, f"{entry.description} ({entry.reference})") for name, entry in REGISTRY.items()]
+
+
+def _tasks() -> Rows:
+    from pp_models.tasks.task_table import TASKS
+
+    return [(name, entry.description) for name, entry in TASKS.items()]
+
+
+def _experiments() -> Rows:
+    from evaluation.experiments.table import EXPERIMENTS
+
+    return [(name, entry.title) for name, entry in EXPERIMENTS.items()]
+
+
+#: kind -> its rows
+KINDS: Registry[Callable[[], Rows]] = Registry(
+    "kind",
+    {
+        "models": _models,
+        "guides": _guides,
+        "families": _families,
+        "objectives": _objectives,
+        "tasks": _tasks,
+        "experiments": _experiments,
+    },
+)
