@@ -115,7 +115,12 @@ class CategoricalLikelihood(Likelihood):
         return outputs
 
     def forward(self, outputs: Tensor) -> TorchDistribution:
-        return dist.Categorical(logits=outputs)
+        return categorical(outputs)
+
+
+def categorical(logits: Tensor) -> dist.Categorical:
+    """Class indices by their logits ``[..., C]``; of no points too, whose logits torch cannot validate."""
+    return dist.Categorical(logits=logits, validate_args=None if logits.numel() else False)
 
 
 def make_likelihood(likelihood: str | Likelihood, noise_scale: float = 0.1, min_scale: float = 0.1) -> Likelihood:

@@ -25,7 +25,7 @@ class ConjugateRefinement(Guide):
     posterior given D has seen them, and this counts them twice; one that ignores its context gets the exact kind of
     update. Compare both on held-out tasks before choosing. An empty context changes nothing.
 
-    It wraps a trained pair, for prediction; it has no parameters of its own and is not meant to be trained through.
+    It wraps a trained pair, for prediction; its parameters are the wrapped guide's, and no gradient reaches them.
 
     Args:
         model: the mixture.
@@ -42,7 +42,8 @@ class ConjugateRefinement(Guide):
         super().__init__()
         if sweeps < 1:
             raise ValueError(f"sweeps: got {sweeps}; it must be at least 1")
-        self.model, self.guide, self.sweeps = model, guide, sweeps
+        self.guide, self.sweeps = guide, sweeps
+        self._shared = (model,)  # in a tuple: its parameters are the model's, not the guide's
 
     def forward(self, data: Dataset) -> dict[str, Tensor]:
         """Samples the sites of the guide, ``mixture_weights`` from the refined distribution."""
@@ -50,7 +51,7 @@ class ConjugateRefinement(Guide):
             trace = poutine.trace(self.guide).get_trace(data)
             refined: dict[str, Any] = {}
             if data.num_points:
-                refined = self.model.conjugate_proposal(trace, data, self.sweeps)
+                refined = self._shared[0].conjugate_proposal(trace, data, self.sweeps)
         values = {}
         with task_plates(data.batch_shape, data.x.device):
             for name in ("mixture_weights", "memory"):

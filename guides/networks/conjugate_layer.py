@@ -83,7 +83,7 @@ def statistics(phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianB
 def dual_of_units(phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianBlocks) -> Dual:
     """Posterior of each unit's whitened weights from its points, batch ``[..., k_out]``."""
     residual = target - phi @ blocks.loc.mT
-    root = precision.sqrt().mT.unsqueeze(-1)
+    root = square_root(precision).mT.unsqueeze(-1)
     spread = phi.unsqueeze(-3)
     design = spread * blocks.factor.unsqueeze(-2) if blocks.diagonal else spread @ blocks.factor
     return Dual(root * design, root.squeeze(-1) * residual.mT)
@@ -95,9 +95,16 @@ def dual_of_layer(phi: Tensor, target: Tensor, precision: Tensor, blocks: Gaussi
     residual = target - phi @ blocks.loc.unflatten(-1, (k_out, k)).squeeze(-3).mT
     eye = torch.eye(k_out, dtype=phi.dtype, device=phi.device)
     wide = torch.einsum("...nk,de->...dnek", phi, eye).flatten(-2).flatten(-3, -2)
-    root = precision.sqrt().mT.flatten(-2).unsqueeze(-1)
+    root = square_root(precision).mT.flatten(-2).unsqueeze(-1)
     values = root.squeeze(-1) * residual.mT.flatten(-2)
     return Dual((root * (wide @ blocks.factor.squeeze(-3))).unsqueeze(-3), values.unsqueeze(-2))
+
+
+def square_root(precision: Tensor) -> Tensor:
+    """√λ, with derivative 0 where λ is: there is no observation, and the root's own slope is infinite."""
+    exists = precision > 0
+    root = torch.where(exists, precision, torch.ones_like(precision)).sqrt()
+    return torch.where(exists, root, torch.zeros_like(root))
 
 
 def whiten(gram: Tensor, moment: Tensor, blocks: GaussianBlocks) -> tuple[Tensor, Tensor]:

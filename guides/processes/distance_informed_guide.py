@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from guides.set_encoder import PointEncoder, SetEncoder
-from pp_models.contract import Guide
+from pp_models.contract import Guide, ObjectiveOffers
 from pp_models.data import Dataset
 from pp_models.parameter_module import mlp
 from pp_models.processes.distance_informed_process import DistanceInformedProcess, of_points
@@ -55,16 +55,17 @@ class DistanceInformedGuide(Guide):
                 "local": pyro.sample("local", of_points(gaussian(self.point_head(self.point_encoder(data))), data)),
             }
 
-    def conditional_prior(self, data: Dataset) -> dict[str, Tensor]:
-        """Refuses: the whole task has local latents at other points than the context.
+    def check_objective(self, objective: ObjectiveOffers) -> None:
+        """Refuses an objective that compares the guide on the context and on the whole task.
 
         Raises:
-            ValueError: always.
+            ValueError: it is one; the whole task has local latents at other points than the context.
         """
-        raise ValueError(
-            "guide: DistanceInformedGuide has local latents at the context's points alone, which conditional-prior "
-            "cannot compare with those of the whole task; train it with npml"
-        )
+        if objective.name in ("npvi", "conditional-prior"):
+            raise ValueError(
+                f"objective: {objective.name!r} compares the guide on the context with the guide on the whole task, "
+                "whose local latents in DistanceInformedGuide are those of other points; train it with npml"
+            )
 
 
 def gaussian(parameters: Tensor) -> dist.Normal:

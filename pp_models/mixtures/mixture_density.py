@@ -13,9 +13,15 @@ from torch import Tensor, nn
 
 from pp_models.attention import ContextAttention
 from pp_models.data import Dataset
-from pp_models.likelihoods import Likelihood, make_likelihood
+from pp_models.likelihoods import Likelihood, categorical, make_likelihood
 from pp_models.mixtures.conjugate_sweeps import dirichlet_sweeps, stick_breaking_sweeps
-from pp_models.mixtures.simplex_distributions import ExpertMixture, LogSpaceDirichlet, StickBreaking, log_weights
+from pp_models.mixtures.simplex_distributions import (
+    ExpertMixture,
+    LogSpaceDirichlet,
+    StickBreaking,
+    log_density_of_events,
+    log_weights,
+)
 from pp_models.observation_model import ObservationModel, network_outputs, observe
 from pp_models.task_plates import task_plates, without_repeats
 
@@ -116,14 +122,14 @@ class MixtureDensityNetwork(ObservationModel):
         """log p_l(y_i | x_i, r) ``[*B, N, L]`` of observed data."""
         assert data.y is not None
         event = 1 if data.y.dtype.is_floating_point else 0
-        return self.expert_distribution(data.x, memory).log_prob(data.y.unsqueeze(-1 - event))
+        return log_density_of_events(self.expert_distribution(data.x, memory), data.y.unsqueeze(-1 - event))
 
     def mixture(self, weights: Tensor, experts: dist.TorchDistribution) -> dist.TorchDistribution:
         """The experts mixed by weights ``[*B, L]``: batch ``[*B, N]``."""
         log_z = log_weights(weights)
         log_z = (log_z - torch.logsumexp(log_z, -1, keepdim=True)).unsqueeze(-2)
         if isinstance(experts, torch.distributions.Categorical):  # a mixture of categoricals is one
-            return dist.Categorical(logits=torch.logsumexp(log_z.to(experts.logits).unsqueeze(-1) + experts.logits, -2))
+            return categorical(torch.logsumexp(log_z.to(experts.logits).unsqueeze(-1) + experts.logits, -2))
         return ExpertMixture(log_z.to(experts.mean.dtype), experts)
 
     def forward(self, data: Dataset) -> dist.TorchDistribution:

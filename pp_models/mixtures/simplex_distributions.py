@@ -167,6 +167,14 @@ def _kl_dirichlet_sticks(p: torch.distributions.Dirichlet, q: StickBreaking) -> 
     return _kl_sticks(StickBreaking.from_dirichlet(p.concentration), q)
 
 
+def log_density_of_events(fn: Any, value: Tensor) -> Tensor:
+    """log p(value), where there is no point as well: of none torch cannot tell the size of an event."""
+    if isinstance(fn, torch.distributions.Independent):
+        each = log_density_of_events(fn.base_dist, value)
+        return each.sum(tuple(range(-fn.reinterpreted_batch_ndims, 0)))
+    return fn.log_prob(value)
+
+
 class ExpertMixture(torch.distributions.Distribution, TorchDistributionMixin):
     """At each point Σ_l z_l p_l: one expert is picked for every point anew (docs/papers/nmdp.md, eq. 2).
 
@@ -203,7 +211,7 @@ class ExpertMixture(torch.distributions.Distribution, TorchDistributionMixin):
         return (weights * values).sum(-1 - len(self.event_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        each = self.experts.log_prob(value.unsqueeze(-1 - len(self.event_shape)))
+        each = log_density_of_events(self.experts, value.unsqueeze(-1 - len(self.event_shape)))
         return torch.logsumexp(self.log_weights + each, -1)
 
     @property

@@ -171,6 +171,27 @@ def test_primal_and_dual_are_the_same_posterior(granularity):
         torch.testing.assert_close(primal, dual, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_primal_and_dual_have_the_same_gradient_where_points_are_masked(granularity):
+    """A precision of 0 lies on the boundary of a square root: it counts for nothing, and so does its slope."""
+    mask = torch.tensor([[True] * 5, [True, False, True, False, False], [False] * 5])
+    model, primal = deep_pair(granularity, "primal")
+    dual = primal.moved_to(model)
+    dual.solver = "dual"
+    x, y = torch.randn(3, 5, 1, dtype=torch.float64), torch.randn(3, 5, 1, dtype=torch.float64)
+    d = Dataset(x, y, mask)
+    drawn = {n: s["value"].detach() for n, s in poutine.trace(primal).get_trace(d).nodes.items() if n in primal.sites}
+    found = []
+    for guide in (primal, dual):
+        model.zero_grad()
+        trace = poutine.trace(poutine.condition(guide, data=drawn)).get_trace(d)
+        sum(trace.nodes[site]["fn"].log_prob(drawn[site]).sum() for site in guide.sites).backward()
+        found.append([p.grad for p in [*model.prior.parameters(), *guide.networks.parameters()] if p.grad is not None])
+    assert len(found[0]) == len(found[1]) > 0
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("solver", ["primal", "dual"])
 def test_draws_have_the_moments_of_the_posterior(solver):
     _, guide = linear_pair("unit", solver)
