@@ -152,8 +152,9 @@ class GradientWeight:
             if explicit is None:
                 return self._passed(site, lambda: not mass or name in self.derived)
             passed = self._passed(site, lambda: True)
-            if mass and explicit.nodes[name]["value"].requires_grad:
-                apart = self._passed(explicit.nodes[name], lambda: True, complement=True)
+            again: Any = explicit.nodes[name]
+            if mass and again["value"].requires_grad:
+                apart = self._passed(again, lambda: True, complement=True)
                 passed = passed + (apart - apart.detach())
             return passed
 

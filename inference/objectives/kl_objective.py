@@ -190,7 +190,7 @@ class KLObjective(TaskObjective):
         allowed = set() if monte_carlo else analytic_sites(runs.posterior, other_trace)
         sizes: list[int] = []
         for name, site in sample_sites(runs.posterior):
-            other = other_trace.nodes.get(name)
+            other: Any = other_trace.nodes.get(name)
             if reference is not None and is_point_mass(site["fn"]):
                 continue  # a deterministic path: both branches hold a point mass, which no divergence can tie
             if is_point_mass(site["fn"]) and not monte_carlo and other is not None and is_flat(other):

@@ -243,7 +243,7 @@ class TaskObjective(ELBO):
 
         if key not in pair.ties:
             with apart():
-                if isinstance(particles, pyro.plate):
+                if isinstance(particles, pyro.plate) and particles.dim is not None:
                     traces = check_one_alone(*traces, particles.dim, particles.size, run_guide, run_model)
                 pair.ties[key] = find_ties(Program(*traces, run_guide, run_model))
         return pair.ties[key]
