@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pyro
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pp_models.data import Dataset, TaskBatch
 from pp_models.tasks.task_stream import TaskStream
@@ -95,6 +95,11 @@ def batches(tasks: Any, done: int, rank: int, world: int) -> Callable[[int], Any
     if isinstance(tasks, TaskStream):  # any batch by its index
         start = tasks.position
         return lambda step: tasks.batch(start + step * world + rank)
+    if isinstance(tasks, Tensor | np.ndarray):  # iterable by rows, each of which would be a batch
+        raise TypeError(
+            f"tasks: got a {type(tasks).__name__} of shape {tuple(tasks.shape)}, whose rows would be trained on one by "
+            "one; pass a Dataset or a TaskBatch, or train with pyro.infer.SVI(model, guide, optimizer, loss=objective)"
+        )
     if not isinstance(tasks, Iterable):
         raise TypeError(f"tasks: got {type(tasks).__name__}; it must be a TaskBatch, a Dataset or an iterable of them")
     iterator: Iterator = iter(tasks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import torch
@@ -12,7 +12,15 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from inference.objectives.independent_plates import TaskAxes, is_point_mass, own_scale, per_particle, sample_sites
+from inference.objectives.independent_plates import (
+    TaskAxes,
+    drawn_sites,
+    is_point_mass,
+    own_scale,
+    per_particle,
+    sample_sites,
+    share,
+)
 from pp_models.contract import as_guide
 
 
@@ -31,15 +39,6 @@ class fixed_values(Messenger):
 def has_auxiliary_sites(guide_trace: Trace) -> bool:
     """Whether the guide draws values that the model does not have (Pyro's AutoGuides do)."""
     return any(site["infer"].get("is_auxiliary", False) for _, site in sample_sites(guide_trace))
-
-
-def drawn_sites(guide_trace: Trace) -> list[tuple[str, Any]]:
-    """The sites of a guide that are drawn: neither observed nor point masses."""
-    return [
-        (name, site)
-        for name, site in sample_sites(guide_trace)
-        if not site["is_observed"] and not is_point_mass(site["fn"])
-    ]
 
 
 def with_values(trace: Trace, change: Callable[[str, Any], Tensor]) -> Trace:
@@ -68,23 +67,49 @@ def log_density(site: Any, axes: TaskAxes, value: Tensor | None = None, scaled: 
     """
     at = site["value"] if value is None else value
     scale = own_scale(site, axes) if scaled else 1.0
-    return per_particle(scale_and_mask(site["fn"].log_prob(at), scale, site["mask"]), axes)
+    return per_particle(scale_and_mask(site["fn"].log_prob(at), scale, site["mask"]), axes, site)
+
+
+def at_fixed_values(guide: Callable, guide_trace: Trace, args: tuple, kwargs: dict) -> Trace:
+    """The guide once more at the values drawn, without their gradient: a function of its parameters alone."""
+    constant = with_values(only_drawn(guide_trace), lambda _, site: site["value"].detach())
+    return poutine.trace(poutine.replay(guide, trace=constant)).get_trace(*args, **kwargs)
 
 
 def log_densities_at_fixed_values(
-    guide: Callable, guide_trace: Trace, axes: TaskAxes, args: tuple, kwargs: dict, scaled: bool = True
+    guide: Callable,
+    guide_trace: Trace,
+    axes: TaskAxes,
+    args: tuple,
+    kwargs: dict,
+    scaled: bool = True,
+    again: Trace | None = None,
 ) -> dict[str, Tensor]:
     """log q(z⁻) of every drawn site, ``[K, *B]``: a function of the guide's parameters at the values drawn.
 
-    Where one site's distribution may depend on another's value the guide is run once more at the fixed values; for one
-    site, or a guide that says ``independent_sites = True``, its distributions are already what is needed.
+    Where one site's distribution may depend on another's value the guide is run once more at the fixed values (or
+    was: ``again``); for one site, or a guide that says ``independent_sites = True``, its distributions are already
+    what is needed.
     """
     drawn = drawn_sites(guide_trace)
     if len(drawn) <= 1 or as_guide(guide).independent_sites:
         return {name: log_density(site, axes, site["value"].detach(), scaled) for name, site in drawn}
-    constant = with_values(only_drawn(guide_trace), lambda _, site: site["value"].detach())
-    again = poutine.trace(poutine.replay(guide, trace=constant)).get_trace(*args, **kwargs)
+    if again is None:
+        again = at_fixed_values(guide, guide_trace, args, kwargs)
     return {name: log_density(site, axes, scaled=scaled) for name, site in drawn_sites(again)}
+
+
+def has_point_masses(guide_trace: Trace) -> bool:
+    """Whether some latents of a guide are not drawn: functions of draws, or parameters."""
+    return any(not site["is_observed"] and is_point_mass(site["fn"]) for _, site in sample_sites(guide_trace))
+
+
+def explicit_density(explicit: Trace, axes: TaskAxes) -> Tensor:
+    """The log-density of point masses at fixed draws, less its value: zero with its gradient, ``[K, *B]``."""
+    masses = [site for _, site in sample_sites(explicit) if not site["is_observed"] and is_point_mass(site["fn"])]
+    found = [share(log_density(site, axes, scaled=False), axes.shape) for site in masses]
+    summed = sum(found[1:], found[0])
+    return summed - summed.detach()
 
 
 def score_densities(guide_trace: Trace, axes: TaskAxes, every: bool = False) -> dict[str, Tensor]:
@@ -103,27 +128,61 @@ def score_densities(guide_trace: Trace, axes: TaskAxes, every: bool = False) -> 
 
 
 class GradientWeight:
-    """A factor ``[K, *B]`` on the gradient of values, known (with its axes) only after they were used."""
+    """A factor ``[K, *B]`` on the gradient of values, known (with its axes) only after they were used.
+
+    Without a factor the gradient is cut. Point masses are weighted where they turn out to be derived from draws, or in
+    so far as they are.
+    """
 
     def __init__(self) -> None:
         self.axes: TaskAxes | None = None
         self.factor: Tensor | None = None
+        self.derived: Container[str] = ()
 
-    def attach(self, guide_trace: Trace) -> Trace:
-        """A trace to replay whose drawn values pass their gradient back times the factor."""
-        everything = has_auxiliary_sites(guide_trace)  # then the model reads point masses, functions of the draws
+    def at_reads(self, guide_trace: Trace, explicit: Trace | None = None) -> Trace:
+        """A trace to replay: what the model computes from draws, and from what is derived from them, is weighted.
 
-        def weighted(_: str, site: Any) -> Tensor:
-            value = site["value"]
-            if not value.requires_grad or (is_point_mass(site["fn"]) and not everything):
-                return value
-            passed = value.view_as(value)
-            passed.register_hook(lambda grad: grad * self._aligned(site))
+        Args:
+            guide_trace: the guide's.
+            explicit: the guide once more at fixed draws. Given it, what reaches a point mass other than through a draw
+                is not weighted.
+        """
+
+        def change(name: str, site: Any) -> Tensor:
+            mass = is_point_mass(site["fn"])
+            if explicit is None:
+                return self._passed(site, lambda: not mass or name in self.derived)
+            passed = self._passed(site, lambda: True)
+            again: Any = explicit.nodes[name]
+            if mass and again["value"].requires_grad:
+                apart = self._passed(again, lambda: True, complement=True)
+                passed = passed + (apart - apart.detach())
             return passed
 
-        return with_values(guide_trace, weighted)
+        return with_values(guide_trace, change)
 
-    def _aligned(self, site: Any) -> Tensor:
+    def _passed(self, site: Any, applies: Callable[[], bool], complement: bool = False) -> Tensor:
+        """A site's value, which passes its gradient back times the factor (or times what it lacks to 1)."""
+        value = site["value"]
+        if not value.requires_grad:
+            return value
+        passed = value.view_as(value)
+        event_dims = len(site["fn"].event_shape)
+
+        def back(grad: Tensor) -> Tensor:
+            if not applies():
+                return grad
+            if self.factor is None:
+                return torch.zeros_like(grad)
+            factor = self._aligned(event_dims)
+            if torch.broadcast_shapes(factor.shape, grad.shape) != grad.shape:  # all particles share it: no draw
+                return torch.zeros_like(grad) if complement else grad
+            return grad * (1 - factor if complement else factor)
+
+        passed.register_hook(back)
+        return passed
+
+    def _aligned(self, event_dims: int) -> Tensor:
         """The factor, broadcast against a site's value."""
         assert self.factor is not None and self.axes is not None
         particle = self.axes.particle_dim
@@ -132,7 +191,7 @@ class GradientWeight:
         shape = [1] * max((-d for d in dims), default=0)
         for size, dim in zip(factor.shape, dims, strict=True):
             shape[dim] = size
-        return factor.reshape(shape + [1] * len(site["fn"].event_shape))
+        return factor.reshape(shape + [1] * event_dims)
 
 
 def leave_one_out(value: Tensor) -> Tensor:

@@ -9,20 +9,35 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference.objectives.fixed_values import (
     GradientWeight,
-    drawn_sites,
+    at_fixed_values,
+    explicit_density,
+    has_point_masses,
     leave_one_out,
     log_densities_at_fixed_values,
     log_density,
     score_term,
 )
-from inference.objectives.independent_plates import TaskAxes, common_scale, independent_axes, sample_sites
+from inference.objectives.independent_plates import (
+    PARTICLES,
+    TaskAxes,
+    Ties,
+    check_extra_sites,
+    common_scale,
+    drawn_sites,
+    independent_axes,
+    sample_sites,
+    share,
+)
 from inference.objectives.observations import observed_log_likelihood
+from inference.objectives.pushforward import moved_after_the_draw, run_at_leaves, score_at_fixed_values
 from inference.objectives.task_objective import BoundTerms, TaskObjective, check_choice, data_set, log_mean_exp
+from pp_models.task_plates import PARTICLE_PLATE
 
 
 @dataclass
@@ -39,6 +54,7 @@ class WeightedDraws:
         kl_by_site: log q - log p of each site, detached.
         log_q_fixed: log q(z⁻) by drawn site, a function of the guide's parameters alone.
         log_q_score: log q of the sites that cannot be reparameterised, by site.
+        log_q_explicit: log q of the point masses at fixed draws (their Jacobians), where parameters act on it.
         gradient_weights: factors on the gradients of the values that the model read, one for each pass.
     """
 
@@ -51,6 +67,7 @@ class WeightedDraws:
     kl_by_site: dict[str, Tensor] = field(default_factory=dict)
     log_q_fixed: dict[str, Tensor] = field(default_factory=dict)
     log_q_score: dict[str, Tensor] = field(default_factory=dict)
+    log_q_explicit: Tensor | None = None
     gradient_weights: list[GradientWeight] = field(default_factory=list)
 
     @property
@@ -86,6 +103,7 @@ class WeightedObjective(TaskObjective):
             by_site,
             draws.log_weights.detach(),
             draws.axes.scale,
+            draws.axes.independent,
         )
 
 
@@ -121,35 +139,59 @@ class ImportanceWeighted(WeightedObjective):
         self, model: Any, guide: Any, args: tuple, kwargs: dict, particles: AbstractContextManager, diagnostics: bool
     ) -> WeightedDraws:
         args = data_set(args, self.on)
+        pair = self._pair
+        weight = GradientWeight() if self.weighs_gradients or (self.fixed_particles and not pair.trusted) else None
+        explicit = None
         with particles:
             guide_trace = self.run_guide(guide, args, kwargs)
             self.check_guide(guide_trace)
-            read, weights = guide_trace, []
-            if self.weighs_gradients:
-                weights = [GradientWeight()]
-                read = weights[0].attach(guide_trace)
+            if self.needs_score and not pair.trusted and has_point_masses(guide_trace) and torch.is_grad_enabled():
+                explicit = at_fixed_values(guide, guide_trace, args, kwargs)
+            read = guide_trace if weight is None else weight.at_reads(guide_trace, explicit)
             model_trace = self.run_model(model, read, args, kwargs)
-            draws = weigh(model_trace, guide_trace)
-            if self.needs_score:
+        ties = self.ties(model, guide, (guide_trace, model_trace), args, args, kwargs, particles)
+        draws = weigh(model_trace, guide_trace, ties, PARTICLES)
+        if self.needs_score:
+            with particles:
                 draws.log_q_fixed = log_densities_at_fixed_values(
-                    guide, guide_trace, draws.axes, args, kwargs, scaled=False
+                    guide, guide_trace, draws.axes, args, kwargs, scaled=False, again=explicit
                 )
-        for weight in weights:
-            weight.axes = draws.axes
-        draws.gradient_weights = weights
+            if explicit is not None:
+                draws.log_q_explicit = explicit_density(explicit, draws.axes)
+        if weight is not None:
+            weight.axes, weight.derived = draws.axes, frozenset() if ties is None else ties.derived
+            draws.gradient_weights = [weight]
+        if self.fixed_particles and ties is not None and moved_after_the_draw(guide_trace, ties):
+            with particles:
+                again = run_at_leaves(
+                    guide_trace, lambda trace: self.run_guide(poutine.replay(guide, trace), args, kwargs)
+                )
+            draws.log_q = score_at_fixed_values(again, draws.axes, draws.log_q, draws.scale)
         return draws
 
 
-def weigh(model_trace: Trace, guide_trace: Trace) -> WeightedDraws:
+def weigh(
+    model_trace: Trace, guide_trace: Trace, ties: Ties | None = None, particles: str = PARTICLE_PLATE
+) -> WeightedDraws:
     """Log-densities of model and guide by particle and task.
+
+    Args:
+        model_trace: the model's trace at the guide's values.
+        guide_trace: the guide's.
+        ties: what ties the elements of plates; None for the library's own programs.
+        particles: name of the plate of the particles.
 
     Raises:
         ValueError: some sites are scaled and others are not.
     """
-    axes = independent_axes(model_trace, guide_trace)
-    scale = common_scale((model_trace, guide_trace), axes)
-    by_model = {name: log_density(unscaled(site, scale), axes) for name, site in sample_sites(model_trace)}
-    by_guide = {name: log_density(unscaled(site, scale), axes) for name, site in sample_sites(guide_trace)}
+    check_extra_sites(guide_trace, model_trace, "the model")
+    axes = independent_axes(model_trace, guide_trace, ties=ties, particles=particles)
+    scale = common_scale((model_trace, guide_trace), axes, ties)
+
+    def by_site(trace: Trace) -> dict[str, Tensor]:
+        return {name: share(log_density(unscaled(site, scale), axes), axes.shape) for name, site in sample_sites(trace)}
+
+    by_model, by_guide = by_site(model_trace), by_site(guide_trace)
     log_likelihood, points = observed_log_likelihood(model_trace, axes)
     log_p, log_q = total(by_model.values(), log_likelihood), total(by_guide.values(), log_likelihood)
     kl_by_site = {}
@@ -203,5 +245,5 @@ def vimco_signal(log_weights: Tensor, alpha: float = 0.0) -> Tensor:
 
 
 def fixed_sum(draws: WeightedDraws) -> Tensor:
-    """log q(z⁻) summed over sites, less its own value: zero with the gradient of a score, ``[K, *B]``."""
+    """log q(z⁻) summed over drawn sites, less its value: zero with the gradient of a score, ``[K, *B]``."""
     return sum((v - v.detach() for v in draws.log_q_fixed.values()), torch.zeros_like(draws.log_q))

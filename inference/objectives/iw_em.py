@@ -14,9 +14,9 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from inference.objectives.fixed_values import drawn_sites, log_density, only_drawn, score_term
+from inference.objectives.fixed_values import log_density, only_drawn, score_term
 from inference.objectives.importance_weights import WeightedDraws, WeightedObjective, total
-from inference.objectives.independent_plates import independent_axes
+from inference.objectives.independent_plates import PARTICLES, drawn_sites, independent_axes
 from inference.objectives.observations import observed_log_likelihood
 from inference.objectives.task_objective import (
     BoundTerms,
@@ -152,7 +152,9 @@ class IWEM(WeightedObjective):
             prior = guide if drawn is None else poutine.replay(guide, trace=only_drawn(drawn))
             prior_trace = self.run_guide(prior, (context, *rest), kwargs)
             model_trace = self.run_model(model, prior_trace, (scored, *rest), kwargs)
-        axes = independent_axes(model_trace, prior_trace)
+        traces = prior_trace, model_trace
+        ties = self.ties(model, guide, traces, (scored, *rest), (context, *rest), kwargs, particles)
+        axes = independent_axes(model_trace, prior_trace, ties=ties, particles=PARTICLES)
         log_likelihood, points = observed_log_likelihood(model_trace, axes)
         log_prior = {name: log_density(site, axes) for name, site in drawn_sites(prior_trace)}
         kl_by_site = {}

@@ -11,9 +11,9 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
-from torch.distributions import kl_divergence
 
 from guides.networks.local_reparameterization import is_gaussian_weight, local_reparameterization
+from inference.objectives.analytic_kl import analytic_sites, closed_form, is_flat
 from inference.objectives.fixed_values import (
     has_auxiliary_sites,
     leave_one_out,
@@ -23,7 +23,9 @@ from inference.objectives.fixed_values import (
     score_term,
 )
 from inference.objectives.independent_plates import (
+    PARTICLES,
     TaskAxes,
+    check_extra_sites,
     is_point_mass,
     own_scale,
     per_particle,
@@ -71,14 +73,17 @@ class KLDraws:
     #: log q(z⁻) less its own value, summed over sites: what sticking the landing adds
     path_only: Tensor | None = None
     log_weights: Tensor | None = None
+    #: sites whose KL is in closed form
+    analytic: list[str] = field(default_factory=list)
 
 
 class KLObjective(TaskObjective):
     """E_q[log p(y | W)] - β KL(q ‖ reference) for each task.
 
-    The KL is analytic where ``torch.distributions.kl`` has it and Monte-Carlo elsewhere. Sites without a
-    reparameterised draw get a score-function gradient with the mean of the other particles as baseline (Kool et al.
-    2019); with one particle there is no baseline.
+    The KL is analytic where ``torch.distributions.kl`` has it and guide and model allow it (:mod:`.analytic_kl`), and
+    Monte-Carlo elsewhere; ``terms(...).analytic`` says where. Observed sites of a guide count with their -log q.
+    Sites without a reparameterised draw get a score-function gradient with the mean of the other particles as baseline
+    (Kool et al. 2019); with one particle there is no baseline.
 
     Args:
         num_particles: posterior draws per task.
@@ -145,9 +150,12 @@ class KLObjective(TaskObjective):
                     "below, which are not drawn; set it to False"
                 )
             scored = self.run_model(model, runs.posterior, runs.model_args, kwargs)
-            axes = reported_axes(scored, runs.posterior)
-            fixed = None
-            if self.estimator == "stl":
+        traces = runs.posterior, scored
+        ties = self.ties(model, guide, traces, runs.model_args, runs.guide_args, kwargs, particles)
+        axes = reported_axes(scored, runs.posterior, ties=ties, particles=PARTICLES)
+        fixed = None
+        if self.estimator == "stl":
+            with particles:
                 fixed = log_densities_at_fixed_values(guide, runs.posterior, axes, runs.guide_args, kwargs)
         draws = self.measure(runs, scored, axes)
         if fixed is not None:
@@ -176,29 +184,33 @@ class KLObjective(TaskObjective):
         """Fills in the KL of every site and their reduction."""
         axes, reference = draws.axes, runs.reference
         other_trace = scored if reference is None else reference
-        name_of = "the model" if reference is None else "the guide run on the other data"
+        check_extra_sites(
+            runs.posterior, other_trace, "the model" if reference is None else "the guide run on the other data"
+        )
         monte_carlo = self.estimator == "stl" or has_auxiliary_sites(runs.posterior)
+        allowed = set() if monte_carlo else analytic_sites(runs.posterior, other_trace)
         sizes: list[int] = []
         for name, site in sample_sites(runs.posterior):
-            auxiliary = site["infer"].get("is_auxiliary", False)
-            if site["is_observed"] and not monte_carlo:
-                continue
-            if reference is not None and is_point_mass(site["fn"]) and not monte_carlo:
+            other: Any = other_trace.nodes.get(name)
+            if reference is not None and is_point_mass(site["fn"]):
                 continue  # a deterministic path: both branches hold a point mass, which no divergence can tie
-            other = other_trace.nodes.get(name)
-            if other is None and not auxiliary and not site["is_observed"]:
-                raise ValueError(f"site {name!r}: the guide samples it, but {name_of} does not")
-            if monte_carlo:
-                if other is not None and is_point_mass(other["fn"]):
-                    continue
-                value = log_density(site, axes)
-                if other is not None:
-                    value = value - log_density({**other, "value": site["value"]}, axes)
+            if is_point_mass(site["fn"]) and not monte_carlo and other is not None and is_flat(other):
+                continue
+            if other is not None and is_point_mass(other["fn"]) and is_point_mass(site["fn"]):
+                continue
+            found = closed_form(site, other) if name in allowed else None
+            if found is not None:
+                draws.analytic.append(name)
+                value = per_particle(scale_and_mask(found, own_scale(site, axes), site["mask"]), axes, site)
+            elif self.local_reparameterization and is_gaussian_weight(site["fn"]):
+                raise ValueError(
+                    f"local_reparameterization: got True, but the KL of site {name!r} "
+                    f"({type(site['fn']).__name__} to {type(other['fn']).__name__}) has no closed form; set it to False"
+                )
             else:
-                found = self._kl(name, site, other)
-                if found is None:
-                    continue
-                value = per_particle(scale_and_mask(found, own_scale(site, axes), site["mask"]), axes)
+                value = log_density(site, axes)
+                if other is not None and (reference is not None or not other["is_observed"]):
+                    value = value - log_density({**other, "value": site["value"]}, axes)
             draws.kl_by_site[name] = share(value, axes.shape)
             sizes.append(max(site["fn"].event_shape.numel(), 1))
         zero = torch.zeros_like(draws.log_likelihood)
@@ -210,21 +222,6 @@ class KLObjective(TaskObjective):
         else:
             draws.kl = sum((kl / size for kl, size in zip(kls, sizes, strict=True)), zero) / len(kls)
 
-    def _kl(self, name: str, site: Any, other: Any) -> Tensor | None:
-        """KL of a guide site, ``None`` where it is zero by construction (a point mass under a flat prior)."""
-        p, q = site["fn"], other["fn"]
-        if isinstance(q, torch.distributions.Distribution) and getattr(q, "_mask", None) is False:
-            return None
-        try:
-            return kl_divergence(p, q)
-        except NotImplementedError:
-            if self.local_reparameterization and is_gaussian_weight(p):
-                raise ValueError(
-                    f"local_reparameterization: got True, but the KL of site {name!r} "
-                    f"({type(p).__name__} to {type(q).__name__}) has no closed form; set it to False"
-                ) from None
-            return p.log_prob(site["value"]) - q.log_prob(site["value"])
-
     def _log_weights(self, draws: KLDraws, runs: Branches, scored: Trace) -> Tensor:
         """log p(y | z) + log reference(z) - log q(z) of each particle."""
         total = draws.log_likelihood
@@ -234,7 +231,7 @@ class KLObjective(TaskObjective):
             if runs.reference is not None and is_point_mass(site["fn"]):
                 continue
             total = total - share(log_density(site, draws.axes), draws.axes.shape)
-            if other is not None:
+            if other is not None and (runs.reference is not None or not other["is_observed"]):
                 at = {**other, "value": site["value"]}
                 total = total + share(log_density(at, draws.axes), draws.axes.shape)
         return total
@@ -264,6 +261,8 @@ class KLObjective(TaskObjective):
             {name: value.mean(0) for name, value in draws.kl_by_site.items()},
             draws.log_weights,
             draws.axes.scale,
+            draws.axes.independent,
+            tuple(dict.fromkeys(draws.analytic)),
         )
 
 

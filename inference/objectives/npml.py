@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from inference.objectives.importance_weights import WeightedDraws, WeightedObjective
-from inference.objectives.independent_plates import reported_axes
+from inference.objectives.independent_plates import PARTICLES, reported_axes
 from inference.objectives.log_predictive import AVERAGES, log_predictive, predictive_draws
 from inference.objectives.task_objective import BoundTerms, check_choice, context_and_full, scored_points
 
@@ -64,11 +64,13 @@ class NPML(WeightedObjective):
     def draw(
         self, model: Any, guide: Any, args: tuple, kwargs: dict, particles: AbstractContextManager, diagnostics: bool
     ) -> WeightedDraws:
-        context, _ = context_and_full(args[0])
+        given = (context_and_full(args[0])[0], *args[1:])
+        scored = (scored_points(args[0], self.score), *args[1:])
         with particles:
-            posterior = self.run_guide(guide, (context, *args[1:]), kwargs)
-            predicted = self.run_model(model, posterior, (scored_points(args[0], self.score), *args[1:]), kwargs)
-        axes = reported_axes(predicted, posterior)
+            posterior = self.run_guide(guide, given, kwargs)
+            predicted = self.run_model(model, posterior, scored, kwargs)
+        ties = self.ties(model, guide, (posterior, predicted), scored, given, kwargs, particles)
+        axes = reported_axes(predicted, posterior, ties=ties, particles=PARTICLES)
         return predictive_draws(predicted, posterior, axes, self.estimator == "score")
 
     def combine(self, draws: WeightedDraws) -> BoundTerms:

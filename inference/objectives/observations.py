@@ -10,7 +10,14 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from inference.objectives.independent_plates import TaskAxes, own_scale, per_particle, sample_sites, share
+from inference.objectives.independent_plates import (
+    TaskAxes,
+    is_point_mass,
+    own_scale,
+    per_particle,
+    sample_sites,
+    share,
+)
 from pp_models.mixtures.simplex_distributions import ExpertMixture
 
 
@@ -27,9 +34,11 @@ def observed_log_likelihood(trace: Trace, axes: TaskAxes) -> tuple[Tensor, Tenso
             continue
         scale = own_scale(site, axes)
         value = scale_and_mask(site["fn"].log_prob(site["value"]), scale, site["mask"])
-        found = share(per_particle(value, axes), axes.shape)
+        found = share(per_particle(value, axes, site), axes.shape)
         counted = scale_and_mask(num_values(site["fn"]).expand(value.shape), 1.0, site["mask"])
-        values = share(per_particle(counted, axes), axes.shape)
+        if is_point_mass(site["fn"]):  # pyro.deterministic
+            counted = torch.zeros_like(counted)
+        values = share(per_particle(counted, axes, site), axes.shape)
         total = found if total is None else total + found
         count = values if count is None else count + values
     if total is None or count is None:

@@ -9,7 +9,6 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from inference.objectives.fixed_values import drawn_sites
 from inference.objectives.importance_weights import (
     ImportanceWeighted,
     WeightedDraws,
@@ -17,6 +16,7 @@ from inference.objectives.importance_weights import (
     renyi_bound,
     vimco_signal,
 )
+from inference.objectives.independent_plates import drawn_sites
 from inference.objectives.task_objective import BoundTerms
 
 
@@ -43,10 +43,12 @@ class RenyiBound(ImportanceWeighted):
             return self.weighted_terms(draws, renyi_bound(log_weights, self.alpha), signal)
         value = renyi_bound(log_weights.detach(), self.alpha)
         normalised = torch.softmax((1 - self.alpha) * log_weights.detach(), 0)
-        # the model's parameters get ŵ; the values it read pass back ŵ (α + (1 - α) ŵ)
+        # parameters of the model, and those that act after a draw, get ŵ; what goes through a draw gets ŵ times this
         factor = self.alpha + (1 - self.alpha) * normalised
         set_factors(draws, factor)
-        surrogate = normalised * (draws.log_p - factor * (draws.log_q - fixed_sum(draws)))
+        explicit = 0.0 if draws.log_q_explicit is None else draws.log_q_explicit
+        log_q = factor * (draws.log_q - fixed_sum(draws) - explicit) + explicit
+        surrogate = normalised * (draws.log_p - log_q)
         return self.weighted_terms(draws, value + (surrogate - surrogate.detach()).sum(0))
 
 

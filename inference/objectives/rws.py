@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
-from inference.objectives.fixed_values import drawn_sites, only_drawn, score_term
+from inference.objectives.fixed_values import only_drawn, score_term
 from inference.objectives.importance_weights import ImportanceWeighted, WeightedDraws
-from inference.objectives.independent_plates import independent_axes, per_particle, sample_sites
+from inference.objectives.independent_plates import TaskAxes, drawn_sites, independent_axes, per_particle, sample_sites
 from inference.objectives.task_objective import BoundTerms, data_set, log_mean_exp
 from pp_models.data import Dataset
 
@@ -79,10 +79,10 @@ class ReweightedWakeSleep(ImportanceWeighted):
         draws = RWSDraws(**vars(awake))
         if self.sleep_phi:
             count = 1 if not self.vectorize_particles else self.num_particles
-            draws.dreamt_log_q = self._dream(model, guide, data_set(args, self.on), kwargs, count)
+            draws.dreamt_log_q = self._dream(model, guide, data_set(args, self.on), kwargs, count, draws.axes)
         return draws
 
-    def _dream(self, model: Any, guide: Any, args: tuple, kwargs: dict, count: int) -> Tensor:
+    def _dream(self, model: Any, guide: Any, args: tuple, kwargs: dict, count: int, axes: TaskAxes) -> Tensor:
         """log q of latents drawn from the model, given observations drawn with them: ``[K, *B]``."""
         simulate = self.simulate or simulate_data_set
         if self.simulate is None and not (args and isinstance(args[0], Dataset)):
@@ -100,8 +100,11 @@ class ReweightedWakeSleep(ImportanceWeighted):
         guide_trace = poutine.trace(poutine.replay(guide, trace=only_drawn(dream))).get_trace(
             *guide_args, **guide_kwargs
         )
-        axes = independent_axes(guide_trace)
-        found = [per_particle(site["fn"].log_prob(site["value"]), axes) for _, site in drawn_sites(guide_trace)]
+        if self.simulate is None:
+            axes = independent_axes(guide_trace)
+        else:
+            axes = replace(axes, particle_dim=None)
+        found = [per_particle(site["fn"].log_prob(site["value"]), axes, site) for _, site in drawn_sites(guide_trace)]
         summed = sum(found[1:], found[0])
         return summed.squeeze(0) if self.simulate is None else summed
 

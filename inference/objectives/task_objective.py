@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -12,15 +13,19 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference.objectives.fixed_values import fixed_values
-from inference.objectives.independent_plates import sample_sites
+from inference.objectives.independent_plates import PARTICLES, Independence, Ties, sample_sites
+from inference.objectives.particles import OWN, NotVectorised, Pairs, apart, check_one_alone, one_subsample
+from inference.objectives.ties import Program, find_ties, structure
 from pp_models.contract import ObjectiveOffers, as_guide, as_model
 from pp_models.data import Dataset, TaskBatch
 from pp_models.parameter_module import ParameterModule
-from pp_models.task_plates import PARTICLE_PLATE
+
+logger = logging.getLogger("guidebook")
 
 Draws = TypeVar("Draws")
 
@@ -39,6 +44,8 @@ class BoundTerms:
             where the objective forms none and diagnostics were not asked for, and with local reparameterisation, which
             draws no weights whose density could be taken.
         scale: full over subsampled number of tasks, where the model subsamples its task plate.
+        independent: which plates were split into bounds of their own, and which site ties the elements of the others.
+        analytic: latent sites whose KL was taken in closed form; of the others it is a Monte-Carlo estimate.
     """
 
     bound: Tensor
@@ -48,6 +55,8 @@ class BoundTerms:
     kl_by_site: dict[str, Tensor] = field(default_factory=dict)
     log_weights: Tensor | None = None
     scale: float = 1.0
+    independent: Independence = field(default_factory=Independence)
+    analytic: tuple[str, ...] = ()
 
     @cached_property
     def ess(self) -> Tensor | None:
@@ -73,7 +82,9 @@ def log_mean_exp(values: Tensor) -> Tensor:
 class TaskObjective(ObjectiveOffers, ELBO):
     """Base of the objectives: one bound for each task, summed (or averaged) into a loss.
 
-    Plates are read off the traces. Vectorised particles are a plate to the left of all others.
+    Plates are read off the traces. Vectorised particles are a plate to the left of all others. A program that is not
+    the library's own is first run for one particle alone too, and with other draws: where its densities differ, its
+    particles are run one by one, and a plate whose elements are not independent is not split.
 
     What others may ask about an objective stands on its class: :class:`pp_models.contract.ObjectiveOffers`.
 
@@ -81,7 +92,7 @@ class TaskObjective(ObjectiveOffers, ELBO):
         num_particles: draws per task, K.
         normalize: report and maximise per scored value (the mean over points and output dimensions, then over tasks)
             instead of nats per task, summed.
-        vectorize_particles: evaluate the particles in one pass.
+        vectorize_particles: evaluate the particles in one pass, where the program is shown to allow it.
         max_plate_nesting: plates of the model. For the library's models it is the number of task dimensions of the
             data; for any other model it is found by running it once.
 
@@ -105,6 +116,8 @@ class TaskObjective(ObjectiveOffers, ELBO):
         if num_particles < 1:
             raise ValueError(f"num_particles: got {num_particles}; it must be at least 1")
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
+        self._pairs = Pairs()
+        self._pair = OWN
         self.max_plate_nesting = max_plate_nesting
         self.normalize = normalize
 
@@ -135,12 +148,12 @@ class TaskObjective(ObjectiveOffers, ELBO):
         with torch.no_grad():
             return float(self.differentiable_loss(model, guide, *args, **kwargs))
 
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Computes gradients; returns the loss, still on its device."""
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Computes gradients; returns the loss as a number, as Pyro's do. (:func:`inference.fit` reads none.)"""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
-        return loss.detach()
+        return float(loss.detach())
 
     def _get_trace(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> tuple[Trace, Trace]:
         """One pair of traces for Pyro's own tools: the guide on the data, the model replayed against it."""
@@ -149,24 +162,75 @@ class TaskObjective(ObjectiveOffers, ELBO):
 
     # -- machinery ----------------------------------------------------------------------------------------------
 
-    def run_guide(self, guide: Callable, args: tuple, kwargs: dict) -> Trace:
-        """One trace of a guide."""
+    def run_guide(self, guide: Callable, args: tuple, kwargs: dict, handler: Messenger | None = None) -> Trace:
+        """One trace of a guide, with a handler around it, where given."""
         # outside the trace, whose record it changes; around the guide alone, for in the model a value may be a point
         # mass's, which keeps its gradient
-        with fixed_values() if self.fixed_particles else nullcontext():
+        with fixed_values() if self.fixed_particles else nullcontext(), handler or nullcontext():
             return poutine.trace(guide).get_trace(*args, **kwargs)
 
     def run_model(self, model: Callable, guide_trace: Trace, args: tuple, kwargs: dict) -> Trace:
         """One trace of the model with the guide's values.
 
         Raises:
-            ValueError: the model has a latent site that the guide lacks.
+            ValueError: a latent that one of the two has and the other has not.
         """
         trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         for name, site in sample_sites(trace):
             if not site["is_observed"] and name not in guide_trace:
+                if site["infer"].get("enumerate"):
+                    raise ValueError(
+                        f"site {name!r}: the model enumerates it, which this objective does not; use "
+                        "pyro.infer.TraceEnum_ELBO, or draw the site in the guide"
+                    )
                 raise ValueError(f"site {name!r}: the model samples it, but the guide does not")
         return trace
+
+    def ties(
+        self,
+        model: Any,
+        guide: Any,
+        traces: tuple[Trace, Trace],
+        args: tuple,
+        guide_args: tuple,
+        kwargs: dict,
+        particles: AbstractContextManager,
+    ) -> Ties | None:
+        """What ties the elements of a program's plates, and whether its particles may be run at once.
+
+        It is found out once for a pair, and again where the structure of its traces is another; None for the library's
+        own models and guides.
+
+        Args:
+            model: the model.
+            guide: what drew the values.
+            traces: the guide's, and the model's replayed against it.
+            args: what the model was called with.
+            guide_args: what the guide was called with.
+            kwargs: what both were called with.
+            particles: the plate of the particles, left again.
+
+        Raises:
+            NotVectorised: the program is not right for all particles at once.
+        """
+        pair = self._pair
+        if pair.trusted:
+            return None
+        guide_trace, model_trace = traces
+        key = structure(guide_trace, model_trace)
+
+        def run_guide(trace: Trace) -> Trace:
+            return self.run_guide(poutine.replay(guide, trace=trace), guide_args, kwargs)
+
+        def run_model(trace: Trace) -> Trace:
+            return self.run_model(model, trace, args, kwargs)
+
+        if key not in pair.ties:
+            with apart():
+                if isinstance(particles, pyro.plate) and particles.dim is not None:
+                    traces = check_one_alone(*traces, particles.dim, particles.size, run_guide, run_model)
+                pair.ties[key] = find_ties(Program(*traces, run_guide, run_model))
+        return pair.ties[key]
 
     def terms(self, model: Any, guide: Any, *args: Any, diagnostics: bool = False, **kwargs: Any) -> BoundTerms:
         """Runs guide and model (all particles) and returns the bound, term by term and per task.
@@ -188,17 +252,44 @@ class TaskObjective(ObjectiveOffers, ELBO):
             for part in parts:
                 if isinstance(part, Dataset):
                     as_model(model).check(part)
+        self._pair = self._pairs.of(model, guide)
+        try:
+            with nullcontext() if self._pair.trusted and self.vectorize_particles else one_subsample() as runs:
+                return self.combine(self._draws(model, guide, args, kwargs, diagnostics, runs))
+        finally:
+            self._pair = OWN
+
+    def _draws(self, model: Any, guide: Any, args: tuple, kwargs: dict, diagnostics: bool, runs: Any) -> Any:
+        """The draws of all particles: at once where the program allows it."""
         if self.num_particles == 1:
-            draws = self.draw(model, guide, args, kwargs, nullcontext(), diagnostics)
-        elif self.vectorize_particles:
-            plate = pyro.plate(PARTICLE_PLATE, self.num_particles, dim=-1 - self._nesting(model, guide, args, kwargs))
-            draws = self.draw(model, guide, args, kwargs, plate, diagnostics)
-        else:
-            each = [
-                self.draw(model, guide, args, kwargs, nullcontext(), diagnostics) for _ in range(self.num_particles)
-            ]
-            draws = joined(each)
-        return self.combine(draws)
+            return self.draw(model, guide, args, kwargs, nullcontext(), diagnostics)
+        why = None
+        if self.vectorize_particles and not self._pair.sequential:
+            known = self._pair.trusted or self._pair.ties
+            try:
+                dim = -1 - self._nesting(model, guide, args, kwargs)
+                plate = pyro.plate(PARTICLES, self.num_particles, dim=dim)
+                return self.draw(model, guide, args, kwargs, plate, diagnostics)
+            except NotVectorised as difference:
+                why = f"site {difference.site!r} has another density when all are run at once"
+            except Exception as error:
+                if known:  # it went well before, so that it is not the particles
+                    raise
+                lines = str(error).splitlines() or [type(error).__name__]
+                why = f"all at once fail at site {runs.last!r} ({lines[0][:100]})"
+        each = [self.draw(model, guide, args, kwargs, nullcontext(), diagnostics) for _ in range(self.num_particles)]
+        if why is not None:
+            if self.inner_steps > 1:
+                raise ValueError(
+                    f"inner_steps: got {self.inner_steps}; the program's particles must be run at once, but {why}"
+                )
+            self._pair.sequential = True
+            logger.warning(
+                "particles of this model and guide are run one by one, for %s; write it for leading dimensions, as in "
+                "a[..., idx], sum(-1) or cumsum(-1), to have them run at once (or say vectorize_particles=False)",
+                why,
+            )
+        return joined(each)
 
     def _nesting(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> int:
         if self.max_plate_nesting == float("inf"):
@@ -207,8 +298,7 @@ class TaskObjective(ObjectiveOffers, ELBO):
             data = args[0].full if args and isinstance(args[0], TaskBatch) else None
             particles, self.num_particles = self.num_particles, 1
             try:
-                devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-                with torch.no_grad(), torch.random.fork_rng(devices=devices):  # a resumed run must draw what it would
+                with apart():  # a resumed run must draw what it would
                     self._guess_max_plate_nesting(model, guide, (data, *args[1:]) if data is not None else args, kwargs)
             finally:
                 self.num_particles = particles
