@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -163,9 +162,7 @@ class ImportanceWeighted(WeightedObjective):
             draws.gradient_weights = [weight]
         if self.fixed_particles and ties is not None and moved_after_the_draw(guide_trace, ties):
             with particles:
-                again = run_at_leaves(
-                    guide_trace, lambda trace: self.run_guide(poutine.replay(guide, trace), args, kwargs)
-                )
+                again = run_at_leaves(guide, guide_trace, args, kwargs)
             draws.log_q = score_at_fixed_values(again, draws.axes, draws.log_q, draws.scale)
         return draws
 

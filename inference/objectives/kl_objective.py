@@ -184,9 +184,8 @@ class KLObjective(TaskObjective):
         """Fills in the KL of every site and their reduction."""
         axes, reference = draws.axes, runs.reference
         other_trace = scored if reference is None else reference
-        check_extra_sites(
-            runs.posterior, other_trace, "the model" if reference is None else "the guide run on the other data"
-        )
+        if reference is None:
+            check_extra_sites(runs.posterior, scored, "the model")
         monte_carlo = self.estimator == "stl" or has_auxiliary_sites(runs.posterior)
         allowed = set() if monte_carlo else analytic_sites(runs.posterior, other_trace)
         sizes: list[int] = []
@@ -194,7 +193,7 @@ class KLObjective(TaskObjective):
             other: Any = other_trace.nodes.get(name)
             if reference is not None and is_point_mass(site["fn"]):
                 continue  # a deterministic path: both branches hold a point mass, which no divergence can tie
-            if is_point_mass(site["fn"]) and not monte_carlo and other is not None and is_flat(other):
+            if is_point_mass(site["fn"]) and other is not None and (is_flat(other) or self._free(site)):
                 continue
             if other is not None and is_point_mass(other["fn"]) and is_point_mass(site["fn"]):
                 continue
@@ -221,6 +220,10 @@ class KLObjective(TaskObjective):
             draws.kl = sum(kls, zero)
         else:
             draws.kl = sum((kl / size for kl, size in zip(kls, sizes, strict=True)), zero) / len(kls)
+
+    def _free(self, site: Any) -> bool:
+        """Whether one of the library's guides says that a point mass of its own is at no cost, by masking it."""
+        return self._pair.trusted and site["mask"] is False
 
     def _log_weights(self, draws: KLDraws, runs: Branches, scored: Trace) -> Tensor:
         """log p(y | z) + log reference(z) - log q(z) of each particle."""

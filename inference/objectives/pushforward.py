@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -31,11 +32,10 @@ def moved_after_the_draw(guide_trace: Trace, ties: Ties) -> bool:
     )
 
 
-def run_at_leaves(guide_trace: Trace, run: Callable[[Trace], Trace]) -> Trace:
+def run_at_leaves(guide: Callable, guide_trace: Trace, args: tuple, kwargs: dict) -> Trace:
     """The guide's trace at the same draws, which now ask for a gradient."""
     leaves = with_values(only_drawn(guide_trace), lambda _, site: site["value"].detach().clone().requires_grad_())
-    with torch.enable_grad():
-        return run(leaves)
+    return poutine.trace(poutine.replay(guide, trace=leaves)).get_trace(*args, **kwargs)
 
 
 def score_at_fixed_values(guide_trace: Trace, axes: TaskAxes, log_q: Tensor, scale: Any) -> Tensor:

@@ -310,10 +310,15 @@ def joined(passes: list[Draws]) -> Draws:
     changes: dict[str, Any] = {}
     for item in fields(passes[0]):  # type: ignore[arg-type]
         values = [getattr(one, item.name) for one in passes]
-        if isinstance(values[0], Tensor):
-            changes[item.name] = torch.cat(values)
-        elif isinstance(values[0], dict):
-            changes[item.name] = {key: torch.cat([value[key] for value in values]) for key in values[0]}
+        tensor = next((value for value in values if isinstance(value, Tensor)), None)
+        if tensor is not None:
+            changes[item.name] = torch.cat([torch.zeros_like(tensor) if value is None else value for value in values])
+        elif isinstance(values[0], dict):  # a site that a pass did not have, as where branches are drawn, adds nothing
+            like = {key: part for value in values for key, part in value.items()}
+            changes[item.name] = {
+                key: torch.cat([value.get(key, torch.zeros_like(part)) for value in values])
+                for key, part in like.items()
+            }
         elif isinstance(values[0], list):
             changes[item.name] = [part for value in values for part in value]
     return replace(passes[0], **changes)  # type: ignore[type-var]

@@ -56,7 +56,8 @@ class Program:
         others = [name for name, _ in sample_sites(copied) if name not in drawn]
         for name in drawn & set(values):
             copied.nodes[name] = {**copied.nodes[name], "value": values[name]}  # type: ignore[assignment]
-        if len(drawn) > 1 or others:  # one draw cannot change what it came from: such a guide need not be run
+        alone = len(drawn) == 1 and not others and not is_discrete(copied.nodes[next(iter(drawn))])
+        if not alone:  # one draw cannot change what it came from: such a guide need not be run, unless it branches
             for name in others:
                 del copied.nodes[name]
             copied = self.run_guide(copied)
@@ -91,10 +92,24 @@ def structure(*traces: Trace) -> Hashable:
 
 
 def find_ties(program: Program) -> Ties:
-    """Runs a program again at other draws, and says what changed.
+    """Runs a program again at other draws, and says what changed; where it cannot be run so, everything is tied.
 
     Args:
-        program: as it was run, with one particle or all.
+        program: as it was run, of one particle.
+    """
+    try:
+        return _experiment(program)
+    except Exception:  # whatever a program may raise at values that it did not draw
+        plates = plates_of((site for *_, site in program.sites()), PARTICLES)
+        first = next((name for _, name, _ in program.sites()), "")
+        return Ties(outside=dict.fromkeys(plates, first), between=dict.fromkeys(plates, first))
+
+
+def _experiment(program: Program) -> Ties:
+    """Runs a program again at other draws.
+
+    Args:
+        program: as it was run.
 
     Returns:
         For every plate the site that ties its elements together, where one was found.
@@ -117,7 +132,8 @@ def find_ties(program: Program) -> Ties:
             derived |= {
                 name
                 for name, site in sample_sites(program.guide_trace)
-                if is_point_mass(site["fn"]) and not alike(site["value"], swapped.guide_trace.nodes[name]["value"])
+                if is_point_mass(site["fn"])
+                and not alike(site["value"], swapped.guide_trace.nodes.get(name, {}).get("value"))
             }
         for name, plate in plates.items():
             inside = {key: site for key, site in drawn.items() if holds(plate, site, PARTICLES)}

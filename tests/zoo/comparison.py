@@ -1,0 +1,77 @@
+"""An objective on a case against its reference: value and gradient of every parameter, in standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+
+from inference.objectives import make
+from tests.zoo.programs import CASES, Case
+from tests.zoo.reference import Moments, estimate, moments
+
+#: name in the zoo -> name in the registry, options
+OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
+    "elbo": ("elbo", {}),
+    "elbo-stl": ("elbo", {"estimator": "stl"}),
+    "elbo-score": ("elbo", {"estimator": "score"}),
+    "iwae": ("iwae", {}),
+    "dreg": ("dreg", {}),
+    "renyi": ("renyi", {"alpha": 0.4}),
+    "renyi-doubly": ("renyi", {"alpha": 0.4, "doubly_reparameterized": True}),
+    "rws": ("rws", {}),
+    "chi2": ("chi2", {}),
+    "chi2-cubo": ("chi2", {"bound": "cubo"}),
+}
+#: what has the same expected value and gradient
+SAME_AS = {"elbo-stl": "elbo", "elbo-score": "elbo", "dreg": "iwae", "renyi-doubly": "renyi"}
+PARTICLES = 4
+STANDARD_ERRORS = 5.0
+
+
+def fresh(case_name: str) -> Case:
+    """A case with parameters as they start."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    return CASES[case_name]()
+
+
+def ours(case: Case, name: str, vectorize: bool) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
+    """One evaluation of an objective: loss, and what to differentiate."""
+    registered, options = OBJECTIVES[name]
+    objective = make(registered, num_particles=PARTICLES, vectorize_particles=vectorize, **options)
+
+    def once() -> tuple[torch.Tensor, torch.Tensor]:
+        loss = objective.differentiable_loss(case.model, case.guide, *case.args)
+        return loss.detach(), loss
+
+    return once
+
+
+def of_reference(case_name: str, name: str, repeats: int, known: dict[tuple[str, str], Moments]) -> Moments:
+    """The reference's moments; once for the objectives that agree in expectation."""
+    name = SAME_AS.get(name, name)
+    if (case_name, name) not in known:
+        case = fresh(case_name)
+        torch.manual_seed(1)
+        known[case_name, name] = moments(lambda: estimate(case, name, PARTICLES), repeats)
+    return known[case_name, name]
+
+
+def applicable(case: Case) -> list[str]:
+    """Objectives with a reference on a case."""
+    return [name for name in OBJECTIVES if name not in case.refused and name not in case.left_out]
+
+
+def worst(found: Moments, wanted: Moments, only_value: bool = False) -> tuple[float, str]:
+    """The largest deviation in standard errors, and what it is of."""
+    deviations = []
+    for name, (mean, error) in wanted.items():
+        if only_value and name != "loss":
+            continue
+        own, own_error = found[name]
+        scale = (error.square() + own_error.square()).sqrt() + 2e-5 * (1 + mean.abs())
+        deviations.append((float(((own - mean).abs() / scale).max()), name))
+    return max(deviations)
