@@ -132,7 +132,7 @@ def _add_weight_summaries(stats: dict[str, Variable]) -> None:
     stats["khat"] = Variable(khat.unsqueeze(0).numpy(), (dims[0], *dims[2:]))
 
 
-def pointwise_log_prob(distribution: Any, value: Tensor, point_dim: int) -> Tensor:
+def pointwise_log_prob(distribution: Any, value: Tensor, point_dim: int, mask: Tensor | bool | None = None) -> Tensor:
     """The log density of each point: ``[*batch, N]`` where ``log_prob`` would sum over N.
 
     Looks through Independent, masks and expansions to the independent parts, and sums over the outputs of a point.
@@ -141,11 +141,17 @@ def pointwise_log_prob(distribution: Any, value: Tensor, point_dim: int) -> Tens
         distribution: of event shape ``[N, Dy]`` or ``[N]``.
         value: ``[*batch, N, Dy]`` or ``[*batch, N]``.
         point_dim: the position of N in value, counted from the left; the number of batch dimensions.
+        mask: of ``poutine.mask``, over the distribution's batch; what it takes out has log-density 0.
 
     Raises:
         ValueError: the points are not independent, as under a multivariate normal over N.
     """
     parts = _independent_parts(distribution, value)
+    if mask is not None:
+        mask = torch.as_tensor(mask, device=parts.device).expand(distribution.batch_shape)
+        parts = torch.where(
+            mask.reshape(mask.shape + (1,) * (parts.dim() - mask.dim())), parts, torch.zeros_like(parts)
+        )
     if parts.dim() <= point_dim or parts.shape[point_dim] != value.shape[point_dim]:
         raise ValueError(
             f"site 'y': {type(distribution).__name__} with log density of shape {list(parts.shape)} does not split "
@@ -176,6 +182,7 @@ def _posterior_chunk(
     with pyro.plate("particles", n, dim=-len(shape) - 1):
         guide_trace = poutine.trace(guide).get_trace(seen)
         trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(seen)
+        _check_observation(trace)
         latents = _latent_sites(trace)
         stats = _weights(trace, guide_trace, latents, shape, n)
         if scored is None:
@@ -190,7 +197,8 @@ def _posterior_chunk(
     }
     if scored.y is not None:
         y = _unpadded(scored.y, scored.mask, 0).expand(n, *scored.y.shape)
-        points = pointwise_log_prob(trace.nodes[OBSERVED]["fn"], y, len(shape) + 1)
+        site = trace.nodes[OBSERVED]
+        points = pointwise_log_prob(site["fn"], y, len(shape) + 1, site["mask"])
         groups["log_likelihood"] = {OBSERVED: _point_variable(points, scored)}
     return groups
 
@@ -204,6 +212,15 @@ def _prior_chunk(model: Callable, inputs: Dataset, n: int) -> dict[str, dict[str
         "prior": {name: _site_variable(name, site, shape) for name, site in _latent_sites(trace).items()},
         "prior_predictive": {OBSERVED: _observation_draws(trace, inputs, n)},
     }
+
+
+def _check_observation(trace: poutine.Trace) -> None:
+    site: Any = trace.nodes[OBSERVED]
+    if site["infer"].get("_deterministic", False):
+        raise ValueError(
+            "model: its site 'y' is made of an observed and an unobserved part (obs_mask); say which points exist by "
+            "the Dataset's mask, or use evaluation.from_pyro_svi"
+        )
 
 
 def _latent_sites(trace: poutine.Trace) -> dict[str, Any]:

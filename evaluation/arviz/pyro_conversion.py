@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import MaskedDistribution, Unit
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from evaluation.arviz.arviz_container import SAMPLE_DIMS, Variable, choose_container, pack
-from inference.objectives.independent_plates import sample_sites
+from inference.objectives.independent_plates import independent_axes, per_particle, sample_sites
 from inference.random_state import seeded
 
 
@@ -35,10 +37,13 @@ def from_pyro_svi(
 
     Groups:
         posterior, prior: the model's unobserved sample sites (and deterministic ones).
-        posterior_predictive, prior_predictive, observed_data: its observed sites.
-        log_likelihood: of each element of an observed site's batch, summed over its event.
-        sample_stats: log_p, log_q and log_weight = log_p - log_q, ``[chain, draw]``; what an AutoGuide draws in its own
-            unconstrained space counts in log_q.
+        posterior_predictive, prior_predictive, observed_data: its observed sites; NaN (-1 for integers) stands for a
+            value that a mask takes out.
+        log_likelihood: of each element of an observed site's batch, summed over its event; 0 where a mask
+            (``poutine.mask``, ``obs_mask``, ``distribution.mask``) takes it out. A ``pyro.factor`` is no observation.
+        sample_stats: log_p, log_q and log_weight = log_p - log_q, ``[chain, draw, *plates]`` over the plates that hold
+            every site, whose elements have posteriors of their own (none: ``[chain, draw]``). Factors count in log_p,
+            and what an AutoGuide draws in its own unconstrained space in log_q.
 
     Args:
         model: any Pyro model.
@@ -57,7 +62,7 @@ def from_pyro_svi(
 
     Raises:
         ValueError: fewer than one draw, a subsampled plate, a site whose shape changes between draws, a model without
-            observed site, or a latent site that the guide lacks.
+            observed site or factor, or a latent site that the guide lacks.
     """
     container = choose_container(container)
     if num_samples < 1:
@@ -71,24 +76,30 @@ def from_pyro_svi(
         draws.setdefault(group, {}).setdefault(name, []).append(value.detach().cpu())
 
     observed: dict[str, Variable] = {}
+    factors = False
     with seeded(seed):
         for _ in range(num_samples):
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
             _check(trace, guide_trace)
             for name, site in sample_sites(trace):
+                if _is_factor(site):
+                    factors = True
+                    continue
                 value, names = _named(name, site, site["value"], dims)
                 if not site["is_observed"] or site["infer"].get("_deterministic", False):
                     keep("posterior", name, value, names)
                     continue
-                observed[name] = Variable(value.detach().cpu().numpy(), names)
+                seen = _named(name, site, _where_seen(site), dims)[0]
+                observed[name] = Variable(seen.detach().cpu().numpy(), names)
                 keep("posterior_predictive", name, *_named(name, site, site["fn"].sample(), dims))
                 batch = {**site, "fn": _Batch(site["fn"].batch_shape)}
-                keep("log_likelihood", name, *_named(name, batch, site["fn"].log_prob(site["value"]), {}))
-            log_p, log_q = trace.log_prob_sum(), guide_trace.log_prob_sum()
+                each = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
+                keep("log_likelihood", name, *_named(name, batch, each, {}))
+            log_p, log_q, plates = _joint_densities(trace, guide_trace)
             for name, number in (("log_p", log_p), ("log_q", log_q), ("log_weight", log_p - log_q)):
-                keep("sample_stats", name, torch.as_tensor(number).double(), ())
-        if not observed:
+                keep("sample_stats", name, number, plates)
+        if not observed and not factors:
             raise ValueError("model: it observes nothing with these arguments; a posterior needs data")
         if prior:
             _prior(model, args, kwargs, num_samples, dims, keep, draws)
@@ -99,7 +110,8 @@ def from_pyro_svi(
         }
         for group, sites in draws.items()
     }
-    groups["observed_data"] = observed
+    if observed:
+        groups["observed_data"] = observed
     return pack(groups, container, coords or {}, {"model": _label(model), "guide": _label(guide)})
 
 
@@ -107,7 +119,7 @@ class _Unobserved(Messenger):
     """Draws observed sites anew; deterministic ones stay what they are."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and not msg["infer"].get("_deterministic", False):
+        if msg["is_observed"] and not msg["infer"].get("_deterministic", False) and not _is_factor(msg):
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
 
 
@@ -119,6 +131,51 @@ class _Batch:
 
     def __init__(self, batch_shape: torch.Size) -> None:
         self.batch_shape = batch_shape
+
+
+def _is_factor(site: Any) -> bool:
+    """Whether a site is a ``pyro.factor``: a term of the density, with no value to observe."""
+    fn = site["fn"]
+    while not isinstance(fn, Unit) and hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Unit)
+
+
+def _where_seen(site: Any) -> Tensor:
+    """The value of an observed site, NaN (-1 for integers) where a mask takes it out."""
+    fn, mask = site["fn"], site["mask"]
+    found = torch.ones(fn.batch_shape, dtype=torch.bool) if mask is None else torch.as_tensor(mask).cpu()
+    while isinstance(fn, torch.distributions.Independent) and len(fn.event_shape) == fn.reinterpreted_batch_ndims:
+        fn = fn.base_dist  # a mask within an event takes out a part of it
+        found = found.reshape(found.shape + (1,) * (len(fn.batch_shape) - found.dim()))
+    if isinstance(fn, MaskedDistribution):
+        found = found & torch.as_tensor(fn._mask).cpu()
+    value = torch.as_tensor(site["value"]).cpu()
+    found = found.reshape(found.shape + (1,) * max(value.dim() - max(len(fn.batch_shape), found.dim()), 0))
+    hole = torch.nan if value.dtype.is_floating_point else -1
+    return value if bool(found.all()) else torch.where(found, value, torch.full((), hole, dtype=value.dtype))
+
+
+def _joint_densities(trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """log p and log q, of each element of the plates that hold every site, and the names of those plates."""
+    trace, guide_trace = _random(trace), _random(guide_trace)
+    axes = independent_axes(trace, guide_trace)
+    sums = []
+    for each in (trace, guide_trace):
+        each.compute_log_prob()
+        terms = [per_particle(torch.as_tensor(site["log_prob"]), axes)[0] for _, site in sample_sites(each)]
+        sums.append(sum(terms, torch.zeros(axes.shape)).double().cpu())
+    frames = {f.dim: f.name for _, site in sample_sites(trace) for f in site["cond_indep_stack"]}
+    return sums[0], sums[1], tuple(frames[dim] for dim in axes.dims)
+
+
+def _random(trace: poutine.Trace) -> poutine.Trace:
+    """A trace without deterministic sites, which tie nothing together wherever they stand."""
+    copied = trace.copy()
+    for name, site in sample_sites(trace):
+        if site["infer"].get("_deterministic", False):
+            copied.remove_node(name)
+    return copied
 
 
 def _check(trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
@@ -165,7 +222,9 @@ def _prior(model: Callable, args: tuple, kwargs: dict, count: int, dims: Mapping
             with _Unobserved():
                 trace = poutine.trace(model).get_trace(*args, **kwargs)
             for name, site in sample_sites(trace):
-                group = "prior_predictive" if name in draws["log_likelihood"] else "prior"
+                if _is_factor(site):
+                    continue
+                group = "prior_predictive" if name in draws.get("log_likelihood", {}) else "prior"
                 keep(group, name, *_named(name, site, site["value"], dims))
     except NotImplementedError:  # an improper prior cannot be drawn from
         draws.pop("prior", None)

@@ -12,7 +12,7 @@ from torch import nn
 from evaluation.methods import METHODS, TaskShape, build
 from evaluation.scores.scoring import SCORES, parameter_count, score_oracle, score_tasks
 from guides import MCDropoutGuide
-from inference import fit
+from inference import fit, predict
 from pp_models import BayesianNetwork, Dataset, GaussianHeadLikelihood, TaskBatch, oracle_log_likelihood, tasks
 from pp_models.tasks.image_tasks import ImageTasks
 
@@ -77,7 +77,14 @@ def test_images_have_two_inputs_and_three_outputs(name):
     method = build(name, TaskShape(2, 3, 16, beta=0.5, image_size=(6, 6)))
     method.guide.eval()
     found = score_tasks(method.model, method.guide, [batch])
-    assert len(found) == 2 and np.isfinite(found.to_numpy()).all()
+    target = batch.target.y
+    prediction = predict(method.model, method.guide, batch.context, batch.target, weights="mean", seed=0)
+    error = (prediction.mean - target).square().mean((-1, -2)).sqrt()
+    assert found["rmse"].to_numpy() == pytest.approx(error.double().numpy(), rel=1e-4)
+    assert found["m"].tolist() == batch.context.counts.tolist()
+    assert found["pll"].to_numpy() == pytest.approx(
+        (prediction.log_prob(target).mean(-1) / 3).double().numpy(), rel=1e-3
+    )
 
 
 @pytest.mark.parametrize(

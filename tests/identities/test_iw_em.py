@@ -9,7 +9,7 @@ from torch.nn.functional import softplus
 
 from inference import fit
 from inference.objectives import make
-from pp_models import Dataset, dirichlet_sweeps
+from pp_models import Dataset, TaskBatch, dirichlet_sweeps
 from pp_models.contract import Model
 from pp_models.parameter_module import ParameterModule, mlp
 from pp_models.task_plates import task_plates
@@ -223,5 +223,11 @@ def test_a_proposal_that_lacks_a_site_is_refused():
 
 def test_a_batch_without_context():
     model, guide = Mixture(), DirichletGuide()
-    terms = make("iw-em").terms(model, guide, branches(3, 0, 6))
-    assert torch.isfinite(terms.bound).all() and terms.bound.shape == (3,)
+    batch, some = branches(3, 0, 6), branches(3, 2, 6).context
+    masked = TaskBatch(Dataset(some.x, some.y, torch.zeros(3, 2).bool()), batch.target)
+    found = []
+    for each in (batch, masked):
+        torch.manual_seed(0)
+        found.append(make("iw-em").terms(model, guide, each).bound)
+    assert found[0].shape == (3,)
+    torch.testing.assert_close(found[0], found[1])

@@ -13,7 +13,8 @@ import xarray
 
 from evaluation import to_arviz
 from evaluation.arviz.arviz_conversion import pointwise_log_prob
-from pp_models import Dataset, TaskBatch
+from guides import AmortisedMeanFieldGuide
+from pp_models import BayesianNetwork, Dataset, TaskBatch
 
 CONTAINERS = [name for name in ("inferencedata", "datatree") if name == "datatree" or hasattr(arviz, "InferenceData")]
 S = 7  # draws; not a multiple of the chunk sizes below
@@ -451,3 +452,47 @@ def test_inferencedata_is_refused_where_arviz_has_none(monkeypatch):
     assert arviz_container.choose_container("auto") == "datatree"
     with pytest.raises(ValueError, match=r"ArviZ 1\.2\.0 no longer has"):
         arviz_container.choose_container("inferencedata")
+
+
+class ByHandler(BayesianNetwork):
+    """Observes under ``poutine.mask``, over its points or over its tasks."""
+
+    seen = torch.tensor([True, False, True])
+
+    def forward(self, data):
+        with pyro.poutine.mask(mask=self.seen):
+            return super().forward(data)
+
+
+def test_what_a_handler_masks_scores_nothing():
+    plain, masked = BayesianNetwork([1, 4, 1]), ByHandler([1, 4, 1])
+    data = Dataset(torch.randn(3, 5, 1), torch.randn(3, 5, 1))
+    guide = AmortisedMeanFieldGuide(plain, width=8)
+    found, expected = (
+        torch.tensor(to_arviz(m, guide, data, 6, seed=0)["log_likelihood"]["y"].values) for m in (masked, plain)
+    )
+    torch.testing.assert_close(found, torch.where(masked.seen.unsqueeze(-1), expected, torch.zeros(())))
+
+
+def test_points_under_a_plate_can_be_masked():
+    mask = torch.tensor([[True, False]])
+    values = torch.tensor([[[1.0], [1000.0]]])
+    fn = dist.Normal(torch.zeros(1, 2, 1), 1.0).to_event(1)
+    found = pointwise_log_prob(fn, values, 1, mask)
+    assert found[0].tolist() == pytest.approx([-1.4189385, 0.0])
+
+
+def test_an_obs_mask_is_refused():
+    class Split(BayesianNetwork):
+        def forward(self, data):
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            fn = dist.Normal(w * data.x, 1.0).to_event(2)
+            pyro.sample("y", fn, obs=data.y, obs_mask=torch.tensor(True))
+
+    def guide(data):
+        fn = dist.Normal(torch.zeros_like(data.x), 1.0).to_event(2)
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("y_unobserved", fn)
+
+    with pytest.raises(ValueError, match=r"^model: its site 'y' is made of an observed and an unobserved part"):
+        to_arviz(Split([1, 1]), guide, Dataset(torch.randn(5, 1), torch.randn(5, 1)), 4)

@@ -85,6 +85,98 @@ def test_the_weights_are_those_of_the_joint_and_the_guide():
     torch.testing.assert_close(found, (log_p - log_q).double(), rtol=1e-5, atol=1e-5)
 
 
+SEEN = torch.arange(6) < 4
+VALUES = torch.where(SEEN, torch.linspace(-1, 1, 6), torch.full((), 1000.0))  # 1000 stands for "missing"
+
+
+def by_handler(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", 6), pyro.poutine.mask(mask=SEEN):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+
+def by_distribution(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", 6):
+        pyro.sample("y", dist.Normal(mu, 1.0).mask(SEEN), obs=y)
+
+
+def by_obs_mask(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", 6):
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=y, obs_mask=SEEN)
+
+
+def by_event(y):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("data", 6), pyro.poutine.mask(mask=SEEN):
+        pyro.sample("y", dist.Normal(mu, 1.0).expand([6, 1]).to_event(1), obs=y.unsqueeze(-1))
+
+
+@pytest.mark.parametrize("model", [by_handler, by_distribution, by_obs_mask, by_event])
+def test_what_a_mask_takes_out_scores_nothing(model):
+    guide = AutoNormal(model)
+    data = evaluation.from_pyro_svi(model, guide, VALUES, num_samples=30, seed=0)
+    (name,) = data["log_likelihood"].data_vars
+    found = torch.tensor(data["log_likelihood"][name].values[0])
+    mu = torch.tensor(data["posterior"]["mu"].values[0]).unsqueeze(-1)
+    expected = dist.Normal(mu, 1.0).log_prob(VALUES)
+    torch.testing.assert_close(found, torch.where(SEEN, expected, torch.zeros(())), rtol=1e-5, atol=1e-5)
+    observed = torch.tensor(data["observed_data"][name].values).flatten()
+    assert torch.equal(observed.isnan(), ~SEEN) and torch.equal(observed[SEEN], VALUES[SEEN])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an untrained guide
+        assert float(arviz.loo(data).elpd_loo) > -20  # -5e6 where 1000 counts
+
+
+def test_a_factor_is_no_observation():
+    def model(y):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("penalty", -z.square())
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    def alone():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("likelihood", dist.Normal(z, 1.0).log_prob(torch.tensor(0.5)))
+
+    def guide(*_):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    data = evaluation.from_pyro_svi(model, guide, torch.tensor(0.5), num_samples=9, seed=0)
+    for group in ("log_likelihood", "observed_data", "posterior_predictive", "prior_predictive"):
+        assert list(data[group].data_vars) == ["y"]
+    assert list(data["posterior"].data_vars) == list(data["prior"].data_vars) == ["z"]
+    z = torch.tensor(data["posterior"]["z"].values[0])
+    expected = dist.Normal(z, 1.0).log_prob(torch.tensor(0.5)) - z.square()
+    found = torch.tensor(data["sample_stats"]["log_weight"].values[0])
+    torch.testing.assert_close(found, expected.double(), rtol=1e-5, atol=1e-5)
+    data = evaluation.from_pyro_svi(alone, guide, num_samples=9, seed=0)
+    assert not {"log_likelihood", "observed_data"} & set(data.groups())
+    found = torch.tensor(data["sample_stats"]["log_weight"].values[0])
+    expected = dist.Normal(torch.tensor(data["posterior"]["z"].values[0]), 1.0).log_prob(torch.tensor(0.5))
+    torch.testing.assert_close(found, expected.double(), rtol=1e-5, atol=1e-5)
+
+
+def test_independent_data_have_weights_of_their_own():
+    def model(y):
+        pyro.deterministic("scale", torch.tensor(1.0))  # which ties nothing
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    def guide(y):
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(y / 2, 0.5**0.5))
+
+    y = torch.tensor([0.0, 1.0, -2.0])
+    data = evaluation.from_pyro_svi(model, guide, y, num_samples=7, seed=0)
+    weights = data["sample_stats"]["log_weight"]
+    assert weights.dims == ("chain", "draw", "data")
+    # the guide is the posterior: every weight is the evidence of its datum
+    expected = dist.Normal(0.0, 2**0.5).log_prob(y).double().expand(7, 3)
+    torch.testing.assert_close(torch.tensor(weights.values[0]), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_names_of_event_dimensions():
     def model(x):
         w = pyro.sample("w", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))

@@ -293,7 +293,9 @@ def test_query_curves_of_a_single_seed_and_another_score():
     table = queries(["a"]).query("seed == 0").rename(columns={"ll": "rmse"})
     figure = query_curves(table, "rmse")
     assert figure.axes[0].get_ylabel() == "rmse"
-    assert np.isfinite(figure.axes[0].collections[0].get_paths()[0].vertices).all()
+    band = figure.axes[0].collections[0].get_paths()[0].vertices  # of one seed there is no standard error
+    np.testing.assert_allclose([band[:, 1].min(), band[:, 1].max()], [4, 6])
+    np.testing.assert_allclose(band[:, 1], band[:, 0])
 
 
 def test_query_curves_need_their_columns():

@@ -204,9 +204,9 @@ def test_plain_pyro(experts):
     one = Dataset(batch.full.x[0], batch.full.y[0])
     if experts == "strict":  # the memory of context experts comes from our guides
         auto = AutoNormal(model)
-        svi = SVI(model, auto, Adam({"lr": 1e-2}), loss=Trace_ELBO())
-        losses = [svi.step(one) for _ in range(20)]
-        assert torch.isfinite(torch.tensor(losses)).all()
+        svi = SVI(model, auto, Adam({"lr": 3e-2}), loss=Trace_ELBO())
+        losses = torch.tensor([svi.step(one) for _ in range(60)])
+        assert losses[-10:].mean() < 0.9 * losses[:10].mean()
 
 
 def test_arviz_gets_experts_as_a_dimension():

@@ -152,8 +152,16 @@ def test_kernels_by_hand():
 
 
 def test_noise_free_tasks_can_be_drawn():
-    batch = next(tasks.gp_test(noise_scale=0.0, hyperparameters="fixed", batch_size=2))
-    assert torch.isfinite(batch.full.y).all()
+    """Neighbours on a smooth function have nearly one value; with noise they have not."""
+
+    def roughness(noise_scale):
+        full = next(tasks.gp_test(noise_scale=noise_scale, hyperparameters="fixed", batch_size=2)).full
+        x, order = full.x[..., 0].sort(-1)
+        y = full.y[..., 0].gather(-1, order)
+        near = x.diff() < 0.02
+        return float((y.diff()[near]).abs().max())
+
+    assert roughness(0.0) < 0.1 < roughness(0.2)
 
 
 @pytest.mark.parametrize(
