@@ -163,7 +163,7 @@ def _joint_densities(trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[
     sums = []
     for each in (trace, guide_trace):
         each.compute_log_prob()
-        terms = [per_particle(torch.as_tensor(site["log_prob"]), axes)[0] for _, site in sample_sites(each)]
+        terms = [per_particle(torch.as_tensor(site["log_prob"]), axes, site)[0] for _, site in sample_sites(each)]
         sums.append(sum(terms, torch.zeros(axes.shape)).double().cpu())
     frames = {f.dim: f.name for _, site in sample_sites(trace) for f in site["cond_indep_stack"]}
     return sums[0], sums[1], tuple(frames[dim] for dim in axes.dims)

@@ -128,7 +128,7 @@ class Exact:
     def value(self, name):
         """A scalar with the exact expected gradient of the objective."""
         full, q = self.scores["full"], self.sampler
-        if name == "elbo":
+        if name in ("elbo", "tempered-elbo"):
             return (q.exp() * full).sum() - self.kl(q, self.prior)
         if name in ("iwae", "renyi"):
             alpha = 0.0 if name == "iwae" else 0.4
@@ -224,7 +224,7 @@ BROKEN = {
     "a baseline that sees its own particle": (
         ("leave_one_out",),
         lambda value: value.mean(0, keepdim=True).expand(value.shape),
-        ["elbo", "npvi", "conditional-prior"],
+        ["elbo", "tempered-elbo", "npvi", "conditional-prior"],
     ),
     "VIMCO without a bound to compare with": (
         ("vimco_signal",),
