@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from evaluation import diagnostics, plots
     from evaluation.adapters import rank_analysis
+    from evaluation.adapters.rank_analysis import rank_summary
     from evaluation.arviz import arviz_store, arviz_summary
     from evaluation.arviz.arviz_conversion import to_arviz
+    from evaluation.arviz.arviz_store import write_zarr
+    from evaluation.arviz.arviz_summary import summarise
     from evaluation.arviz.pyro_conversion import from_pyro_svi
     from evaluation.comparison.swap_matrix import compare
     from evaluation.grading import grade
@@ -27,9 +30,12 @@ __all__ = [
     "mixture_uncertainty",
     "plots",
     "rank_analysis",
+    "rank_summary",
+    "summarise",
     "task_representation",
     "to_arviz",
     "verdict",
+    "write_zarr",
 ]
 
 #: public name -> the module that has it, or is it
@@ -46,7 +52,10 @@ _HOMES = {
     "metrics": "scores.metrics",
     "mixture_uncertainty": "scores.mixture_uncertainty",
     "rank_analysis": "adapters.rank_analysis",
+    "rank_summary": "adapters.rank_analysis",
+    "summarise": "arviz.arviz_summary",
     "task_representation": "scores.task_representation",
+    "write_zarr": "arviz.arviz_store",
 }
 
 

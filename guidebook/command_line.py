@@ -16,7 +16,7 @@ from rich.text import Text
 
 from guidebook.listing import KINDS
 from pp_models.files import FileError
-from pp_models.registry import Classes, Registry
+from pp_models.registry import Registry
 
 app = typer.Typer(
     name="guidebook",
@@ -254,7 +254,7 @@ def _known(**names: str | list[str] | None) -> None:
     from inference.objectives.table import REGISTRY
     from pp_models.tasks.task_table import TASKS
 
-    tables: dict[str, Registry | Classes] = {"model": METHODS, "objective": REGISTRY, "tasks": TASKS}
+    tables: dict[str, Registry] = {"model": METHODS, "objective": REGISTRY, "tasks": TASKS}
     tables |= {"models": MODELS, "guides": GUIDES, "objectives": REGISTRY}
     for kind, given in names.items():
         for name in [given] if isinstance(given, str) else given or []:

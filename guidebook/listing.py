@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
-from pathlib import Path
 
-from pp_models.registry import Registry
+from pp_models.registry import Registry, exported_classes
 
 Rows = list[tuple[str, str]]
 
@@ -18,18 +17,9 @@ def _models() -> Rows:
 
 
 def _guides() -> Rows:
-    """Every exported guide class with the first line of its docstring, read from the source."""
-    import guides
-
-    room = Path(guides.__file__).parent
-    rows = []
-    for node in ast.parse((room / "__init__.pyi").read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ImportFrom) and node.names[0].name.endswith("Guide"):
-            source = room.joinpath(*str(node.module).split(".")).with_suffix(".py")
-            classes = [n for n in ast.parse(source.read_text(encoding="utf-8")).body if isinstance(n, ast.ClassDef)]
-            found = next(c for c in classes if c.name == node.names[0].name)
-            rows.append((found.name, (ast.get_docstring(found) or "").partition("\n")[0]))
-    return rows
+    """Every exported guide class with the first line of its docstring."""
+    classes = [statement for _, statement in exported_classes("guides") if statement.name.endswith("Guide")]
+    return [(each.name, (ast.get_docstring(each) or "").partition("\n")[0]) for each in classes]
 
 
 def _families() -> Rows:
@@ -37,7 +27,7 @@ def _families() -> Rows:
     from guides.table import GUIDES
 
     models = [(f"model {name}", what) for name, (what, _) in MODELS.items()]
-    return models + [(f"guide {name}", what) for name, what in GUIDES.described()]
+    return models + [(f"guide {name}", entry.description) for name, entry in GUIDES.items()]
 
 
 def _objectives() -> Rows:

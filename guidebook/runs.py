@@ -15,7 +15,7 @@ from evaluation.methods import Method, TaskShape, build
 from inference import FitResult, checkpoint, fit
 from inference.objectives import make
 from pp_models.files import make_folder
-from pp_models.tasks.task_table import task_stream
+from pp_models.tasks.task_table import TASKS, task_stream
 
 CONFIGURATION = "run.json"
 
@@ -78,8 +78,7 @@ class RunConfiguration:
             ValueError: an unknown name.
         """
         stream = task_stream(self.tasks, self.batch_size, self.seed)
-        images = not (self.tasks.startswith("gp-") or self.tasks == "trigonometric")
-        beta = self.beta if self.beta is not None else (0.5 if images else 1.4)
+        beta = TASKS.find(self.tasks).beta if self.beta is None else self.beta
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             method = build(self.model, TaskShape.of(stream, self.width, beta=beta))

@@ -4,6 +4,9 @@ from .adapters.adapter_dropout import MCDropoutAdapterGuide as MCDropoutAdapterG
 from .adapters.adapter_guide import PointAdapterGuide as PointAdapterGuide
 from .adapters.adapter_laplace import LaplaceAdapterGuide as LaplaceAdapterGuide
 from .adapters.adapter_mean_field import AdapterMeanFieldGuide as AdapterMeanFieldGuide
+from .adapters.lrvd_layers import kl_divergence as kl_divergence
+from .adapters.lrvd_layers import rank_log_alpha as rank_log_alpha
+from .adapters.lrvd_layers import sampling as sampling
 from .adapters.lrvd_peft import LrvdConfig as LrvdConfig
 from .adapters.lrvd_saving import lrvd_load as lrvd_load
 from .adapters.rankwise import RankwiseGuide as RankwiseGuide
@@ -24,6 +27,7 @@ from .networks.global_inducing import GlobalInducingGuide as GlobalInducingGuide
 from .networks.local_reparameterization import local_reparameterization as local_reparameterization
 from .networks.mc_dropout import MCDropoutGuide as MCDropoutGuide
 from .networks.swag import SWAGGuide as SWAGGuide
+from .networks.weight_guide import WeightGuide as WeightGuide
 from .processes.bootstrap import BootstrapGuide as BootstrapGuide
 from .processes.context_points import ContextPointsGuide as ContextPointsGuide
 from .processes.distance_informed_guide import DistanceInformedGuide as DistanceInformedGuide

@@ -1,6 +1,13 @@
 """Objectives, fitting, prediction and reference samplers."""
 
 from . import objectives as objectives
+from .active_context import acquire as acquire
+from .active_context import acquisition_scores as acquisition_scores
+from .adapters.lrvd_callback import LrvdCallback as LrvdCallback
+from .adapters.lrvd_training import LrvdObjective as LrvdObjective
+from .adapters.lrvd_training import LrvdTrainerMixin as LrvdTrainerMixin
+from .adapters.lrvd_training import log_alpha_learning_rate as log_alpha_learning_rate
+from .adapters.lrvd_training import parameter_groups as parameter_groups
 from .adapters.rank_pruning import RankPruning as RankPruning
 from .adapters.rank_pruning import prune_ranks as prune_ranks
 from .checkpoint import CheckpointError as CheckpointError

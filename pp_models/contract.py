@@ -63,6 +63,9 @@ class ModelOffers:
 class GuideOffers:
     """What a guide, called as ``guide(data)``, may say about itself."""
 
+    #: its name in tables and on the command line, with a line of description; empty where it is in none
+    name: str = ""
+    description: str = ""
     #: no site's distribution depends on another's value: objectives need not run the guide twice for its densities
     independent_sites: bool = False
     #: whether the latents are a function of the data instead of a draw
@@ -110,8 +113,10 @@ class GuideOffers:
 class ObjectiveOffers:
     """Facts about an objective, on its class."""
 
-    #: its name in the registry
+    #: its name in the table, with a line of description and where it comes from
     name: str = ""
+    description: str = ""
+    reference: str = ""
     #: it weighs draws by their densities, which a point mass has not
     weighs_particles: bool = False
     #: ``"posterior"``, or ``"predictor"`` where the guide is a conditional prior or only predicts

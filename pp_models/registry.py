@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 Entry = TypeVar("Entry")
@@ -72,42 +76,61 @@ def load(place: str) -> Any:
     return getattr(import_module(module), name)
 
 
-class Classes(Mapping[str, type]):
-    """Classes by name, each with a line of description; a class is loaded when it is asked for.
+@dataclass(frozen=True)
+class Declared:
+    """A class by name, as its own source declares it.
 
     Args:
-        argument: what a name is given as, for messages.
-        entries: ``"package.module:Class"`` and description by name.
-        listed_by: the command that lists them.
+        place: ``"package.module:Class"``.
+        description: one line.
+        reference: where it comes from; empty for what is new here.
     """
 
-    def __init__(self, argument: str, entries: Mapping[str, tuple[str, str]], listed_by: str = "") -> None:
-        self._entries = Registry(argument, entries, listed_by)
+    place: str
+    description: str
+    reference: str = ""
 
-    def __getitem__(self, name: str) -> type:
-        if name not in self._entries:
-            raise KeyError(name)
-        return load(self._entries[name][0])
+    def load(self) -> Any:
+        """The class."""
+        return load(self.place)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
 
-    def __len__(self) -> int:
-        return len(self._entries)
+def declared(package: str, argument: str, listed_by: str = "") -> Registry[Declared]:
+    """The exported classes of a package that declare a ``name``, read from their sources; nothing is imported.
 
-    def find(self, name: str) -> Any:
-        """The class of that name.
+    A class declares ``name``, ``description`` and perhaps ``reference`` as strings in its body; the package's
+    ``__init__.pyi`` exports it.
 
-        Raises:
-            ValueError: there is none; the message has the nearest names.
-        """
-        self._entries.check(name)
-        return self[name]
+    Args:
+        package: whose ``__init__.pyi`` is read.
+        argument: what a name is given as, for messages.
+        listed_by: the command that lists the table.
+    """
+    found: dict[str, Declared] = {}
+    for place, statement in exported_classes(package):
+        facts = _strings(statement)
+        if facts.get("name"):
+            found[facts["name"]] = Declared(place, facts.get("description", ""), facts.get("reference", ""))
+    return Registry(argument, found, listed_by)
 
-    def check(self, name: str, argument: str = "") -> None:
-        """Refuses a name that is not in the table, see :meth:`Registry.check`."""
-        self._entries.check(name, argument)
 
-    def described(self) -> list[tuple[str, str]]:
-        """Names and descriptions; nothing is loaded."""
-        return [(name, description) for name, (_, description) in self._entries.items()]
+def exported_classes(package: str) -> Iterator[tuple[str, ast.ClassDef]]:
+    """``"package.module:Class"`` and source of every class that a package's ``__init__.pyi`` exports."""
+    spec = find_spec(package)
+    assert spec is not None and spec.origin is not None
+    room = Path(spec.origin).parent
+    for node in ast.parse((room / "__init__.pyi").read_text(encoding="utf-8")).body:
+        source = room.joinpath(*(getattr(node, "module", None) or "").split(".")).with_suffix(".py")
+        if isinstance(node, ast.ImportFrom) and node.module and source.is_file():
+            for statement in ast.parse(source.read_text(encoding="utf-8")).body:
+                if isinstance(statement, ast.ClassDef) and statement.name == node.names[0].name:
+                    yield f"{package}.{node.module}:{statement.name}", statement
+
+
+def _strings(statement: ast.ClassDef) -> dict[str, str]:
+    """The strings that a class assigns in its body, by name."""
+    found: dict[str, str] = {}
+    for node in statement.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            found |= {target.id: node.value.value for target in node.targets if isinstance(target, ast.Name)}
+    return found

@@ -30,7 +30,7 @@ from inference.objectives import REGISTRY, make
 from inference.progress import Stages
 from pp_models.contract import as_objective
 from pp_models.files import make_folder, write_atomically
-from pp_models.registry import Classes, Registry
+from pp_models.registry import Registry
 from pp_models.tasks.task_stream import TaskStream, batches_of
 from pp_models.tasks.task_table import task_stream
 
@@ -196,7 +196,7 @@ class _Makers:
 
     def guide(self, cell: _Cell, model: nn.Module, width: int) -> nn.Module:
         own = self.guides[cell.guide]
-        return GUIDES[cell.guide](model, width) if own is None else own(model)
+        return GUIDES[cell.guide].load()(model, width) if own is None else own(model)
 
     def objective(self, cell: _Cell, num_particles: int | None) -> Any:
         own = self.objectives[cell.objective]
@@ -206,7 +206,7 @@ class _Makers:
         return found
 
 
-def _chosen(argument: str, given: Any, known: Registry | Classes) -> dict[str, Any]:
+def _chosen(argument: str, given: Any, known: Registry) -> dict[str, Any]:
     """Labels with their own makers, or None for a known name."""
     if isinstance(given, Mapping):
         found = dict(given)

@@ -37,6 +37,9 @@ class DirichletMixtureGuide(MixtureGuide):
         ValueError: an argument out of range.
     """
 
+    name = "dirichlet-mixture"
+    description = "NMDP: a Dirichlet over mixture weights from the context"
+
     def __init__(
         self,
         model: MixtureDensityNetwork,
@@ -93,6 +96,9 @@ class DirichletPosteriorGuide(DirichletMixtureGuide):
         model: the mixture.
         **options: see :class:`DirichletMixtureGuide`.
     """
+
+    name = "dirichlet-posterior"
+    description = "the same with a second encoder for the whole task"
 
     def __init__(
         self, model: MixtureDensityNetwork, width: int = 128, *, pooling: str = "mean", **options: Any

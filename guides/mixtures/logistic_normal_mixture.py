@@ -81,6 +81,9 @@ class LogisticNormalGuide(MixtureGuide):
         ValueError: a mixture of one expert, whose weight is 1.
     """
 
+    name = "logistic-normal"
+    description = "a logistic normal over mixture weights"
+
     def __init__(
         self, model: MixtureDensityNetwork, width: int = 128, *, pooling: str = "mean", **options: Any
     ) -> None:

@@ -23,6 +23,9 @@ class DeterministicGateGuide(MixtureGuide):
         **options: see :class:`guides.mixtures.mixture_guide.MixtureGuide`.
     """
 
+    name = "deterministic-gate"
+    description = "mixture weights as a function of the context"
+
     point_mass = True
 
     def __init__(
@@ -48,6 +51,9 @@ class UniformMixtureGuide(MixtureGuide):
         model: the mixture; with one expert it is a plain conditional density.
         **options: see :class:`guides.mixtures.mixture_guide.MixtureGuide`.
     """
+
+    name = "uniform-mixture"
+    description = "equal mixture weights"
 
     point_mass = True
 

@@ -33,6 +33,9 @@ class StickBreakingGuide(MixtureGuide):
         ValueError: a mixture of one expert, or a floor out of range.
     """
 
+    name = "stick-breaking"
+    description = "stick-breaking betas over mixture weights"
+
     def __init__(
         self,
         model: MixtureDensityNetwork,

@@ -26,6 +26,9 @@ class AmortisedMeanFieldGuide(WeightGuide):
         initial_scale: standard deviation at the start, times 1/√k_in.
     """
 
+    name = "mean-field"
+    description = "an independent Gaussian for every weight, from the context"
+
     def __init__(
         self, model: BayesianNetwork, width: int = 128, *, pooling: str = "mean", initial_scale: float = 0.1
     ) -> None:

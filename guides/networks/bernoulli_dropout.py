@@ -79,6 +79,9 @@ class BernoulliExpertGuide(WeightGuide):
         ValueError: unknown option, or ``share_encoder`` with a model whose representation has another width.
     """
 
+    name = "bernoulli-expert"
+    description = "NVDP: drop rates of every weight from the context"
+
     def __init__(
         self,
         model: BayesianNetwork,

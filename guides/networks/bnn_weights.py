@@ -77,6 +77,9 @@ class BNNWeightGuide(WeightGuide):
             chunks with the dual form or where points see one another, or a width that the heads cannot divide.
     """
 
+    name = "bnn-weight"
+    description = "BNNP: conjugate posteriors layer by layer, from amortised pseudo-observations"
+
     independent_sites = False
 
     def __init__(

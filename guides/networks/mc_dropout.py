@@ -27,6 +27,9 @@ class MCDropoutGuide(WeightGuide):
         ValueError: the rate is not in (0, 1).
     """
 
+    name = "mc-dropout"
+    description = "dropout at one fixed rate"
+
     def __init__(self, model: BayesianNetwork, width: int = 128, *, rate: float = 0.1) -> None:
         super().__init__(model, width)
         if not 0 < rate < 1:

@@ -42,6 +42,9 @@ class BootstrapGuide(Guide):
         ValueError: a model with a latent or with attention.
     """
 
+    name = "bootstrap"
+    description = "representations of resampled contexts"
+
     #: no site depends on another
     independent_sites = True
 

@@ -22,6 +22,9 @@ class ContextPointsGuide(Guide):
         width: not used, for there is no network here; every guide is made of a model and a width.
     """
 
+    name = "context-points"
+    description = "hands the context to conditional models as it is"
+
     #: no site depends on another
     independent_sites = True
 

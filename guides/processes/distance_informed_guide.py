@@ -29,6 +29,9 @@ class DistanceInformedGuide(Guide):
         TypeError: another kind of model.
     """
 
+    name = "distance-informed"
+    description = "a global latent, and local ones read by distance"
+
     #: no site depends on another
     independent_sites = True
 

@@ -134,6 +134,9 @@ class MAMLGuide(WeightGuide):
         ValueError: an argument out of range, or a model with a representation.
     """
 
+    name = "maml"
+    description = "weights adapted by gradient steps from one start"
+
     def __init__(
         self,
         model: BayesianNetwork,
@@ -193,6 +196,9 @@ class CAVIAGuide(Guide):
         TypeError: another kind of model.
         ValueError: an argument out of range, or a model with a latent or with attention.
     """
+
+    name = "cavia"
+    description = "a decoder's input adapted by gradient steps"
 
     #: no site depends on another
     independent_sites = True

@@ -29,6 +29,9 @@ class NeuralProcessGuide(Guide):
         pooling: pooling of the latent path's encoder.
     """
 
+    name = "neural-process"
+    description = "a Gaussian over the global latent, and the deterministic path"
+
     #: no site depends on another
     independent_sites = True
 

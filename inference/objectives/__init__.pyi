@@ -12,7 +12,6 @@ from .pp_avi import PPAVI as PPAVI
 from .renyi import Renyi as Renyi
 from .rws import ReweightedWakeSleep as ReweightedWakeSleep
 from .table import REGISTRY as REGISTRY
-from .table import ObjectiveEntry as ObjectiveEntry
 from .table import make as make
 from .task_objective import BoundTerms as BoundTerms
 from .task_objective import TaskObjective as TaskObjective

@@ -32,6 +32,8 @@ class ConditionalPrior(LocallyReparameterized):
     """
 
     name = "conditional-prior"
+    description = "guide on the context against the same guide on the whole task"
+    reference = "NVDP, Jeon et al. 2022"
     guide_is = "predictor"
     needs = "data set"
 

@@ -21,4 +21,6 @@ class DReG(RenyiBound):
     """
 
     name = "dreg"
+    description = "the same bound with doubly reparameterised gradients"
+    reference = "Tucker et al. 2019"
     doubly_reparameterized = needs_score = weighs_gradients = True

@@ -33,6 +33,8 @@ class TaskELBO(LocallyReparameterized):
     """
 
     name = "elbo"
+    description = "evidence lower bound of each task, analytic KL where there is one"
+    reference = "Jordan et al. 1999"
     estimators = ("pathwise", "stl", "score")
 
     def __init__(self, num_particles: int = 1, *, on: str = "full", **options: Any) -> None:

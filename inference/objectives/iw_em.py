@@ -93,6 +93,8 @@ class IWEM(WeightedObjective):
     """
 
     name = "iw-em"
+    description = "importance-weighted EM: the guide on the context as a conditional prior"
+    reference = "NMDP, CVPR 2026"
     fixed_particles = weighs_particles = True
     guide_is = "predictor"
     needs = "data set"

@@ -19,3 +19,5 @@ class IWAE(RenyiBound):
     """
 
     name = "iwae"
+    description = "K-particle importance-weighted bound; VIMCO where a site cannot be reparameterised"
+    reference = "Burda et al. 2016; Mnih and Rezende 2016"

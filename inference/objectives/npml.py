@@ -32,6 +32,8 @@ class NPML(WeightedObjective):
     """
 
     name = "npml"
+    description = "likelihood of the targets under the guide on the context, no KL"
+    reference = "Foong et al. 2020"
     guide_is = "predictor"
     needs = "data set"
     has_no = MappingProxyType(

@@ -34,6 +34,8 @@ class NPVI(LocallyReparameterized):
     """
 
     name = "npvi"
+    description = "guide on the whole task against the same guide on the context"
+    reference = "Garnelo et al. 2018"
     guide_is = "predictor"
     needs = "data set"
 

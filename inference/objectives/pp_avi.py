@@ -47,6 +47,8 @@ class PPAVI(KLObjective):
     """
 
     name = "pp-avi"
+    description = "log posterior predictive of the targets plus ELBO of the context"
+    reference = "BNNP"
     needs = "data set"
     has_no = MappingProxyType(
         {

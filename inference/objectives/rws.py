@@ -50,6 +50,8 @@ class ReweightedWakeSleep(ImportanceWeighted):
     """
 
     name = "rws"
+    description = "reweighted wake-sleep: wake-θ, wake-φ and sleep-φ"
+    reference = "Bornschein and Bengio 2015; Le et al. 2019"
     fixed_particles = True
 
     def __init__(

@@ -42,6 +42,8 @@ class TemperedELBO(TaskELBO):
     """
 
     name = "tempered-elbo"
+    description = "the bound with a tempered, warmed-up KL and minibatches of the data"
+    reference = "LRVD; Wenzel et al. 2020"
 
     def __init__(
         self,
