@@ -1,7 +1,7 @@
 """The table of guides that the command line and comparisons know by name.
 
 A guide is in it where its class declares a ``name`` and ``guides/__init__.pyi`` exports it; each is built as
-``GUIDES[name].load()(model, width)``, and its other options are keywords.
+``GUIDES[name](model, width)``, and its other options are keywords.
 """
 
 from __future__ import annotations

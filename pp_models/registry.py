@@ -94,6 +94,10 @@ class Declared:
         """The class."""
         return load(self.place)
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """An instance of it."""
+        return self.load()(*args, **kwargs)
+
 
 def declared(package: str, argument: str, listed_by: str = "") -> Registry[Declared]:
     """The exported classes of a package that declare a ``name``, read from their sources; nothing is imported.

@@ -196,7 +196,7 @@ class _Makers:
 
     def guide(self, cell: _Cell, model: nn.Module, width: int) -> nn.Module:
         own = self.guides[cell.guide]
-        return GUIDES[cell.guide].load()(model, width) if own is None else own(model)
+        return GUIDES[cell.guide](model, width) if own is None else own(model)
 
     def objective(self, cell: _Cell, num_particles: int | None) -> Any:
         own = self.objectives[cell.objective]
