@@ -166,7 +166,7 @@ MUTATIONS: dict[str, Mutation] = {
         {"check_one_alone": _unchecked, "find_ties": lambda program: Ties(outside={"steps": "x", "data": "steps_"})},
         "random_walk",
         "elbo",
-        repeats=150,
+        repeats=400,
     ),
     "a flat prior takes the entropy with it": Mutation(
         {"log_density": lambda site, *rest, **options: torch.zeros(1)}, "flat_prior", "elbo", repeats=150
