@@ -186,6 +186,6 @@ MUTATIONS: dict[str, Mutation] = {
         {"find_ties": _everywhere_ties(ties.find_ties)}, "ridge_outside", "iwae"
     ),
     "what acts after a draw is weighed as the draw": Mutation(
-        {"has_point_masses": lambda trace: False}, "AutoStructured", "dreg"
+        {"has_point_masses": lambda trace: False}, "AutoStructured", "dreg", repeats=120
     ),
 }
