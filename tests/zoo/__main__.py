@@ -60,7 +60,7 @@ def main() -> int:
     names = options.cases or [*CASES, *MUTATIONS]
     bad = 0
     print(f"{len(CASES)} programs, {len(OBJECTIVES)} objectives, {len(MUTATIONS)} faults, {options.repeats} repeats")
-    with get_context("spawn").Pool(options.workers) as pool:
+    with get_context("fork").Pool(options.workers) as pool:
         for name, wrong, seconds in pool.imap(run, [(name, options.repeats) for name in names]):
             print(f"{name}: {'WRONG' if wrong else 'as it should be'} ({seconds:.0f} s)", flush=True)
             for line in wrong:
