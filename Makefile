@@ -17,7 +17,7 @@ DEV = $(VENV)/.dev-installed
 DOCS = $(VENV)/.docs-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench docs clean
+.PHONY: help install demo test zoo lint bench docs clean
 
 help:  ## Say what the targets do
 	@echo "Usage: make TARGET [PYTHON=python3] [VENV=.venv]"
@@ -57,6 +57,10 @@ demo: $(DEMO)  ## Train all four papers' methods beside baselines; report in dem
 test: $(DEV)  ## Run the test suite
 	@echo "==> running the tests"
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(RUN) pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
+
+zoo: $(DEV)  ## Every objective on programs of other people's idioms, with many draws (half an hour on two cores)
+	@echo "==> running the zoo"
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(RUN) tests.zoo --repeats 400
 
 lint: $(DEV)  ## Check style, types and the rooms' import order
 	@echo "==> ruff check"

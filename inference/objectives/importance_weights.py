@@ -189,7 +189,7 @@ def weigh(
         return {name: share(log_density(unscaled(site, scale), axes), axes.shape) for name, site in sample_sites(trace)}
 
     by_model, by_guide = by_site(model_trace), by_site(guide_trace)
-    log_likelihood, points = observed_log_likelihood(model_trace, axes)
+    log_likelihood, points = observed_log_likelihood(model_trace, axes, needed=ties is None)
     log_p, log_q = total(by_model.values(), log_likelihood), total(by_guide.values(), log_likelihood)
     kl_by_site = {}
     for name, site in sample_sites(guide_trace):

@@ -205,22 +205,38 @@ def independent_axes(*traces: Trace, ties: Ties | None = None, particles: str = 
     return _axes(split, scale, sites, particles, Independence(names, tied))
 
 
-def reported_axes(*traces: Trace, ties: Ties | None = None, particles: str = PARTICLE_PLATE) -> TaskAxes:
+def reported_axes(
+    *traces: Trace, ties: Ties | None = None, particles: str = PARTICLE_PLATE, every: bool = False
+) -> TaskAxes:
     """Task dimensions for reporting a sum of terms: the independent plates, or plates named ``tasks``.
 
     They differ where tasks share a latent: the bound is then still reported by task, but is one bound. It can be only
     where, given the shared latents, a task's draws reach no other task.
+
+    Args:
+        *traces: model and guide.
+        ties: what was found out about the program; None for the library's own.
+        particles: name of the plate of the particles.
+        every: take all such plates, whatever their names: an element's score needs the terms that its draws reach
+            alone, and all others are noise to it.
     """
     independent = independent_axes(*traces, ties=ties, particles=particles)
     sites = list(_sites(traces).values())
     named = {
         name: plate
         for name, plate in plates_of(sites, particles).items()
-        if (name == TASK_PLATE or name.startswith(TASK_PLATE + "_")) and (ties is None or name not in ties.between)
+        if (_is_task(name) or (every and ties is not None)) and (ties is None or name not in ties.between)
     }
     if set(named) <= set(independent.names):
         return independent
-    return _axes(named.values(), 1.0, sites, particles, independent.independent)
+    chosen: dict[int, _Plate] = {}
+    for plate in sorted(named.values(), key=lambda one: sum(holds(one, site, particles) for site in sites)):
+        chosen[plate.dim] = plate  # of two plates of one dim, that with more sites
+    return _axes(chosen.values(), 1.0, sites, particles, independent.independent)
+
+
+def _is_task(name: str) -> bool:
+    return name == TASK_PLATE or name.startswith(TASK_PLATE + "_")
 
 
 def _thinning(frame: Any) -> float:

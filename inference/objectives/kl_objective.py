@@ -26,6 +26,7 @@ from inference.objectives.independent_plates import (
     PARTICLES,
     TaskAxes,
     check_extra_sites,
+    drawn_sites,
     is_point_mass,
     own_scale,
     per_particle,
@@ -152,7 +153,8 @@ class KLObjective(TaskObjective):
             scored = self.run_model(model, runs.posterior, runs.model_args, kwargs)
         traces = runs.posterior, scored
         ties = self.ties(model, guide, traces, runs.model_args, runs.guide_args, kwargs, particles)
-        axes = reported_axes(scored, runs.posterior, ties=ties, particles=PARTICLES)
+        scores = self.estimator == "score" or any(not s["fn"].has_rsample for _, s in drawn_sites(runs.posterior))
+        axes = reported_axes(scored, runs.posterior, ties=ties, particles=PARTICLES, every=scores)
         fixed = None
         if self.estimator == "stl":
             with particles:
@@ -174,7 +176,7 @@ class KLObjective(TaskObjective):
             scored: the model's trace on the points whose expected log-likelihood counts.
             axes: the task dimensions.
         """
-        log_likelihood, points = observed_log_likelihood(scored, axes)
+        log_likelihood, points = observed_log_likelihood(scored, axes, needed=self._pair.trusted)
         draws = KLDraws(axes, output_width(scored), log_likelihood, points, torch.zeros_like(log_likelihood))
         self._divergences(draws, runs, scored)
         draws.log_q = score_densities(runs.posterior, axes, self.estimator == "score")

@@ -21,11 +21,16 @@ from inference.objectives.independent_plates import (
 from pp_models.mixtures.simplex_distributions import ExpertMixture
 
 
-def observed_log_likelihood(trace: Trace, axes: TaskAxes) -> tuple[Tensor, Tensor]:
+def observed_log_likelihood(trace: Trace, axes: TaskAxes, needed: bool = True) -> tuple[Tensor, Tensor]:
     """Log-likelihood and number of scored values of each task, ``[K, *B]`` both.
 
+    Args:
+        trace: the model's trace.
+        axes: the task dimensions.
+        needed: whether a model that observes nothing is a mistake.
+
     Raises:
-        ValueError: nothing was observed.
+        ValueError: nothing was observed, and something should be.
     """
     total: Tensor | None = None
     count: Tensor | None = None
@@ -41,6 +46,9 @@ def observed_log_likelihood(trace: Trace, axes: TaskAxes) -> tuple[Tensor, Tenso
         values = share(per_particle(counted, axes, site), axes.shape)
         total = found if total is None else total + found
         count = values if count is None else count + values
+    if (total is None or count is None) and not needed:
+        nothing = torch.zeros(1, *axes.shape)
+        return nothing, nothing
     if total is None or count is None:
         raise ValueError("data: the model observed nothing (y is None?); an objective needs an observed site")
     return total, count

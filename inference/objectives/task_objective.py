@@ -13,8 +13,11 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
 from torch import Tensor
 
 from inference.objectives.fixed_values import fixed_values
@@ -229,6 +232,7 @@ class TaskObjective(ObjectiveOffers, ELBO):
             with apart():
                 if isinstance(particles, pyro.plate) and particles.dim is not None:
                     traces = check_one_alone(*traces, particles.dim, particles.size, run_guide, run_model)
+                check_shapes(*traces)
                 pair.ties[key] = find_ties(Program(*traces, run_guide, run_model))
         return pair.ties[key]
 
@@ -303,6 +307,24 @@ class TaskObjective(ObjectiveOffers, ELBO):
             finally:
                 self.num_particles = particles
         return int(self.max_plate_nesting)
+
+
+def check_shapes(guide_trace: Trace, model_trace: Trace) -> None:
+    """Pyro's own checks of a pair, where its validation is on: shapes agree with plates, and guide with model.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if not is_validation_enabled():
+        return
+    check_if_enumerated(guide_trace)
+    check_model_guide_match(model_trace, guide_trace)
+    for trace in (guide_trace, model_trace):
+        pruned = prune_subsample_sites(trace)
+        pruned.compute_log_prob()
+        for site in pruned.nodes.values():
+            if site["type"] == "sample":
+                check_site_shape(site, float("inf"))
 
 
 def joined(passes: list[Draws]) -> Draws:

@@ -75,3 +75,48 @@ def worst(found: Moments, wanted: Moments, only_value: bool = False) -> tuple[fl
         scale = (error.square() + own_error.square()).sqrt() + 2e-5 * (1 + mean.abs())
         deviations.append((float(((own - mean).abs() / scale).max()), name))
     return max(deviations)
+
+
+def check(
+    case_name: str,
+    name: str,
+    vectorize: bool,
+    repeats: int,
+    known: dict[tuple[str, str], Moments],
+    limit: float = STANDARD_ERRORS,
+) -> str:
+    """What is wrong with an objective on a case; nothing where all is well."""
+    case = fresh(case_name)
+    if name in case.refused:
+        try:
+            ours(case, name, vectorize)()
+        except ValueError as error:
+            wanted = case.refused[name]
+            return "" if str(error).startswith(wanted) else f"refused with {str(error)!r} and not with {wanted!r}"
+        return "not refused"
+    torch.manual_seed(2)
+    found = moments(ours(case, name, vectorize), repeats)
+    wanted_moments = of_reference(case_name, name, repeats, known)
+    # what CUBO descends is not the gradient of what it reports in the model's parameters
+    deviation, what = worst(found, wanted_moments, only_value=name == "chi2-cubo")
+    if deviation < limit:
+        return ""
+    own, reference = (m[what][0].tolist()[:3] for m in (found, wanted_moments))
+    return f"{what}: {own} for {reference}, {deviation:.1f} standard errors"
+
+
+def evidence_error(case_name: str, particles: int, vectorize: bool = True) -> float:
+    """The importance-weighted bound of many particles less the exact evidence."""
+    case = fresh(case_name)
+    assert case.evidence is not None
+    torch.manual_seed(3)
+    objective = make("iwae", num_particles=particles, vectorize_particles=vectorize)
+    return sum(-objective.loss(case.model, case.guide, *case.args) for _ in range(4)) / 4 - case.evidence
+
+
+def splits(case_name: str, name: str = "iwae") -> tuple[set[str], dict[str, str]]:
+    """The plates along which a bound is split, and what ties the others."""
+    case = fresh(case_name)
+    registered, options = OBJECTIVES[name]
+    terms = make(registered, num_particles=2, **options).terms(case.model, case.guide, *case.args)
+    return set(terms.independent.plates), dict(terms.independent.ties)
