@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pp_models.contract import Likelihood
+from pp_models.data import DataError
 
 
 class GaussianLikelihood(Likelihood):
@@ -101,6 +102,16 @@ class StudentTHeadLikelihood(GaussianHeadLikelihood):
 
 class BernoulliLikelihood(Likelihood):
     """Independent Bernoulli outputs in {0, 1} (or grey values between) from logits."""
+
+    def check(self, y: Tensor, outputs: int) -> None:
+        super().check(y, outputs)
+        if y.device.type == "cpu" and y.numel() and not torch.compiler.is_compiling():
+            low, high = float(y.min()), float(y.max())
+            if not 0 <= low <= high <= 1:
+                raise DataError(
+                    f"y: got values from {low:g} to {high:g}; a BernoulliLikelihood needs them in 0..1, 0 for no and 1 "
+                    "for yes"
+                )
 
     def forward(self, outputs: Tensor) -> TorchDistribution:
         return dist.Bernoulli(logits=outputs, validate_args=False).to_event(1)
