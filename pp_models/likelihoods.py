@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 
 from pp_models.contract import Likelihood
 from pp_models.data import DataError
+from pp_models.single_precision import single
 
 
 class GaussianLikelihood(Likelihood):
@@ -95,7 +96,7 @@ class StudentTHeadLikelihood(GaussianHeadLikelihood):
         self.degrees_of_freedom = degrees_of_freedom
 
     def forward(self, outputs: Tensor) -> TorchDistribution:
-        normal = super().forward(outputs).base_dist
+        normal = super().forward(single(outputs)).base_dist  # torch draws no gamma variate in a half precision
         df = torch.full_like(normal.loc, self.degrees_of_freedom)
         return dist.StudentT(df, normal.loc, normal.scale).to_event(1)
 

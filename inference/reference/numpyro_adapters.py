@@ -65,7 +65,7 @@ def adapter_twin(model: LowRankAdapted) -> Callable[[Dataset], None]:
             each = each.mask(as_array(data.mask))
         weight = 1.0
         if model.num_data is not None and data.y is not None:
-            weight = model.num_data / max(data.x[..., 0].numel(), 1)
+            weight = float(model.likelihood_scale(data))
         with twin_plates(data.batch_shape), numpyro.handlers.scale(scale=weight):
             numpyro.sample("y", each.to_event(1), obs=y)
 

@@ -19,6 +19,7 @@ from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.log_uniform import LogUniform
 from pp_models.observation_model import observe
+from pp_models.single_precision import single
 from pp_models.task_plates import task_plates, without_repeats
 
 #: where the improper prior is cut so that the model can be sampled; its density goes on as 1/|z| outside
@@ -40,7 +41,7 @@ class LowRankAdapted(Model):
 
     The KL is multiplied by ``temperature``, by the count and by β(t) = (t + 1) / warmup_steps, which grows with every
     call of a guide in training mode; the log-likelihood by ``num_data`` / N where that is given, so that minibatches of
-    N of the ``num_data`` points estimate the bound on all of them and the KL counts once.
+    N existing points of the ``num_data`` estimate the bound on all of them and the KL counts once.
 
     Args:
         backbone: any module whose input's first dimension is that of examples; it is frozen and changed in place. Or a
@@ -184,7 +185,7 @@ class LowRankAdapted(Model):
         """
         scale = self.ard_scale(site)
         if scale is not None:
-            scale.copy_((mean.square() + variance).clamp_min(1e-20).sqrt())
+            scale.copy_((single(mean).square() + variance).clamp_min(1e-20).sqrt())
 
     # -- the weight of the KL ------------------------------------------------------------------------------------------
 
@@ -225,6 +226,14 @@ class LowRankAdapted(Model):
         scale = self.effective_temperature(path) * self.beta()
         return scale / (weights_per_rank if self.kl_count == "rank" else self._num_weights(path))
 
+    def likelihood_scale(self, data: Dataset) -> float | Tensor:
+        """``num_data`` over the number of points that exist: what multiplies the log-likelihood of observed data."""
+        if self.num_data is None or data.y is None:
+            return 1.0
+        if data.mask is None:
+            return self.num_data / max(data.x[..., 0].numel(), 1)
+        return self.num_data / data.counts.sum().clamp_min(1.0)
+
     # -- the program ---------------------------------------------------------------------------------------------------
 
     def forward(self, data: Dataset) -> Tensor:
@@ -237,8 +246,7 @@ class LowRankAdapted(Model):
         outputs = self._outputs(data, draws)
         if data.y is not None:
             self.likelihood.check(data.y, outputs.shape[-1])
-        scale = 1.0 if self.num_data is None or data.y is None else self.num_data / max(data.x[..., 0].numel(), 1)
-        with task_plates(data.batch_shape, data.x.device), poutine.scale(scale=scale):
+        with task_plates(data.batch_shape, data.x.device), poutine.scale(scale=self.likelihood_scale(data)):
             observe(self.likelihood(outputs), data)
         return outputs
 
