@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from inference.data_dtype import as_computed
 from inference.objectives import REGISTRY, TaskObjective, make
 from inference.random_state import seeded
 from pp_models.data import Dataset, TaskBatch
@@ -63,6 +64,8 @@ def compare_objectives(
         makers = dict(objectives)
     else:
         makers = {name: _maker(name) for name in (REGISTRY if objectives is None else objectives)}
+    if isinstance(batch, Dataset | TaskBatch):
+        batch = as_computed(batch, model, guide)
     rows = []
     for label, maker in makers.items():
         for k in sizes:

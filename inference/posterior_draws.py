@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from inference.data_dtype import as_computed
 from inference.objectives.importance_weights import weigh
 from inference.objectives.independent_plates import sample_sites
 from inference.pareto_smoothing import psis_weights
@@ -38,7 +39,7 @@ def sample_posterior(
     Args:
         model: run only to weigh; named so that all calls of the library begin alike.
         guide: called with the data (with the context of a TaskBatch).
-        data: a Dataset or TaskBatch of task dimensions ``*B``.
+        data: a Dataset or TaskBatch of task dimensions ``*B``, cast to the model's dtype.
         num_samples: draws S.
         seed: seed of these draws; the global random state when None.
         correct: None, ``"psis"`` or ``"sir"``.
@@ -55,7 +56,7 @@ def sample_posterior(
         raise ValueError(f"num_samples: got {num_samples}; it must be at least 1")
     if correct is not None and correct not in CORRECTIONS:
         raise ValueError(f"correct: got {correct!r}; it must be None or one of {', '.join(CORRECTIONS)}")
-    data = context_of(data)
+    data = as_computed(context_of(data), model, guide)
     with seeded(seed, data.x.device):
         with pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - len(data.batch_shape)):
             trace = poutine.trace(guide).get_trace(data)
@@ -108,6 +109,7 @@ def posterior_log_weights(
     """
     if data.y is None:
         raise DataError("data: y is None; importance weights need observed points")
+    data = as_computed(data, model, guide)
     with pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - len(data.batch_shape)):
         if guide_trace is None:
             guide_trace = poutine.trace(guide).get_trace(data)

@@ -10,6 +10,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from inference.data_dtype import as_computed
 from inference.prediction import Prediction, likelihood_of_points, stack_distributions, widen_draws
 from inference.random_state import seeded
 from pp_models.contract import as_model
@@ -53,7 +54,8 @@ def predict(
     Args:
         model: called with a Dataset without y; its observation site is ``y``.
         guide: called with the context.
-        context: observed points ``[*B, N_c]``; may be empty.
+        context: observed points ``[*B, N_c]``; may be empty. Like x, in any floating-point dtype: it is cast to the
+            model's.
         x: inputs ``[*B, N, Dx]`` (``[N, Dx]`` is used for every task), or a Dataset whose inputs and mask are used.
         num_samples: posterior draws S; each draw is one function per task, coherent over ``x``.
         weights: ``"samples"``, or ``"mean"`` for one pass with the posterior mean of every latent (what NVDP's
@@ -68,7 +70,8 @@ def predict(
         raise ValueError(f"num_samples: got {num_samples}; it must be at least 1")
     if weights not in ("samples", "mean"):
         raise ValueError(f"weights: got {weights!r}; it must be 'samples' or 'mean'")
-    context = context_of(context)
+    context = as_computed(context_of(context), model, guide)
+    x = as_computed(x, model, guide)
     if isinstance(x, Dataset):
         data = x.without_y()
     else:

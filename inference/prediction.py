@@ -93,10 +93,19 @@ class Prediction:
         return torch.logsumexp(self._scores(y), 0) - math.log(self.num_samples)
 
     def joint_log_prob(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Joint log-density of all (unmasked) points of a task ``[*B]``: log-mean-exp over draws of the sum."""
+        """Joint log-density of all (unmasked) points of a task ``[*B]``: log-mean-exp over draws of the sum.
+
+        Raises:
+            DataError: y or mask do not fit the points predicted.
+        """
         scores = self._scores(y)
         if mask is not None:
-            scores = scores * mask
+            if mask.dtype != torch.bool or mask.shape != scores.shape[1:]:
+                raise DataError(
+                    f"mask: got {mask.dtype} of shape {list(mask.shape)}; it must be torch.bool of shape "
+                    f"{list(scores.shape[1:])}, True where the point counts"
+                )
+            scores = torch.where(mask, scores, torch.zeros_like(scores))
         return torch.logsumexp(scores.sum(-1), 0) - math.log(self.num_samples)
 
     def quantile(self, q: float | Tensor) -> Tensor:

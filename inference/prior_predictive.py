@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from inference.data_dtype import as_computed
 from inference.prediction import Prediction, likelihood_of_points
 from inference.random_state import seeded
 from pp_models.contract import as_model
@@ -42,7 +43,7 @@ def prior_predictive(
         raise ValueError(f"num_samples: got {num_samples}; it must be at least 1")
     if as_model(model).representation_dim:
         raise ValueError("model: its representation is supplied by a guide, and has no prior to sample from")
-    data = Dataset(x)
+    data = Dataset(as_computed(x, model))
     model.check(data)
     with seeded(seed, x.device), pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - len(data.batch_shape)):
         site: Any = poutine.trace(model).get_trace(data).nodes["y"]

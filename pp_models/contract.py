@@ -151,7 +151,7 @@ class Likelihood(nn.Module):
         """Refuses a y that this likelihood cannot score.
 
         Raises:
-            DataError: wrong dtype or width, or a class index that names no class.
+            DataError: wrong dtype or width, or values that it gives no probability, such as an index of no class.
         """
         name = type(self).__name__
         if self.discrete:

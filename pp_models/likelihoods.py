@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pp_models.contract import Likelihood
+from pp_models.data import DataError
+from pp_models.single_precision import single
 
 
 class GaussianLikelihood(Likelihood):
@@ -94,13 +96,23 @@ class StudentTHeadLikelihood(GaussianHeadLikelihood):
         self.degrees_of_freedom = degrees_of_freedom
 
     def forward(self, outputs: Tensor) -> TorchDistribution:
-        normal = super().forward(outputs).base_dist
+        normal = super().forward(single(outputs)).base_dist  # torch draws no gamma variate in a half precision
         df = torch.full_like(normal.loc, self.degrees_of_freedom)
         return dist.StudentT(df, normal.loc, normal.scale).to_event(1)
 
 
 class BernoulliLikelihood(Likelihood):
     """Independent Bernoulli outputs in {0, 1} (or grey values between) from logits."""
+
+    def check(self, y: Tensor, outputs: int) -> None:
+        super().check(y, outputs)
+        if y.device.type == "cpu" and y.numel() and not torch.compiler.is_compiling():
+            low, high = float(y.min()), float(y.max())
+            if not 0 <= low <= high <= 1:
+                raise DataError(
+                    f"y: got values from {low:g} to {high:g}; a BernoulliLikelihood needs them in 0..1, 0 for no and 1 "
+                    "for yes"
+                )
 
     def forward(self, outputs: Tensor) -> TorchDistribution:
         return dist.Bernoulli(logits=outputs, validate_args=False).to_event(1)

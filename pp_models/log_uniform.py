@@ -9,6 +9,8 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
+from pp_models.single_precision import single
+
 # -(log 2 + ψ(1/2)) / 2 = (γ + log 2) / 2: the KL at small α is this less log(α) / 2
 _LIMIT = 0.5 * (0.5772156649015329 + math.log(2))
 # where u = 1/√(2α) changes from Taylor's series to Rybicki's sum, and from that to the asymptotic series
@@ -130,4 +132,4 @@ class LogUniform(TorchDistribution):
         return sign * torch.exp(self.low.log() + uniform * (self.high / self.low).log())
 
     def log_prob(self, value):
-        return -value.abs().clamp_min(1e-30).log() - torch.log(2 * (self.high / self.low).log())
+        return -single(value).abs().clamp_min(1e-30).log() - torch.log(2 * (self.high / self.low).log())

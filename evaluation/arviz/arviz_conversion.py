@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from evaluation.arviz.arviz_container import SAMPLE_DIMS, Variable, choose_container, pack
+from inference.data_dtype import as_computed
 from inference.objectives.independent_plates import sample_sites
 from inference.pareto_smoothing import psis
 from inference.random_state import seeded
@@ -68,7 +69,8 @@ def to_arviz(
     Args:
         model: ``model(data)``, a Pyro callable with observation site ``y``; it must broadcast over a leading plate.
         guide: ``guide(data)``, a Pyro callable over the model's latent sites.
-        data: a Dataset with y, or a TaskBatch; task dims ``*B`` become ``task``, ``task_1``, ...
+        data: a Dataset with y, or a TaskBatch, cast to the model's dtype; task dims ``*B`` become ``task``, ``task_1``,
+            ...
         num_samples: draws from guide and prior.
         container: "inferencedata" (ArviZ below 1), "datatree" (xarray, ArviZ 1 and later) or "auto" (as installed).
         seed: of the draws, the global generator then stays as it was; None draws from the global generator.
@@ -91,7 +93,7 @@ def to_arviz(
     seen, scored = (data.context, data.target) if isinstance(data, TaskBatch) else (data, data)
     if seen.y is None:
         raise ValueError("data: y is None; a posterior needs observed outputs (to predict y use inference.predict)")
-    seen, scored = _existing_points(seen), _existing_points(scored)
+    seen, scored = (_existing_points(as_computed(part, model, guide)) for part in (seen, scored))
     sizes = [min(chunk_size, num_samples - start) for start in range(0, num_samples, chunk_size)]
     with torch.no_grad(), seeded(seed, seen.x.device):
         split = isinstance(data, TaskBatch)

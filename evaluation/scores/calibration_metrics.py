@@ -1,7 +1,8 @@
 """How good class probabilities are, and how sure: accuracy, Matthews, NLL, ECE, Brier, entropies, temperature scaling.
 
 A prediction is ``[S, n, C]``: the class probabilities of n items under S draws (S = 1 for a point estimate). Scores
-read the mean of probabilities over draws, never the softmax of mean logits.
+read the mean of probabilities over draws, never the softmax of mean logits. Items of label -100 are left out; other
+labels that name no class, and rows that are no probabilities (NaN among them), are refused.
 """
 
 from __future__ import annotations
@@ -12,13 +13,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-
-def _checked(probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    if probs.dim() != 2 or labels.shape != probs.shape[:1]:
-        raise ValueError(
-            f"probs: got shape {list(probs.shape)} with labels of shape {list(labels.shape)}; they must be [n, C], [n]"
-        )
-    return probs.double(), labels.long()
+from evaluation.scores.scored_data import check_classes, check_probabilities
 
 
 def average_draws(draws: Tensor) -> Tensor:
@@ -34,13 +29,13 @@ def average_draws(draws: Tensor) -> Tensor:
 
 def accuracy(probs: Tensor, labels: Tensor) -> float:
     """The share of items whose most probable class is right."""
-    probs, labels = _checked(probs, labels)
+    probs, labels = check_probabilities(probs, labels)
     return float((probs.argmax(-1) == labels).double().mean())
 
 
 def matthews_correlation(probs: Tensor, labels: Tensor) -> float:
     """Correlation of predicted and true class (Gorodkin's for more than two), 0 where one of them is constant."""
-    probs, labels = _checked(probs, labels)
+    probs, labels = check_probabilities(probs, labels)
     classes = probs.shape[-1]
     table = torch.zeros(classes, classes, dtype=torch.float64)
     table.index_put_((labels.cpu(), probs.argmax(-1).cpu()), torch.tensor(1.0, dtype=torch.float64), accumulate=True)
@@ -51,7 +46,7 @@ def matthews_correlation(probs: Tensor, labels: Tensor) -> float:
 
 def negative_log_likelihood(probs: Tensor, labels: Tensor) -> float:
     """The mean of -ln p(right class), nats an item; probabilities below the smallest normal double count as that."""
-    probs, labels = _checked(probs, labels)
+    probs, labels = check_probabilities(probs, labels)
     right = probs.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
     return float(-right.clamp_min(torch.finfo(torch.float64).tiny).log().mean())
 
@@ -64,7 +59,7 @@ def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) ->
     """
     if bins < 1:
         raise ValueError(f"bins: got {bins}; at least 1 is needed")
-    probs, labels = _checked(probs, labels)
+    probs, labels = check_probabilities(probs, labels)
     confidence, predicted = probs.max(-1)
     right = (predicted == labels).double()
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
@@ -74,7 +69,7 @@ def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) ->
 
 def brier_score(probs: Tensor, labels: Tensor) -> float:
     """The mean squared distance of the probabilities from the right class's indicator, between 0 and 2."""
-    probs, labels = _checked(probs, labels)
+    probs, labels = check_probabilities(probs, labels)
     return float((probs - torch.nn.functional.one_hot(labels, probs.shape[-1])).square().sum(-1).mean())
 
 
@@ -123,9 +118,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, low: float = 0.05, high: flo
     Raises:
         ValueError: shapes that do not match, or no items.
     """
-    logits, labels = _checked(logits, labels)
-    if not len(labels):
-        raise ValueError("labels: got none; temperature scaling needs held-out items")
+    logits, labels = check_classes(logits, labels, "logits")
 
     def loss(inverse: float) -> float:
         return float(torch.nn.functional.cross_entropy(inverse * logits, labels))

@@ -1,7 +1,8 @@
 """How good a prediction is: log-likelihoods, coverage, CRPS, RMSE, paired comparisons, and the spread of rates.
 
 Every score is computed per task, so that two models can be compared on the same tasks; ``paired_difference`` does it.
-Scores read a prediction only through the attributes of :class:`Prediction`.
+Scores read a prediction only through the attributes of :class:`Prediction`. Nothing is broadcast; a NaN or infinity
+among the outputs that are scored is refused, and one in the prediction makes the score of its task NaN.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from evaluation.scores.scored_data import check_outputs
 from pp_models.data import Dataset, TaskBatch
 from pp_models.mixtures.simplex_distributions import ExpertMixture
 
@@ -104,19 +106,30 @@ def sigma_coverage(
         y: ``[*B, N, Dy]``.
         mask: ``[*B, N]``, True where the point exists.
         sigmas: the values of k.
+
+    Raises:
+        ValueError: y or mask do not fit, or y is not finite.
     """
+    y = check_outputs(y, prediction.mean.shape, mask)
     distance = (y - prediction.mean).abs() / prediction.std
-    return torch.stack([_masked_mean((distance <= k).to(distance.dtype), mask) for k in sigmas])
+    return torch.stack([_masked_mean(_share(distance, k), mask) for k in sigmas])
 
 
 def pit(prediction: Prediction, y: Tensor) -> Tensor:
     """Probability integral transform of each output under the S draws, ``[*B, N, Dy]`` in (0, 1).
 
     (rank + 1/2) / (S + 1), with ties split: uniform on its S + 1 values if y and the draws come from one distribution.
+    NaN where y or a draw is NaN.
+
+    Raises:
+        ValueError: y has another shape than a draw.
     """
     samples = prediction.samples
+    if y.shape != samples.shape[1:]:
+        raise ValueError(f"y: got shape {list(y.shape)}; the prediction has shape {list(samples.shape[1:])}")
     below = (samples < y).sum(0) + 0.5 * (samples == y).sum(0)
-    return (below.to(samples.dtype) + 0.5) / (len(samples) + 1)
+    found = (below.to(samples.dtype) + 0.5) / (len(samples) + 1)
+    return torch.where(samples.isnan().any(0) | y.isnan(), torch.nan, found)
 
 
 def calibration_error(prediction: Prediction, y: Tensor, mask: Tensor | None = None, levels: int = 19) -> Tensor:
@@ -132,14 +145,14 @@ def calibration_error(prediction: Prediction, y: Tensor, mask: Tensor | None = N
         levels: evenly spaced between 0 and 1, ends left out.
 
     Raises:
-        ValueError: fewer than one level.
+        ValueError: fewer than one level; y or mask do not fit, or y is not finite.
     """
     if levels < 1:
         raise ValueError(f"levels: got {levels}; at least 1 is needed")
-    found = pit(prediction, y)
+    found = pit(prediction, check_outputs(y, prediction.samples.shape[1:], mask))
     found = found[mask] if mask is not None else found.flatten(0, -2)
     grid = torch.arange(1, levels + 1, dtype=found.dtype, device=found.device) / (levels + 1)
-    share = torch.stack([(found <= q).to(found.dtype).mean() for q in grid])
+    share = torch.stack([_share(found, q).mean() for q in grid])
     return (share - grid).abs().mean()
 
 
@@ -151,13 +164,13 @@ def interval_coverage(
     Read from the PIT, so a calibrated prediction gives the level up to the grain 1 / (S + 1).
 
     Raises:
-        ValueError: a level is outside (0, 1).
+        ValueError: a level is outside (0, 1); y or mask do not fit, or y is not finite.
     """
     for level in levels:
         if not 0 < level < 1:
             raise ValueError(f"levels: got {level}; each level must lie strictly between 0 and 1")
-    distance = (2 * pit(prediction, y) - 1).abs()
-    return torch.stack([_masked_mean((distance <= level).to(distance.dtype), mask) for level in levels])
+    distance = (2 * pit(prediction, check_outputs(y, prediction.samples.shape[1:], mask)) - 1).abs()
+    return torch.stack([_masked_mean(_share(distance, level), mask) for level in levels])
 
 
 def gaussian_crps(mean: Tensor, std: Tensor, y: Tensor) -> Tensor:
@@ -165,7 +178,14 @@ def gaussian_crps(mean: Tensor, std: Tensor, y: Tensor) -> Tensor:
 
     Gneiting and Raftery (2007): std * (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt pi), z = (y - mean) / std; lower is
     better.
+
+    Raises:
+        ValueError: shapes that differ.
     """
+    if not mean.shape == std.shape == y.shape:
+        raise ValueError(
+            f"y: got shape {list(y.shape)} with mean {list(mean.shape)} and std {list(std.shape)}; all three must agree"
+        )
     z = (y - mean) / std
     density = torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
     return std * (z * torch.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))
@@ -184,7 +204,12 @@ def mixture_crps(weights: Tensor, means: Tensor, scales: Tensor, y: Tensor) -> T
 
     Returns:
         ``[*B]``.
+
+    Raises:
+        ValueError: y has another shape than the mixtures.
     """
+    if y.shape != weights.shape[:-1]:
+        raise ValueError(f"y: got shape {list(y.shape)}; the mixtures have shape {list(weights.shape[:-1])}")
 
     def absolute(mean: Tensor, scale: Tensor) -> Tensor:
         z = mean / scale
@@ -205,9 +230,11 @@ def sample_crps(samples: Tensor, y: Tensor) -> Tensor:
     so the cost is S log S.
 
     Raises:
-        ValueError: fewer than two draws.
+        ValueError: fewer than two draws, or y of another shape than a draw.
     """
     num = len(samples)
+    if y.shape != samples.shape[1:]:
+        raise ValueError(f"y: got shape {list(y.shape)}; a draw has shape {list(samples.shape[1:])}")
     if num < 2:
         raise ValueError(f"samples: got {num} draw(s); the fair CRPS needs at least 2")
     ordered = samples.sort(0).values
@@ -227,8 +254,9 @@ def crps(prediction: Prediction, y: Tensor, mask: Tensor | None = None, method: 
             (closed form for a mixture of Gaussian experts predicted with mean weights).
 
     Raises:
-        ValueError: an unknown method, or "mixture" for another prediction.
+        ValueError: an unknown method, or "mixture" for another prediction; y or mask do not fit, or y is not finite.
     """
+    y = check_outputs(y, prediction.mean.shape, mask)
     if method == "samples":
         score = sample_crps(prediction.samples, y)
     elif method == "gaussian":
@@ -260,7 +288,12 @@ def gaussian_parts(prediction: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def rmse(prediction: Prediction, y: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Root mean squared error of the mean over points and output dimensions, ``[*B]``, in the units of y."""
+    """Root mean squared error of the mean over points and output dimensions, ``[*B]``, in the units of y.
+
+    Raises:
+        ValueError: y or mask do not fit, or y is not finite.
+    """
+    y = check_outputs(y, prediction.mean.shape, mask)
     return _masked_mean((y - prediction.mean) ** 2, mask).sqrt()
 
 
@@ -340,6 +373,11 @@ def rate_spread(guide: Any, data: Dataset) -> dict[str, RateSpread]:
 def _without_padding(y: Tensor, mask: Tensor) -> Tensor:
     """y with zeros where no point exists, so that padding (possibly NaN) reaches no density."""
     return torch.where(mask if y.dtype == torch.long else mask.unsqueeze(-1), y, torch.zeros_like(y))
+
+
+def _share(value: Tensor, most: float | Tensor) -> Tensor:
+    """1 where a value is at most so much and 0 where it is more; NaN stays NaN."""
+    return torch.where(value.isnan(), value, (value <= most).to(value.dtype))
 
 
 def _masked_mean(value: Tensor, mask: Tensor | None) -> Tensor:

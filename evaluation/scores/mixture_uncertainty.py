@@ -16,6 +16,7 @@ from torch import Tensor
 
 from inference import predict
 from inference.active_context import entropy_of_mean
+from inference.data_dtype import as_computed
 from pp_models import Dataset
 
 
@@ -84,7 +85,7 @@ def concentration_of(guide: Any, data: Dataset) -> Tensor:
         ValueError: its weights follow another distribution.
     """
     with torch.no_grad():
-        found = poutine.trace(guide).get_trace(data).nodes["mixture_weights"]["fn"]
+        found = poutine.trace(guide).get_trace(as_computed(data, guide)).nodes["mixture_weights"]["fn"]
     if not isinstance(found, torch.distributions.Dirichlet):
         raise ValueError(f"guide: its weights are {type(found).__name__}; these scores need a Dirichlet")
     return found.concentration.expand(*data.batch_shape, -1)

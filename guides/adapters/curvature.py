@@ -9,6 +9,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pp_models.single_precision import single
+
 STRUCTURES = ("diagonal", "kronecker")
 
 
@@ -91,5 +93,5 @@ class KroneckerMoments:
 
 def eigenbases(g: Tensor, q: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Eigenvalues and eigenvectors of G and of Q."""
-    left, right = torch.linalg.eigh(g.detach()), torch.linalg.eigh(q.detach())
+    left, right = (tuple(t.to(m.dtype) for t in torch.linalg.eigh(single(m.detach()))) for m in (g, q))
     return (left[0], left[1]), (right[0], right[1])

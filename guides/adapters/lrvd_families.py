@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from pp_models.adapters.low_rank_priors import check_rank_prior, rank_prior_kl
+from pp_models.single_precision import single
 
 #: by family the names of its parameters
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -102,9 +103,9 @@ def log_alpha_of_weights(
         a, b = within(parameters["log_variance_A"]), within(parameters["log_variance_B"]).mT
     else:
         a = b = within(parameters["log_variance"]).unsqueeze(-1)
-    found = [a - torch.log(lora_A.square() + _FLOOR)]
+    found = [a - torch.log(single(lora_A).square() + _FLOOR)]
     if family != "asym":
-        found.append(b - torch.log(lora_B.mT.square() + _FLOOR))
+        found.append(b - torch.log(single(lora_B).mT.square() + _FLOOR))
     return found
 
 
@@ -178,7 +179,8 @@ def _noisy_linear(x: Tensor, weight: Tensor, scale: Tensor, noise: str, held: Te
     if noise == "token" and held is None:
         mean = linear(x, weight)
         variance = linear(x.square(), scale.square().expand_as(weight))
-        return mean + (variance + 1e-12).sqrt() * torch.randn_like(mean)
+        # 16 bits do not hold the floor, without which the root's slope is infinite
+        return mean + (single(variance) + 1e-12).sqrt().to(mean.dtype) * torch.randn_like(mean)
     # the mean goes into the drawn weight: one product, forward and backward, and no second output to add
     if held is not None or noise == "call" or x.dim() == 1:
         eps = torch.randn_like(weight) if held is None else held

@@ -9,6 +9,12 @@ from torch.distributions import register_kl
 
 from pp_models.adapters.low_rank_priors import CentredCauchy, half_cauchy_kl
 from pp_models.log_uniform import LogUniform, log_uniform_kl
+from pp_models.single_precision import single
+
+
+def magnitude(value: Tensor) -> Tensor:
+    """|value|, with a floor that its dtype holds."""
+    return value.abs().clamp_min(max(1e-12, torch.finfo(value.dtype).tiny))
 
 
 class RankNormal(dist.Normal):
@@ -22,7 +28,7 @@ class RankNormal(dist.Normal):
     def __init__(self, loc: Tensor, log_alpha: Tensor, validate_args: bool | None = None) -> None:
         loc, self.log_alpha = torch.broadcast_tensors(loc, log_alpha)
         # a weight at 0 has no noise; the floor keeps a density for it
-        scale = torch.exp(0.5 * self.log_alpha) * loc.abs().clamp_min(1e-12)
+        scale = torch.exp(0.5 * self.log_alpha) * magnitude(loc)
         super().__init__(loc, scale, validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
@@ -48,11 +54,11 @@ def _kl_rank_normal_cauchy(p: RankNormal, q: dist.Cauchy) -> Tensor:
 @register_kl(RankNormal, CentredCauchy)
 def _kl_rank_normal_centred_cauchy(p: RankNormal, q: dist.Cauchy) -> Tensor:
     """The same without a look at the location, for a training step must not wait for the device."""
-    return half_cauchy_kl(p.log_alpha, q.scale / p.loc.abs().clamp_min(1e-12))
+    return half_cauchy_kl(p.log_alpha, q.scale / magnitude(p.loc))
 
 
 @register_kl(dist.Normal, LogUniform)
 def _kl_normal_log_uniform(p: dist.Normal, q: LogUniform) -> Tensor:
     """The same with α = σ²/μ²; by the sigmoid fit, for these are whole matrices."""
-    log_alpha = 2 * p.scale.log() - torch.log(p.loc.square() + 1e-8)
+    log_alpha = 2 * single(p.scale).log() - torch.log(single(p.loc).square() + 1e-8)
     return log_uniform_kl(log_alpha, approximate=True)

@@ -23,6 +23,7 @@ from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.networks.linear import linear
 from pp_models.observation_model import ACTIVATIONS, join
 from pp_models.parameter_module import mlp
+from pp_models.single_precision import single
 from pp_models.task_plates import task_plates
 
 CHOICES = ("auto", "real", "pseudo")
@@ -250,9 +251,10 @@ class BNNWeightGuide(WeightGuide):
         if last and self.real_noise:
             likelihood = self.model.likelihood
             assert isinstance(likelihood, GaussianLikelihood)
-            precision = torch.ones_like(target) / likelihood.scale() ** 2
+            precision = single(torch.ones_like(target)) / likelihood.scale() ** 2
         else:
-            precision = (-2 * (next(parts) - LOG_NOISE_SHIFT).clamp(*LOG_NOISE_RANGE)).exp()
+            # up to e^12, which 16 bits do not hold
+            precision = (-2 * (single(next(parts)) - LOG_NOISE_SHIFT).clamp(*LOG_NOISE_RANGE)).exp()
         if data.mask is not None:
             precision = precision * data.mask.unsqueeze(-1)
         return target, precision

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from guides.networks.whitened_gaussian import Dual, Primal, WhitenedGaussian
 from pp_models.networks.priors import GaussianBlocks
+from pp_models.single_precision import single
 
 SOLVERS = ("auto", "primal", "dual")
 
@@ -34,27 +35,33 @@ def layer_posterior(
         solver: ``"primal"`` factors matrices of the layer's width, ``"dual"`` of the number of points; ``"auto"`` takes
             the smaller.
     """
-    phi = with_bias(features)
+    phi, dtype, blocks = with_bias(features), blocks.loc.dtype, blocks.single()
     # a whole layer has k_out times the rows and the columns of a unit: the same form is the smaller
     if solver == "dual" or (solver == "auto" and phi.shape[-2] < phi.shape[-1]):
         dual = dual_of_layer if blocks.whole(shape[0]) else dual_of_units
         whitened: Primal | Dual = dual(phi, target, precision, blocks)
-        return WhitenedGaussian(blocks.loc, blocks.factor, whitened, shape, blocks.diagonal, prior)
-    return posterior_of_statistics(*statistics(phi, target, precision, blocks), blocks, shape, prior)
+        return WhitenedGaussian(blocks.loc, blocks.factor, whitened, shape, blocks.diagonal, prior, dtype)
+    return posterior_of_statistics(*statistics(phi, target, precision, blocks), blocks, shape, prior, dtype)
 
 
 def posterior_of_statistics(
-    gram: Tensor, moment: Tensor, blocks: GaussianBlocks, shape: tuple[int, int], prior: Any
+    gram: Tensor,
+    moment: Tensor,
+    blocks: GaussianBlocks,
+    shape: tuple[int, int],
+    prior: Any,
+    dtype: torch.dtype | None = None,
 ) -> WhitenedGaussian:
     """The same from natural statistics G ``[..., blocks, k, k]`` and h ``[..., blocks, k]``, as :func:`statistics` "
     "gives."""
-    whitened = Primal(*whiten(gram, moment, blocks))
-    return WhitenedGaussian(blocks.loc, blocks.factor, whitened, shape, blocks.diagonal, prior)
+    dtype, blocks = dtype or blocks.loc.dtype, blocks.single()
+    whitened = Primal(*whiten(single(gram), single(moment), blocks))
+    return WhitenedGaussian(blocks.loc, blocks.factor, whitened, shape, blocks.diagonal, prior, dtype)
 
 
 def with_bias(features: Tensor) -> Tensor:
-    """Features with a column of ones."""
-    return torch.cat([features, features.new_ones(*features.shape[:-1], 1)], -1)
+    """Features with a column of ones, in float32 at least."""
+    return torch.cat([single(features), single(features.new_ones(*features.shape[:-1], 1))], -1)
 
 
 def statistics(phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianBlocks) -> tuple[Tensor, Tensor]:
@@ -67,6 +74,7 @@ def statistics(phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianB
         blocks: the prior; one block for the whole matrix gives block-diagonal statistics, units outermost.
     """
     k_out, k = target.shape[-1], phi.shape[-1]
+    blocks, target = blocks.single(), single(target)
     whole = blocks.whole(k_out)
     loc = blocks.loc.unflatten(-1, (k_out, k)).squeeze(-3) if whole else blocks.loc
     residual = target - phi @ loc.mT
@@ -82,7 +90,7 @@ def statistics(phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianB
 
 def dual_of_units(phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianBlocks) -> Dual:
     """Posterior of each unit's whitened weights from its points, batch ``[..., k_out]``."""
-    residual = target - phi @ blocks.loc.mT
+    residual = single(target) - phi @ blocks.loc.mT
     root = square_root(precision).mT.unsqueeze(-1)
     spread = phi.unsqueeze(-3)
     design = spread * blocks.factor.unsqueeze(-2) if blocks.diagonal else spread @ blocks.factor
@@ -92,7 +100,7 @@ def dual_of_units(phi: Tensor, target: Tensor, precision: Tensor, blocks: Gaussi
 def dual_of_layer(phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianBlocks) -> Dual:
     """Posterior of all whitened weights of a layer as one block, batch ``[..., 1]``; rows are (unit, point)."""
     k_out, k = target.shape[-1], phi.shape[-1]
-    residual = target - phi @ blocks.loc.unflatten(-1, (k_out, k)).squeeze(-3).mT
+    residual = single(target) - phi @ blocks.loc.unflatten(-1, (k_out, k)).squeeze(-3).mT
     eye = torch.eye(k_out, dtype=phi.dtype, device=phi.device)
     wide = torch.einsum("...nk,de->...dnek", phi, eye).flatten(-2).flatten(-3, -2)
     root = square_root(precision).mT.flatten(-2).unsqueeze(-1)

@@ -11,6 +11,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions import kl_divergence, register_kl
 
+from pp_models.single_precision import single
+
 #: inside every square root of a variance, whose gradient is infinite at zero
 VARIANCE_FLOOR = 1e-10
 
@@ -92,16 +94,17 @@ class DropoutNormal(TorchDistribution):
         return self._matrix
 
     def _moments(self) -> tuple[Tensor, Tensor]:
-        rate = self.rate
-        return (1 - rate) * self.weight, rate * (1 - rate) * self.weight.square() + VARIANCE_FLOOR
+        """In float32 at least: 16 bits do not hold the floor."""
+        rate, weight = single(self.rate), single(self.weight)
+        return (1 - rate) * weight, rate * (1 - rate) * weight.square() + VARIANCE_FLOOR
 
     @property
     def mean(self) -> Tensor:
-        return self._moments()[0].expand(self.batch_shape + self.event_shape)
+        return self._moments()[0].to(self.weight.dtype).expand(self.batch_shape + self.event_shape)
 
     @property
     def variance(self) -> Tensor:
-        return self._moments()[1].expand(self.batch_shape + self.event_shape)
+        return self._moments()[1].to(self.weight.dtype).expand(self.batch_shape + self.event_shape)
 
     def to_normal(self) -> dist.Independent:
         """The same distribution as an independent Normal, on the rates' own task dimensions."""
@@ -111,7 +114,8 @@ class DropoutNormal(TorchDistribution):
     def rsample(self, sample_shape=()):
         mean, variance = self._moments()
         shape = self._extended_shape(torch.Size(sample_shape))
-        return mean + variance.sqrt() * torch.randn(shape, dtype=mean.dtype, device=mean.device)
+        drawn = mean + variance.sqrt() * torch.randn(shape, dtype=mean.dtype, device=mean.device)
+        return drawn.to(self.weight.dtype)
 
     def log_prob(self, value):
         return self.to_normal().log_prob(value)
@@ -132,6 +136,7 @@ class DropoutNormal(TorchDistribution):
     def dense_preactivation_moments(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """By per-task matrices of means and variances."""
         mean, variance = self._moments()
+        inputs = single(inputs)
         return (
             torch.matmul(inputs, mean[..., :-1].mT) + mean[..., None, :, -1],
             torch.matmul(inputs.square(), variance[..., :-1].mT) + variance[..., None, :, -1],

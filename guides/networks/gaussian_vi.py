@@ -60,8 +60,10 @@ class GaussianVIGuide(WeightGuide):
         values: dict[str, Tensor] = {}
         with task_plates(data.batch_shape, data.x.device):
             for i, site in enumerate(self.sites):
-                blocks = self.posterior.gaussian(i, list(values.values()))
-                q = WhitenedGaussian(blocks.loc, blocks.factor, Unwhitened(blocks.loc), self.shapes[i], blocks.diagonal)
+                found = self.posterior.gaussian(i, list(values.values()))
+                blocks, shape, dtype = found.single(), self.shapes[i], found.loc.dtype
+                whitened = Unwhitened(blocks.loc)
+                q = WhitenedGaussian(blocks.loc, blocks.factor, whitened, shape, blocks.diagonal, dtype=dtype)
                 values[site] = pyro.sample(site, q)
         return values
 

@@ -9,6 +9,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from guides.networks.dropout_normal import VARIANCE_FLOOR, DropoutNormal
+from pp_models.single_precision import single
 
 
 def is_gaussian_weight(fn: Any) -> bool:
@@ -91,5 +92,6 @@ class local_reparameterization(Messenger):
         mean, variance = preactivation_moments(fn, inputs)
         shape = torch.broadcast_shapes(fn.batch_shape, mean.shape[:-2]) + mean.shape[-2:]
         noise = torch.randn(shape, dtype=mean.dtype, device=mean.device)
-        msg["value"] = torch.addcmul(mean, (variance + VARIANCE_FLOOR).sqrt(), noise)
+        drawn = torch.addcmul(single(mean), (single(variance) + VARIANCE_FLOOR).sqrt(), single(noise))
+        msg["value"] = drawn.to(inputs.dtype)
         msg["done"] = True

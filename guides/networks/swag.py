@@ -9,6 +9,7 @@ from torch import Tensor
 from guides.networks.weight_guide import WeightGuide
 from pp_models.data import DataError, Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
+from pp_models.single_precision import single
 from pp_models.task_plates import task_plates
 
 
@@ -38,9 +39,9 @@ class SWAGGuide(WeightGuide):
     def distribution(self) -> dist.LowRankMultivariateNormal:
         """The Gaussian, batch ``*B``, event ``[P]``."""
         rank = self.deviations.shape[-1]
-        factor = self.deviations / (2 * max(rank - 1, 1)) ** 0.5
+        factor = single(self.deviations) / (2 * max(rank - 1, 1)) ** 0.5
         # a weight that never moved still needs a density
-        return dist.LowRankMultivariateNormal(self.mean, factor, (self.variance / 2).clamp_min(1e-10))
+        return dist.LowRankMultivariateNormal(single(self.mean), factor, (single(self.variance) / 2).clamp_min(1e-10))
 
     def forward(self, data: Dataset) -> dict[str, Tensor]:
         """Samples all weights; of the data only the task dimensions are looked at."""
@@ -52,7 +53,7 @@ class SWAGGuide(WeightGuide):
         values = {}
         with task_plates(data.batch_shape, data.x.device):
             drawn = pyro.sample("weights", self.distribution(), infer={"is_auxiliary": True})
-            parts = drawn.split([a * b for a, b in self.shapes], -1)
+            parts = drawn.to(self.mean.dtype).split([a * b for a, b in self.shapes], -1)
             for site, part, shape in zip(self.sites, parts, self.shapes, strict=True):
                 values[site] = pyro.sample(site, dist.Delta(part.unflatten(-1, shape), event_dim=2))
         return values

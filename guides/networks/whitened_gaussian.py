@@ -10,6 +10,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions import register_kl
 
+from pp_models.single_precision import single
+
 
 def cholesky(matrix: Tensor) -> Tensor:
     """Lower factor without a read by the host; the matrices here have no eigenvalue below one."""
@@ -144,6 +146,7 @@ class WhitenedGaussian(TorchDistribution):
         shape: ``(k_out, k_in + 1)`` of the matrix.
         diagonal: whether C is diagonal.
         prior: names the prior, so that two posteriors under the same one are known to share μ and C.
+        dtype: of the draws and the moments, where it is not that of μ: factorisations need float32.
 
     Shapes: batch ``*B``, event ``[k_out, k_in + 1]``.
     """
@@ -160,7 +163,9 @@ class WhitenedGaussian(TorchDistribution):
         shape: tuple[int, int],
         diagonal: bool,
         prior: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
+        self.dtype = dtype or loc.dtype
         self.loc, self.factor, self.whitened, self.diagonal, self.prior = loc, factor, whitened, diagonal, prior
         batch = torch.broadcast_shapes(loc.shape[:-2], whitened.mean.shape[:-2])
         super().__init__(batch, torch.Size(shape), validate_args=False)
@@ -168,7 +173,7 @@ class WhitenedGaussian(TorchDistribution):
     def expand(self, batch_shape, _instance=None):
         # parameters keep their own shape and broadcast: particles cost nothing until something is drawn
         new = self._get_checked_instance(WhitenedGaussian, _instance)
-        for name in ("loc", "factor", "whitened", "diagonal", "prior"):
+        for name in ("loc", "factor", "whitened", "diagonal", "prior", "dtype"):
             setattr(new, name, getattr(self, name))
         super(WhitenedGaussian, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
         return new
@@ -185,7 +190,7 @@ class WhitenedGaussian(TorchDistribution):
         return (self.factor @ u.unsqueeze(-1)).squeeze(-1)
 
     def _as_matrix(self, blocks: Tensor) -> Tensor:
-        return blocks.reshape(blocks.shape[:-2] + self.event_shape)
+        return blocks.reshape(blocks.shape[:-2] + self.event_shape).to(self.dtype)
 
     @property
     def mean(self) -> Tensor:
@@ -219,7 +224,7 @@ class WhitenedGaussian(TorchDistribution):
         return (self.factor if self.diagonal else self.factor.diagonal(dim1=-2, dim2=-1)).log().sum(-1)
 
     def log_prob(self, value):
-        difference = value.reshape(value.shape[:-2] + self.block_shape) - self.loc
+        difference = value.reshape(value.shape[:-2] + self.block_shape).to(self.loc.dtype) - self.loc
         if self.diagonal:
             u = difference / self.factor
         else:
@@ -277,7 +282,7 @@ def _kl_whitened_gaussian(q: WhitenedGaussian, p: torch.distributions.Distributi
     found = gaussian_blocks(p, q.block_shape)
     if found is None:
         raise NotImplementedError
-    loc, scale, diagonal = found
+    loc, scale, diagonal = single(found[0]), single(found[1]), found[2]
     k = q.block_shape[-1]
     difference = q.loc - loc + q.coloured(q.whitened.mean)
     factor = torch.diag_embed(q.factor) if q.diagonal else q.factor

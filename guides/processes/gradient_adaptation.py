@@ -19,6 +19,7 @@ from pp_models.likelihoods import Likelihood
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.observation_model import join
 from pp_models.processes.neural_process import NeuralProcess
+from pp_models.single_precision import single
 from pp_models.task_plates import task_plates
 
 
@@ -108,10 +109,10 @@ def context_loss(distribution: TorchDistribution, data: Dataset) -> Tensor:
 
 def clipped(gradients: list[Tensor], batch_dims: int, most: float) -> list[Tensor]:
     """Gradients ``[*B, *event]`` scaled down where their joint norm in a task exceeds ``most``."""
-    squares = sum(g.flatten(batch_dims).square().sum(-1) for g in gradients)
+    squares = sum(single(g).flatten(batch_dims).square().sum(-1) for g in gradients)
     # a square root has no derivative at 0, where the gradient of a task without points is
     factor = (most / (squares + 1e-12).sqrt()).clamp_max(1.0)  # type: ignore[union-attr]
-    return [g * factor.reshape(*factor.shape, *[1] * (g.dim() - batch_dims)) for g in gradients]
+    return [g * factor.to(g.dtype).reshape(*factor.shape, *[1] * (g.dim() - batch_dims)) for g in gradients]
 
 
 class MAMLGuide(WeightGuide):

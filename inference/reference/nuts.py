@@ -11,6 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from inference.data_dtype import as_computed
 from inference.prediction import Prediction, likelihood_of_points
 from inference.reference.numpyro_adapters import adapter_twin
 from inference.reference.numpyro_mixture import mixture_twin
@@ -45,6 +46,7 @@ class NutsResult:
     def predict(self, x: Tensor) -> Prediction:
         """Posterior predictive at inputs ``[*B, N, Dx]``, as :func:`inference.predict` gives for a guide."""
         count = next(iter(self.draws.values())).shape[0]
+        x = as_computed(x, self.model)
         draws = self.draws
         if isinstance(self.model, LowRankAdapted):  # one draw for all tasks
             draws = {name: d.reshape(count, *(1,) * (x.dim() - 2), *d.shape[1:]) for name, d in draws.items()}
@@ -73,7 +75,7 @@ def nuts(
     Args:
         model: the network, a mixture of strict experts, or an adapted small network with a proper ``rank_prior``;
             parameters as they are.
-        data: the observed points, with y.
+        data: the observed points, with y; cast to the model's dtype.
         num_warmup: adaptation steps of each chain.
         num_samples: draws of each chain.
         num_chains: chains, one after the other.
@@ -91,6 +93,7 @@ def nuts(
         raise ValueError(f"target_accept: got {target_accept}; it must lie in (0, 1)")
     if data.y is None:
         raise ValueError("data: y is None; a posterior needs observed points")
+    data = as_computed(data, model)
     if not isinstance(model, LowRankAdapted):
         model.check(data)
     import jax

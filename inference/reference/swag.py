@@ -9,6 +9,7 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from guides.networks.swag import SWAGGuide
+from inference.data_dtype import as_computed
 from inference.objectives.independent_plates import sample_sites
 from inference.random_state import seeded
 from pp_models.data import DataError, Dataset
@@ -61,6 +62,7 @@ def swag(
     model.check(data)
     if data.y is None or not data.num_points:
         raise DataError("data: it has no observed points")
+    data = as_computed(data, model)
     with seeded(seed, data.x.device):
         return _swag(model, data, steps, warmup, every, rank, learning_rate, path_learning_rate, batch_size)
 

@@ -26,6 +26,7 @@ from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.log_uniform import LogUniform
 from pp_models.observation_model import observe
+from pp_models.single_precision import single
 from pp_models.task_plates import task_plates, without_repeats
 
 #: where the improper prior is cut so that the model can be sampled; its density goes on as 1/|z| outside
@@ -179,7 +180,7 @@ class LowRankAdapted(Model):
         """
         scale = self.ard_scale(site)
         if scale is not None:
-            scale.copy_((mean.square() + variance).clamp_min(1e-20).sqrt())
+            scale.copy_((single(mean).square() + variance).clamp_min(1e-20).sqrt())
 
     # -- the weight of the KL, where it was given to the model ---------------------------------------------------------
 

@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pp_models.single_precision import single
+
 GRANULARITIES = ("weight", "unit", "layer", "network")
 
 
@@ -33,6 +35,10 @@ class GaussianBlocks:
     loc: Tensor
     factor: Tensor
     diagonal: bool
+
+    def single(self) -> GaussianBlocks:
+        """The same in float32 where it is of a half precision."""
+        return GaussianBlocks(single(self.loc), single(self.factor), self.diagonal)
 
     def whole(self, k_out: int) -> bool:
         """Whether one block holds the matrix of all ``k_out`` units."""
@@ -135,7 +141,8 @@ class GaussianPrior(WeightPrior):
                 residuals.append(centred / self.fan_in_scale(i))
                 at += counts[i]
             residual = torch.cat(residuals, -1).unsqueeze(-1)
-            noise = torch.linalg.solve_triangular(joint[..., :start, :start], residual, upper=False)
+            below = single(joint[..., :start, :start])
+            noise = torch.linalg.solve_triangular(below, single(residual), upper=False).to(loc.dtype)
             loc = loc + factor * (joint[..., start:stop, :start] @ noise).squeeze(-1)
         return GaussianBlocks(loc.unsqueeze(-2), tril.unsqueeze(-3), False)
 

@@ -12,6 +12,7 @@ from pp_models.data import DataError, Dataset
 from pp_models.likelihoods import Likelihood
 from pp_models.parameter_module import mlp
 from pp_models.processes.conditional_process import ConditionalProcess
+from pp_models.single_precision import single
 
 
 class ConvNeuralProcess(ConditionalProcess):
@@ -85,6 +86,12 @@ class ConvNeuralProcess(ConditionalProcess):
         return self.head(self.grid(asked, context))
 
 
+def share(smoothed: Tensor, density: Tensor) -> Tensor:
+    """Smoothed values by the density of the points that they are of, near 0 where there is none; by float32 at least,
+    for the square of a small density, which the gradient is divided by, has no place in 16 bits."""
+    return (single(smoothed) / (single(density) + 1e-5)).to(smoothed.dtype)
+
+
 class LineConvolution(nn.Module):
     """Set convolution, U-Net and set convolution on a lattice; see :class:`ConvNeuralProcess`."""
 
@@ -142,7 +149,7 @@ class LineConvolution(nn.Module):
         inward, outward = -0.5 * (-2 * self.log_scales).exp()
         near = torch.exp(inward * (lattice.unsqueeze(-1) - context.x.mT).square()) * context.mask.unsqueeze(-2)
         density = near.sum(-1, keepdim=True)
-        mean = near @ context.y / (density + 1e-5)
+        mean = share(near @ context.y, density)
         features = self.net(self.lift(torch.cat([density, mean], -1).mT))
         weights = torch.softmax(outward * (asked.x - lattice.unsqueeze(-2)).square(), -1)
         return weights @ features.mT
@@ -203,10 +210,10 @@ class ImageConvolution(nn.Module):
         image = image.scatter(-2, index.expand(values.shape), values)[:, :-1]
         image = image.mT.unflatten(-1, (self.height, self.width))
         smoothed = torch.nn.functional.conv2d(
-            image.flatten(0, 1).unsqueeze(1), self.smooth.weight.abs(), padding=self.smooth.padding
+            single(image.flatten(0, 1).unsqueeze(1)), single(self.smooth.weight.abs()), padding=self.smooth.padding
         ).reshape(image.shape)
         density = smoothed[:, :1]
-        hidden = self.lift(torch.cat([density, smoothed[:, 1:] / (density + 1e-5)], 1))
+        hidden = self.lift(torch.cat([density, share(smoothed[:, 1:], density)], 1).to(image.dtype))
         for block in self.blocks:
             hidden = block(hidden)
         hidden = hidden.flatten(-2).mT

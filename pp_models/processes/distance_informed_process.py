@@ -15,6 +15,7 @@ from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.observation_model import ObservationModel, join, network_outputs, observe
 from pp_models.parameter_module import mlp
 from pp_models.processes.conditional_process import flat_memory
+from pp_models.single_precision import single
 from pp_models.task_plates import task_plates, without_repeats
 
 #: slope of the activation on the negative side; above 0, so that no distance collapses
@@ -172,7 +173,7 @@ class BoundedLinear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """``[k_out, k_in]``."""
-        left, right = torch.linalg.qr(self.left)[0], torch.linalg.qr(self.right)[0]
+        left, right = (torch.linalg.qr(single(t))[0].to(t.dtype) for t in (self.left, self.right))
         return left * self.singular_values @ right.mT
 
     def forward(self, x: Tensor) -> Tensor:
