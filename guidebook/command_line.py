@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -113,6 +113,7 @@ def fit_command(
     num_particles: Annotated[int | None, typer.Option(help="draws of each task in the objective")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     precision: Annotated[str, typer.Option(help="32-true, 64-true, bf16-mixed …")] = "32-true",
+    checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints; Ctrl-C writes one too")] = 1_000,
 ) -> None:
     """Fits a method on a task distribution.
 
@@ -120,13 +121,19 @@ def fit_command(
     """
     _known(model=model, tasks=tasks, objective=objective)
     from guidebook.runs import RunConfiguration, start
+    from inference.checkpoint import read_index
 
     _prepare()
 
     configuration = RunConfiguration(
         model, tasks, objective, steps, seed, width, batch_size, learning_rate, beta, num_particles, precision
     )
-    result = start(configuration, out, "previous" if previous else resume, device=device)
+    if resume or previous:
+        held = read_index(out)
+        at = held[1 if previous and len(held) > 1 else 0]["step"] if held else 0
+        say(f"goes on at step {at} of {steps}" if held else f"{out} holds no checkpoint: begins at step 0")
+    again = "previous" if previous else resume
+    result = start(configuration, out, again, device=device, checkpoint_every=checkpoint_every)
     last = result.history[-1]
     numbers = ", ".join(
         f"{k} {last[k]:.4f}" if k in last else f"{k} not finite" for k in ("loss", "log_likelihood", "kl")
@@ -321,11 +328,17 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: the words after ``guidebook``; those of the process by default.
 
     Raises:
-        SystemExit: status 1 for an error while running, 2 for a command line that cannot be read, 130 when interrupted.
+        SystemExit: status 1 for an error while running, 2 for a command line that cannot be read, 130 when interrupted
+            by Ctrl-C and 143 by SIGTERM.
     """
     try:
         status = app(arguments, prog_name="guidebook", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort) as caught:
+        interrupt: Any = caught.__cause__ or caught  # typer makes an Abort of it
+        fitting = sys.modules.get("inference.interruption")
+        if fitting is not None and isinstance(interrupt, fitting.Interrupted):
+            line = f"interrupted at step {interrupt.step}; the same command with --resume goes on from there"
+            _fail(line, 128 + interrupt.number)
         status = 130
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own; it has no public class that all its versions share
@@ -341,7 +354,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _fail(str(error).splitlines()[0] if str(error) else type(error).__name__, 1)
     if status == 130:
-        _fail("interrupted; the last checkpoint is complete", 130)
+        _fail("interrupted", 130)
     if isinstance(status, int) and status:
         raise SystemExit(status)
 
