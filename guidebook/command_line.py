@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -27,6 +27,14 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 console = Console()
+
+
+class Stopped(Exception):
+    """What ends a command early with a line and a status of its own."""
+
+    def __init__(self, line: str, status: int) -> None:
+        super().__init__(line)
+        self.status = status
 
 
 def show(title: str, frame, index: bool = False) -> None:
@@ -121,6 +129,7 @@ def fit_command(
     """
     _known(model=model, tasks=tasks, objective=objective)
     from guidebook.runs import RunConfiguration, start
+    from inference import Interrupted
     from inference.checkpoint import read_index
 
     _prepare()
@@ -133,7 +142,11 @@ def fit_command(
         at = held[1 if previous and len(held) > 1 else 0]["step"] if held else 0
         say(f"goes on at step {at} of {steps}" if held else f"{out} holds no checkpoint: begins at step 0")
     again = "previous" if previous else resume
-    result = start(configuration, out, again, device=device, checkpoint_every=checkpoint_every)
+    try:
+        result = start(configuration, out, again, device=device, checkpoint_every=checkpoint_every)
+    except Interrupted as stop:  # typer would make an exit status of it
+        line = f"interrupted at step {stop.step}; the same command with --resume goes on from there"
+        raise Stopped(line, 128 + stop.number) from None
     last = result.history[-1]
     numbers = ", ".join(
         f"{k} {last[k]:.4f}" if k in last else f"{k} not finite" for k in ("loss", "log_likelihood", "kl")
@@ -333,13 +346,10 @@ def main(arguments: list[str] | None = None) -> None:
     """
     try:
         status = app(arguments, prog_name="guidebook", standalone_mode=False)
-    except (KeyboardInterrupt, typer.Abort) as caught:
-        interrupt: Any = caught.__cause__ or caught  # typer makes an Abort of it
-        fitting = sys.modules.get("inference.interruption")
-        if fitting is not None and isinstance(interrupt, fitting.Interrupted):
-            line = f"interrupted at step {interrupt.step}; the same command with --resume goes on from there"
-            _fail(line, 128 + interrupt.number)
+    except (KeyboardInterrupt, typer.Abort):
         status = 130
+    except Stopped as stopped:
+        _fail(str(stopped), stopped.status)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own; it has no public class that all its versions share
             message = " ".join(error.format_message().split())
