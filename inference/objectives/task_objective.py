@@ -341,7 +341,7 @@ def check_shapes(guide_trace: Trace, model_trace: Trace) -> None:
         pruned.compute_log_prob()
         for site in pruned.nodes.values():
             if site["type"] == "sample":
-                check_site_shape(site, float("inf"))
+                check_site_shape(site, float("inf"))  # type: ignore[arg-type]
 
 
 def joined(passes: list[Draws]) -> Draws:
