@@ -21,12 +21,12 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from evaluation.adapter_methods import ADAPTER_METHODS, AdapterBudget
-from evaluation.adapter_training import AdapterTraining
-from guides.lrvd_peft import LrvdConfig
-from inference.lrvd_training import LrvdObjective, parameter_groups
-from pp_models.text_networks import load_network, tokenise
-from pp_models.text_tasks import template_sentences
+from evaluation.adapters.adapter_methods import ADAPTER_METHODS, AdapterBudget
+from evaluation.adapters.adapter_training import AdapterTraining
+from guides.adapters.lrvd_peft import LrvdConfig
+from inference.adapters.lrvd_training import LrvdObjective, parameter_groups
+from pp_models.adapters.text_networks import load_network, tokenise
+from pp_models.tasks.text_tasks import template_sentences
 
 TARGETS = ["query", "key", "value", "output.dense", "intermediate.dense"]
 LENGTH, BATCH = 40, 16

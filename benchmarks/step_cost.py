@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.functional import softplus
 
-from evaluation.methods import Task, build
+from evaluation.methods import TaskShape, build
 from pp_models import tasks
 from pp_models.parameter_module import mlp
 
@@ -91,7 +91,7 @@ def step(module: nn.Module, optimizer: torch.optim.Optimizer, batch) -> float:
 
 def compare(name: str, hand: nn.Module, width: int, batch_size: int, steps: int) -> None:
     """Prints one row."""
-    method = build(name, Task(1, 1, width))
+    method = build(name, TaskShape(1, 1, width))
     ours = method.objective(method.model, method.guide)
     pairs = [(m, torch.optim.Adam(m.parameters(), 1e-3, fused=True)) for m in (ours, hand)]
     stream = tasks.gp("rbf", batch_size, 0)

@@ -5,7 +5,8 @@ Run: python -m benchmarks.verdict_confusion [--runs 20] [--guides exact,fitted] 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch
 import typer
 from torch import Tensor
 
-from evaluation.results_page import markdown_table
 from evaluation.trust import LEVELS, verdict
+from guidebook.results_page import markdown_table
 from inference import fit
 from inference.objectives import make
 from pp_models import Dataset, LogSpaceDirichlet, TaskBatch
@@ -270,8 +271,10 @@ class Tasks:
     def __init__(self, family: Family, seed: int) -> None:
         self.family, self.seed = family, seed
 
-    def batch(self, index: int) -> Dataset:
-        """One batch, the same for the same index."""
+    def __iter__(self) -> Iterator[Dataset]:
+        return map(self._batch, itertools.count())
+
+    def _batch(self, index: int) -> Dataset:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(1_000_003 * (self.seed + 1) + index)
             return self.family.tasks(32).full.points(slice(0, 5 + index % 16))

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from evaluation.diagnostics import psis, wasserstein
-from evaluation.plots.style import WIDTH, colours, look
-from inference.predict import posterior_log_weights, sample_posterior
+from inference.posterior_draws import posterior_log_weights, sample_posterior
 from inference.progress import Stages
 from pp_models.data import Dataset
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,10 @@ class Grade:
     entries: pd.DataFrame
 
     def forest(self, most: int = 20) -> Figure:
-        """Central 50 and 90 % intervals of both, for the entries that differ most (largest Wasserstein distance)."""
-        rows = self.entries.sort_values("wasserstein", ascending=False).head(most)[::-1]
-        with look():
-            figure = Figure(figsize=(WIDTH, 0.9 + 0.28 * len(rows)), layout="constrained")
-            axes = figure.subplots()
-            for shift, name, colour in zip((0.14, -0.14), ("guide", "reference"), colours(2), strict=True):
-                places = [i + shift for i in range(len(rows))]
-                axes.hlines(places, rows[f"{name}_5"], rows[f"{name}_95"], color=colour, lw=1.2)
-                axes.hlines(places, rows[f"{name}_25"], rows[f"{name}_75"], color=colour, lw=3.5)
-                axes.plot(rows[f"{name}_50"], places, "o", color=colour, ms=4, label=name)
-            axes.set_yticks(range(len(rows)), list(rows["entry"]))
-            axes.set_xlabel("value")
-            axes.legend(loc="best")
-        return figure
+        """The entries that differ most as intervals; see :func:`evaluation.plots.forest`."""
+        from evaluation.plots import forest  # here: a table needs no matplotlib
+
+        return forest(self, most)
 
 
 def grade(
@@ -77,7 +68,7 @@ def grade(
     Raises:
         ValueError: a site of the reference that the guide has not, or draws of other shapes.
     """
-    draws: Mapping[str, Tensor] = getattr(reference, "draws", reference)
+    draws: Mapping[str, Tensor] = reference if isinstance(reference, Mapping) else reference.draws
     found = sample_posterior(model, guide, data, num_samples, seed=seed)
     missing = sorted(set(draws) - set(found))
     if missing:

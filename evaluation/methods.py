@@ -4,38 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyro.infer
-from torch import nn
+import guides  # names of the rooms are looked up where they are needed: a list of methods loads no torch
+import pp_models
+from inference import objectives
+from pp_models.registry import Registry
 
-from guides import (
-    AmortisedMeanFieldGuide,
-    BernoulliExpertGuide,
-    BNNWeightGuide,
-    BootstrapGuide,
-    CAVIAGuide,
-    ContextPointsGuide,
-    DirichletMixtureGuide,
-    DistanceInformedGuide,
-    MAMLGuide,
-    MCDropoutGuide,
-    NeuralProcessGuide,
-)
-from inference.objectives import make
-from pp_models import (
-    BayesianAttentionNetwork,
-    BayesianNetwork,
-    ConvNeuralProcess,
-    DistanceInformedProcess,
-    GaussianHeadLikelihood,
-    GaussianLikelihood,
-    LearnedGaussianPrior,
-    MixtureDensityNetwork,
-    NeuralProcess,
-    TransformerNeuralProcess,
-)
-from pp_models.conditional_process import ConditionalProcess
+if TYPE_CHECKING:
+    import pyro.infer
+    from torch import nn
+
+    from pp_models.processes.conditional_process import ConditionalProcess
 
 
 @dataclass
@@ -56,7 +36,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Task:
+class TaskShape:
     """What a method needs to know of a task distribution.
 
     Args:
@@ -81,7 +61,7 @@ class Task:
     extent: float = 4.0
 
     @classmethod
-    def of(cls, stream: Any, width: int = 64, **options: Any) -> Task:
+    def of(cls, stream: Any, width: int = 64, **options: Any) -> TaskShape:
         """The task of a stream: widths and, for models on a grid, its images' size or the interval of its inputs.
 
         Args:
@@ -91,106 +71,126 @@ class Task:
         """
         batch = stream.batch(0)
         x, y = batch.full.x, batch.full.y
-        if x.shape[-1] == 2 and hasattr(stream, "height"):
-            options.setdefault("image_size", (stream.height, stream.width))
+        if x.shape[-1] == 2 and stream.image_size is not None:
+            options.setdefault("image_size", stream.image_size)
         elif x.shape[-1] == 1:
             # inputs of other batches may reach further than those seen
-            low, high = getattr(stream, "x_range", (0.0, 1.25 * float(x.max() - x.min())))
+            low, high = stream.input_interval or (0.0, 1.25 * float(x.max() - x.min()))
             options.setdefault("extent", float(high - low))
         return cls(x.shape[-1], y.shape[-1], width, **options)
 
 
 def network(
-    task: Task, representation: int = 0, depth: int = 5, likelihood: str = "gaussian-head", prior: Any = None
-) -> BayesianNetwork:
+    task: TaskShape, representation: int = 0, depth: int = 5, likelihood: str = "gaussian-head", prior: Any = None
+) -> pp_models.BayesianNetwork:
     """A network of ``depth`` weight matrices for a task distribution."""
     outputs = 2 * task.dim_y if likelihood == "gaussian-head" else task.dim_y
     sizes = [task.dim_x, *[task.width] * (depth - 1), outputs]
-    found: Any = GaussianHeadLikelihood(task.min_scale) if likelihood == "gaussian-head" else likelihood
-    return BayesianNetwork(sizes, prior=prior, likelihood=found, representation_dim=representation)
+    found: Any = pp_models.GaussianHeadLikelihood(task.min_scale) if likelihood == "gaussian-head" else likelihood
+    return pp_models.BayesianNetwork(sizes, prior=prior, likelihood=found, representation_dim=representation)
 
 
-def neural_process(task: Task, latent: bool, path: bool, attention: bool = False) -> NeuralProcess:
+def neural_process(task: TaskShape, latent: bool, path: bool, attention: bool = False) -> pp_models.NeuralProcess:
     """A decoder for a task distribution, with a global latent, a deterministic path, or both."""
-    return NeuralProcess(
+    return pp_models.NeuralProcess(
         task.dim_x,
         task.dim_y,
         latent_dim=128 if latent else 0,
         representation_dim=task.width if path else 0,
         attention=attention,
         width=task.width,
-        likelihood=GaussianHeadLikelihood(task.min_scale),
+        likelihood=pp_models.GaussianHeadLikelihood(task.min_scale),
     )
 
 
-def convolutional(task: Task) -> ConvNeuralProcess:
+def convolutional(task: TaskShape) -> pp_models.ConvNeuralProcess:
     """A ConvCNP for a task distribution on a line, or on images whose size the task gives."""
-    head = GaussianHeadLikelihood(task.min_scale)
-    return ConvNeuralProcess(
+    head = pp_models.GaussianHeadLikelihood(task.min_scale)
+    return pp_models.ConvNeuralProcess(
         task.dim_x, task.dim_y, task.width, extent=task.extent, image_size=task.image_size, likelihood=head
     )
 
 
-def distance_informed(task: Task) -> DistanceInformedProcess:
+def distance_informed(task: TaskShape) -> pp_models.DistanceInformedProcess:
     """A process with global and local latents for a task distribution."""
-    head = GaussianHeadLikelihood(task.min_scale)
-    return DistanceInformedProcess(task.dim_x, task.dim_y, task.width, task.width, task.width, likelihood=head)
+    head = pp_models.GaussianHeadLikelihood(task.min_scale)
+    return pp_models.DistanceInformedProcess(
+        task.dim_x, task.dim_y, task.width, task.width, task.width, likelihood=head
+    )
 
 
-def transformer(task: Task) -> TransformerNeuralProcess:
+def transformer(task: TaskShape) -> pp_models.TransformerNeuralProcess:
     """A TNP-D for a task distribution: 6 layers of 4 heads."""
-    head = GaussianHeadLikelihood(task.min_scale)
-    return TransformerNeuralProcess(task.dim_x, task.dim_y, task.width, feedforward=2 * task.width, likelihood=head)
+    head = pp_models.GaussianHeadLikelihood(task.min_scale)
+    return pp_models.TransformerNeuralProcess(
+        task.dim_x, task.dim_y, task.width, feedforward=2 * task.width, likelihood=head
+    )
 
 
-def _nvdp(task: Task, deterministic: bool = False, guide: dict[str, Any] | None = None, **objective: Any) -> tuple:
+def _nvdp(task: TaskShape, deterministic: bool = False, guide: dict[str, Any] | None = None, **objective: Any) -> tuple:
     options = dict(guide or {})
     if task.shared_path:
         model = network(task, task.width, depth=4)
         options["share_encoder"] = True
     else:
         model = network(task, task.width if deterministic else 0)
-    built = BernoulliExpertGuide(model, width=task.width, **options)
-    return model, built, make("conditional-prior", **{"beta": task.beta, **objective})
+    built = guides.BernoulliExpertGuide(model, width=task.width, **options)
+    return model, built, objectives.make("conditional-prior", **{"beta": task.beta, **objective})
 
 
-def _neural_process(task: Task, latent: bool, path: bool, objective: str, attention: bool = False) -> tuple:
+def _neural_process(task: TaskShape, latent: bool, path: bool, objective: str, attention: bool = False) -> tuple:
     model = neural_process(task, latent, path, attention)
-    return model, NeuralProcessGuide(model, task.width), make(objective, kl_reduction="sum", normalize=True)
+    return (
+        model,
+        guides.NeuralProcessGuide(model, task.width),
+        objectives.make(objective, kl_reduction="sum", normalize=True),
+    )
 
 
 def _conditional(model: ConditionalProcess) -> tuple:
-    return model, ContextPointsGuide(model), make("npml", num_particles=1, normalize=True)
+    return model, guides.ContextPointsGuide(model), objectives.make("npml", num_particles=1, normalize=True)
 
 
-def _bnp(task: Task) -> tuple:
+def _bnp(task: TaskShape) -> tuple:
     model = neural_process(task, False, True)
-    return model, BootstrapGuide(model, task.width), make("npml", num_particles=4, normalize=True)
+    return (
+        model,
+        guides.BootstrapGuide(model, task.width),
+        objectives.make("npml", num_particles=4, normalize=True),
+    )
 
 
-def _si_np(task: Task) -> tuple:
+def _si_np(task: TaskShape) -> tuple:
     model = neural_process(task, True, False)
-    return model, NeuralProcessGuide(model, task.width), make("iw-em", num_particles=8, normalize=True)
+    return (
+        model,
+        guides.NeuralProcessGuide(model, task.width),
+        objectives.make("iw-em", num_particles=8, normalize=True),
+    )
 
 
-def _dnp(task: Task) -> tuple:
+def _dnp(task: TaskShape) -> tuple:
     model = distance_informed(task)
-    return model, DistanceInformedGuide(model, task.width), make("npml", num_particles=4, normalize=True)
+    return (
+        model,
+        guides.DistanceInformedGuide(model, task.width),
+        objectives.make("npml", num_particles=4, normalize=True),
+    )
 
 
-def _maml(task: Task) -> tuple:
+def _maml(task: TaskShape) -> tuple:
     model = network(task)
-    return model, MAMLGuide(model), make("npml", num_particles=1, normalize=True)
+    return model, guides.MAMLGuide(model), objectives.make("npml", num_particles=1, normalize=True)
 
 
-def _cavia(task: Task) -> tuple:
+def _cavia(task: TaskShape) -> tuple:
     model = neural_process(task, False, True)
-    return model, CAVIAGuide(model), make("npml", num_particles=1, normalize=True)
+    return model, guides.CAVIAGuide(model), objectives.make("npml", num_particles=1, normalize=True)
 
 
-def mixture(task: Task, experts: str = "context") -> MixtureDensityNetwork:
+def mixture(task: TaskShape, experts: str = "context") -> pp_models.MixtureDensityNetwork:
     """A mixture of eight context experts, or sixteen strict ones, for a task distribution."""
-    return MixtureDensityNetwork(
+    return pp_models.MixtureDensityNetwork(
         8 if experts == "context" else 16,
         task.dim_x,
         task.dim_y,
@@ -201,93 +201,109 @@ def mixture(task: Task, experts: str = "context") -> MixtureDensityNetwork:
     )
 
 
-def _nmdp(task: Task, experts: str = "context", **objective: Any) -> tuple:
+def _nmdp(task: TaskShape, experts: str = "context", **objective: Any) -> tuple:
     model = mixture(task, experts)
-    return model, DirichletMixtureGuide(model, 2 * task.width), make("iw-em", normalize=True, **objective)
+    return (
+        model,
+        guides.DirichletMixtureGuide(model, 2 * task.width),
+        objectives.make("iw-em", normalize=True, **objective),
+    )
 
 
-def _bnnp(task: Task, attention: bool = False) -> tuple:
-    likelihood = GaussianLikelihood(0.1, learn_noise=True, max_noise=0.5)
-    prior = LearnedGaussianPrior("unit")
+def _bnnp(task: TaskShape, attention: bool = False) -> tuple:
+    likelihood = pp_models.GaussianLikelihood(0.1, learn_noise=True, max_noise=0.5)
+    prior = pp_models.LearnedGaussianPrior("unit")
     if attention:
-        model: BayesianNetwork = BayesianAttentionNetwork(
+        model: pp_models.BayesianNetwork = pp_models.BayesianAttentionNetwork(
             task.dim_x, task.dim_y, task.width, 1, 4, prior=prior, likelihood=likelihood, activation="silu"
         )
     else:
         sizes = [task.dim_x, task.width, task.width, task.dim_y]
-        model = BayesianNetwork(sizes, prior=prior, likelihood=likelihood, activation="silu")
-    return model, BNNWeightGuide(model), make("pp-avi", num_particles=8)
+        model = pp_models.BayesianNetwork(sizes, prior=prior, likelihood=likelihood, activation="silu")
+    return model, guides.BNNWeightGuide(model), objectives.make("pp-avi", num_particles=8)
 
 
-def _mean_field(task: Task) -> tuple:
+def _mean_field(task: TaskShape) -> tuple:
     model = network(task)
     return (
         model,
-        AmortisedMeanFieldGuide(model, task.width),
-        make("elbo", normalize=True, local_reparameterization=True),
+        guides.AmortisedMeanFieldGuide(model, task.width),
+        objectives.make("elbo", normalize=True, local_reparameterization=True),
     )
 
 
-def _mc_dropout(task: Task) -> tuple:
+def _mc_dropout(task: TaskShape) -> tuple:
     model = network(task)
-    return model, MCDropoutGuide(model), make("elbo", normalize=True, local_reparameterization=True)
+    return (
+        model,
+        guides.MCDropoutGuide(model),
+        objectives.make("elbo", normalize=True, local_reparameterization=True),
+    )
 
 
 #: name -> (what it is, how it is built)
-METHODS: dict[str, tuple[str, Callable[[Task], tuple]]] = {
-    "nvdp": ("Neural Variational Dropout Process: context through dropout rates only", _nvdp),
-    "nvdp+det": ("NVDP with a deterministic path as well", lambda t: _nvdp(t, deterministic=True)),
-    "nvdp-no-prior": ("NVDP without its variational prior (β = 0)", lambda t: _nvdp(t, beta=0.0)),
-    "nvdp-stop-prior": (
-        "NVDP with no gradient through the prior branch",
-        lambda t: _nvdp(t, stop_prior_gradient=True),
-    ),
-    "nvdp-sum": (
-        "NVDP with the literal summed KL, β = 1",
-        lambda t: _nvdp(t, beta=1.0, kl_reduction="sum", normalize=True),
-    ),
-    "nvdp-layer": ("NVDP with one rate a layer", lambda t: _nvdp(t, guide={"rates": "layer"})),
-    "nvdp-full": ("NVDP with a rate for every weight", lambda t: _nvdp(t, guide={"rates": "full"})),
-    "bnnp": ("Bayesian neural network process: layerwise posteriors, learned prior, noise learned below 0.5", _bnnp),
-    "bnam": ("BNNP's attention network: points attend to one another", lambda t: _bnnp(t, attention=True)),
-    "nmdp": ("Neural Mixture Density Process, context experts", _nmdp),
-    "nmdp-conjugate": ("NMDP with the conjugate proposal", lambda t: _nmdp(t, proposal="conjugate")),
-    "nmdp-strict": ("NMDP as printed: experts that see x alone", lambda t: _nmdp(t, "strict", proposal="conjugate")),
-    "cnp": ("Conditional Neural Process", lambda t: _neural_process(t, False, True, "conditional-prior")),
-    "np": ("Neural Process", lambda t: _neural_process(t, True, False, "npvi")),
-    "np+vp": ("Neural Process, variational prior", lambda t: _neural_process(t, True, False, "conditional-prior")),
-    "np+cnp": ("Neural Process with a deterministic path", lambda t: _neural_process(t, True, True, "npvi")),
-    "np+cnp+vp": (
-        "Neural Process with a deterministic path, variational prior",
-        lambda t: _neural_process(t, True, True, "conditional-prior"),
-    ),
-    "anp": (
-        "Attentive Neural Process",
-        lambda t: _neural_process(t, True, True, "npvi", attention=True),
-    ),
-    "canp": (
-        "Conditional Neural Process with attention, no latent",
-        lambda t: _neural_process(t, False, True, "conditional-prior", attention=True),
-    ),
-    "bnp": ("Bootstrapping Neural Process: particles are resamples of the context", _bnp),
-    "si-np": ("Neural Process trained by importance-weighted EM, the guide as prior and proposal", _si_np),
-    "convcnp": ("Convolutional Conditional Neural Process", lambda t: _conditional(convolutional(t))),
-    "tnp-d": ("Transformer Neural Process, diagonal", lambda t: _conditional(transformer(t))),
-    "dnp": ("distance-informed process: a global latent, local ones read by distance", _dnp),
-    "maml": ("network weights adapted by gradient steps from one start", _maml),
-    "cavia": ("a decoder's input adapted by gradient steps from zero", _cavia),
-    "mean-field": ("amortised mean-field Gaussian over the weights", _mean_field),
-    "mc-dropout": ("dropout at one fixed rate: cannot adapt to a task", _mc_dropout),
-}
+METHODS: Registry[tuple[str, Callable[[TaskShape], tuple]]] = Registry(
+    "model",
+    {
+        "nvdp": ("Neural Variational Dropout Process: context through dropout rates only", _nvdp),
+        "nvdp+det": ("NVDP with a deterministic path as well", lambda t: _nvdp(t, deterministic=True)),
+        "nvdp-no-prior": ("NVDP without its variational prior (β = 0)", lambda t: _nvdp(t, beta=0.0)),
+        "nvdp-stop-prior": (
+            "NVDP with no gradient through the prior branch",
+            lambda t: _nvdp(t, stop_prior_gradient=True),
+        ),
+        "nvdp-sum": (
+            "NVDP with the literal summed KL, β = 1",
+            lambda t: _nvdp(t, beta=1.0, kl_reduction="sum", normalize=True),
+        ),
+        "nvdp-layer": ("NVDP with one rate a layer", lambda t: _nvdp(t, guide={"rates": "layer"})),
+        "nvdp-full": ("NVDP with a rate for every weight", lambda t: _nvdp(t, guide={"rates": "full"})),
+        "bnnp": (
+            "Bayesian neural network process: layerwise posteriors, learned prior, noise learned below 0.5",
+            _bnnp,
+        ),
+        "bnam": ("BNNP's attention network: points attend to one another", lambda t: _bnnp(t, attention=True)),
+        "nmdp": ("Neural Mixture Density Process, context experts", _nmdp),
+        "nmdp-conjugate": ("NMDP with the conjugate proposal", lambda t: _nmdp(t, proposal="conjugate")),
+        "nmdp-strict": (
+            "NMDP as printed: experts that see x alone",
+            lambda t: _nmdp(t, "strict", proposal="conjugate"),
+        ),
+        "cnp": ("Conditional Neural Process", lambda t: _neural_process(t, False, True, "conditional-prior")),
+        "np": ("Neural Process", lambda t: _neural_process(t, True, False, "npvi")),
+        "np+vp": ("Neural Process, variational prior", lambda t: _neural_process(t, True, False, "conditional-prior")),
+        "np+cnp": ("Neural Process with a deterministic path", lambda t: _neural_process(t, True, True, "npvi")),
+        "np+cnp+vp": (
+            "Neural Process with a deterministic path, variational prior",
+            lambda t: _neural_process(t, True, True, "conditional-prior"),
+        ),
+        "anp": (
+            "Attentive Neural Process",
+            lambda t: _neural_process(t, True, True, "npvi", attention=True),
+        ),
+        "canp": (
+            "Conditional Neural Process with attention, no latent",
+            lambda t: _neural_process(t, False, True, "conditional-prior", attention=True),
+        ),
+        "bnp": ("Bootstrapping Neural Process: particles are resamples of the context", _bnp),
+        "si-np": ("Neural Process trained by importance-weighted EM, the guide as prior and proposal", _si_np),
+        "convcnp": ("Convolutional Conditional Neural Process", lambda t: _conditional(convolutional(t))),
+        "tnp-d": ("Transformer Neural Process, diagonal", lambda t: _conditional(transformer(t))),
+        "dnp": ("distance-informed process: a global latent, local ones read by distance", _dnp),
+        "maml": ("network weights adapted by gradient steps from one start", _maml),
+        "cavia": ("a decoder's input adapted by gradient steps from zero", _cavia),
+        "mean-field": ("amortised mean-field Gaussian over the weights", _mean_field),
+        "mc-dropout": ("dropout at one fixed rate: cannot adapt to a task", _mc_dropout),
+    },
+    "guidebook list models",
+)
 
 
-def build(name: str, task: Task) -> Method:
+def build(name: str, task: TaskShape) -> Method:
     """Builds a method.
 
     Raises:
         ValueError: unknown name.
     """
-    if name not in METHODS:
-        raise ValueError(f"model: got {name!r}; it must be one of {', '.join(METHODS)}")
-    model, guide, objective = METHODS[name][1](task)
+    model, guide, objective = METHODS.find(name)[1](task)
     return Method(name, model, guide, objective)

@@ -15,7 +15,7 @@ import jinja2
 import pandas as pd
 from matplotlib.figure import Figure
 
-from inference.checkpoint import make_folder, write_atomically
+from pp_models.files import make_folder, write_atomically
 
 TEMPLATE = "report.html.jinja"
 #: dots per inch of the pictures; twice what a page shows them at, for sharp screens and print

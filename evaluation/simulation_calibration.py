@@ -11,9 +11,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from inference.data_dtype import as_computed
 from inference.objectives.independent_plates import is_point_mass, sample_sites
-from inference.predict import predict, seeded
+from inference.predict import predict
 from inference.progress import Stages
+from inference.random_state import seeded
 from pp_models.data import DataError, Dataset, TaskBatch
 from pp_models.task_plates import PARTICLE_PLATE
 
@@ -92,6 +94,7 @@ def simulation_ranks(
         raise ValueError(f"num_draws: got {num_draws}; it must be at least 2")
     if len(inputs.batch_shape) != 1:
         raise ValueError(f"inputs: got task dimensions {list(inputs.batch_shape)}; it must have one")
+    inputs = as_computed(inputs, model, guide)
     found: dict[str, list[Tensor]] = {}
     with seeded(seed, inputs.x.device), Stages(progress) as shown:
         shown.begin("simulated tasks", len(inputs))

@@ -15,7 +15,8 @@ from evaluation.diagnostics import khat_threshold, psis
 from evaluation.simulation_calibration import LIKELIHOOD, CalibrationRanks, NothingDrawn, simulation_ranks
 from inference.objectives import REGISTRY
 from inference.objectives.task_objective import effective_sample_size
-from inference.predict import posterior_log_weights, predict
+from inference.posterior_draws import posterior_log_weights
+from inference.predict import predict
 from inference.progress import Stages
 from pp_models.data import Dataset, TaskBatch
 
@@ -153,7 +154,9 @@ def verdict(
     if not batches:
         raise ValueError("tasks: got none; held-out tasks are needed to test a guide on")
     if kind is None:
-        predicts = objective in REGISTRY and REGISTRY[objective][0].guide_is == "predictor"
+        predicts = (
+            objective is not None and objective in REGISTRY and REGISTRY[objective].load().guide_is == "predictor"
+        )
         kind = "prediction" if predicts else "posterior"
     tested = _Evidence(kind)
     if kind == "posterior":

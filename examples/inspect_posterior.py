@@ -6,28 +6,25 @@ Run: python examples/inspect_posterior.py
 import arviz as az
 import torch
 
-import evaluation
-from guides import BNNWeightGuide
-from inference import fit, sample_posterior
-from pp_models import BayesianNetwork, tasks
+import guidebook as gb
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    stream = tasks.squared_exponential(batch_size=4, lengthscale=1.0, num_points=(20, 30))
-    model = BayesianNetwork([1, 8, 1], noise_scale=0.1, activation="tanh")
-    guide = BNNWeightGuide(model)
-    fit(model, guide, stream, objective="elbo", steps=100, learning_rate=1e-2, progress=False)
+    stream = gb.tasks.squared_exponential(batch_size=4, lengthscale=1.0, num_points=(20, 30))
+    model = gb.BayesianNetwork([1, 8, 1], noise_scale=0.1, activation="tanh")
+    guide = gb.guides.BNNWeightGuide(model)
+    gb.fit(model, guide, stream, objective="elbo", steps=100, learning_rate=1e-2, progress=False)
 
-    held_out = tasks.squared_exponential(16, seed=1, lengthscale=1.0, num_points=(25, 25)).batch(0)
-    idata = evaluation.to_arviz(model, guide, held_out.full, num_samples=200, seed=0)
+    held_out = gb.tasks.squared_exponential(16, seed=1, lengthscale=1.0, num_points=(25, 25)).batch(0)
+    idata = gb.to_arviz(model, guide, held_out.full, num_samples=200, seed=0)
     print(az.summary(idata, var_names=["layer_1.weight"], coords={"task": [0]}, kind="stats"))
 
-    verdict = evaluation.verdict(model, guide, held_out, num_samples=200, num_simulations=100)
+    verdict = gb.verdict(model, guide, held_out, num_samples=200, num_simulations=100)
     print(verdict)  # trust, use with importance weights, or do not trust, and why
-    better = sample_posterior(model, guide, held_out.full, 200, correct="psis")
+    better = gb.sample_posterior(model, guide, held_out.full, 200, correct="psis")
     print("corrected draws:", {name: list(draws.shape) for name, draws in better.items()})
 
-    evaluation.plots.rank_ecdf_plot(verdict.ranks).savefig("calibration.png")
+    gb.plots.rank_ecdf_plot(verdict.ranks).savefig("calibration.png")
     if hasattr(az, "plot_forest"):  # ArviZ below 1; from 1 on it is arviz_plots.plot_forest
         axes = az.plot_forest(idata, var_names=["layer_1.weight"], coords={"task": [0]}, combined=True)
         axes[0].figure.savefig("forest.png")

@@ -63,7 +63,7 @@ class PointEncoder(nn.Module):
 
 
 class SetEncoder(PointEncoder):
-    """An MLP on each (x, y) pair, pooled over the points of a task (NVDP, section 2.1).
+    """An MLP on each (x, y) pair, pooled over the points of a task.
 
     Args:
         dim_x: input width.

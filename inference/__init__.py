@@ -1,29 +1,8 @@
-"""Objectives, fitting, prediction and reference samplers."""
+"""Objectives, fitting, prediction and reference samplers.
 
-from inference import objectives
-from inference.checkpoint import CheckpointError
-from inference.compare_objectives import compare_objectives
-from inference.fit import FitResult, TrainingDiverged, fit
-from inference.nuts import NutsResult, nuts
-from inference.predict import Prediction, predict, sample_posterior
-from inference.prior_predictive import prior_predictive
-from inference.rank_pruning import RankPruning, prune_ranks
-from inference.swag import swag
+Names are loaded when they are first asked for; ``__init__.pyi`` says where each is, one line a name.
+"""
 
-__all__ = [
-    "CheckpointError",
-    "FitResult",
-    "NutsResult",
-    "Prediction",
-    "RankPruning",
-    "TrainingDiverged",
-    "compare_objectives",
-    "fit",
-    "nuts",
-    "objectives",
-    "predict",
-    "prior_predictive",
-    "prune_ranks",
-    "sample_posterior",
-    "swag",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

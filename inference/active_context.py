@@ -10,6 +10,7 @@ from torch import Tensor
 
 from inference.predict import predict
 from pp_models import Dataset, TaskBatch
+from pp_models.contract import as_guide
 
 ACQUISITIONS = ("information", "entropy drop", "max sd", "random")
 
@@ -61,7 +62,8 @@ def entropy_drop(
     Raises:
         TypeError: the guide has no concentration.
     """
-    if not hasattr(guide, "concentration"):
+    before = as_guide(guide).concentration(context)
+    if before is None:
         raise TypeError(f"guide: got {type(guide).__name__}; 'entropy drop' needs a guide with concentration(data)")
     y = predict(model, guide, context, x, num_samples, seed=seed).samples
     shape = (num_samples, *context.batch_shape, x.num_points)
@@ -77,7 +79,7 @@ def entropy_drop(
         torch.cat([repeated(context.y), y.unsqueeze(len(shape))], len(shape)),
         torch.cat([repeated(context.full_mask()), torch.ones(*shape, 1, dtype=torch.bool, device=y.device)], -1),
     )
-    before, after = entropy_of_mean(guide.concentration(context)), entropy_of_mean(guide.concentration(asked))
+    before, after = entropy_of_mean(before), entropy_of_mean(guide.concentration(asked))
     return before.unsqueeze(-1) - after.mean(0)
 
 

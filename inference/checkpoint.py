@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,51 +15,20 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from pp_models.files import FileError, write_atomically
+
 INDEX = "checkpoint.json"
+RETIRED = "retired.json"
 KEEP = 2
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read; the message names the file and the reason."""
+#: what a fit writes into a folder, under names that only it uses, and what a kill leaves of them
+OWN_FILES = r"weights-\d{8}\.safetensors|state-\d{8}\.pt|checkpoint\.json|retired\.json|metrics\.jsonl|run\.json"
+OWNER = "guidebook-"
+_LEFT_BEHIND = re.compile(rf"\.({OWN_FILES})\.{OWNER}[0-9a-f]{{16}}\.partial")
 
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that it is, at any moment, either what it was or all of ``content``.
-
-    Raises:
-        CheckpointError: the folder cannot be written to.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)  # the new name, too, must survive a crash of the machine
-        finally:
-            os.close(directory)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from None
-
-
-def make_folder(folder: str | os.PathLike, argument: str) -> Path:
-    """Creates a folder and proves that it can be written to.
-
-    Raises:
-        CheckpointError: it cannot be created or written to.
-    """
-    path = Path(folder)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise CheckpointError(f"{argument}: {path} is not a folder that can be written to ({error.strerror})") from None
-    return path
+#: a checkpoint that cannot be written or read
+CheckpointError = FileError
 
 
 def _canonical(value: Any) -> Any:
@@ -74,8 +44,17 @@ def _canonical(value: Any) -> Any:
     return value
 
 
+def write(folder: Path, name: str, content: bytes) -> None:
+    """Writes one of a run's own files; what a kill leaves of it is found and removed when the run goes on.
+
+    Raises:
+        CheckpointError: the folder cannot be written to.
+    """
+    write_atomically(folder / name, content, OWNER)
+
+
 def _entry(folder: Path, name: str, content: bytes) -> dict[str, str]:
-    write_atomically(folder / name, content)
+    write(folder, name, content)
     return {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -124,14 +103,67 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
         "weights": _entry(folder, f"weights-{step:08d}.safetensors", safetensors.torch.save(on_host)),
         "state": _entry(folder, f"state-{step:08d}.pt", buffer.getvalue()),
     }
+    before = read_index(folder)
     # a later one can only be of a run that was abandoned (resume="previous")
-    kept = [new, *(c for c in read_index(folder) if c["step"] < step)][:KEEP]
-    write_atomically(folder / INDEX, json.dumps({"format": 1, "checkpoints": kept}, indent=1).encode())
-    names = {c[kind]["file"] for c in kept for kind in ("weights", "state")}
-    for pattern in ("weights-*.safetensors", "state-*.pt", ".*.partial"):
-        for path in folder.glob(pattern):
-            if path.name not in names:
-                path.unlink(missing_ok=True)
+    kept = [new, *(c for c in before if c["step"] < step)][:KEEP]
+    retired = sorted(_files(before) - _files(kept))
+    if retired:  # said before the index forgets them, so that a kill at any moment leaves nothing that nobody knows
+        write(folder, RETIRED, json.dumps(retired).encode())
+    write(folder, INDEX, json.dumps({"format": 1, "checkpoints": kept}, indent=1).encode())
+    _remove_retired(folder, kept)
+
+
+def _files(checkpoints: list[dict[str, Any]]) -> set[str]:
+    return {c[kind]["file"] for c in checkpoints for kind in ("weights", "state")}
+
+
+def _remove_retired(folder: Path, checkpoints: list[dict[str, Any]]) -> None:
+    """Removes the files that a checkpoint left the index with, and the note of them."""
+    try:
+        retired = json.loads((folder / RETIRED).read_text())
+        names = {name for name in retired if re.fullmatch(OWN_FILES, name)} - _files(checkpoints)
+    except FileNotFoundError:
+        return
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder / RETIRED}: is not a list of files ({error})") from None
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    (folder / RETIRED).unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes what a kill left of this run's own files: those a checkpoint retired, and those half-written.
+
+    Nothing else in the folder is touched.
+
+    Raises:
+        CheckpointError: the index is not readable.
+    """
+    _remove_retired(folder, read_index(folder))
+    for path in folder.iterdir():
+        if _LEFT_BEHIND.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            path.unlink(missing_ok=True)
+
+
+def refuse_foreign_files(folder: Path, argument: str) -> None:
+    """Refuses to begin a run where files stand that it would write over.
+
+    Raises:
+        CheckpointError: the folder holds a run, or files named like a run's.
+    """
+    held = read_index(folder)
+    if held:
+        step = held[0]["step"]
+        raise CheckpointError(
+            f"{argument}: {folder} already holds a run at step {step}; pass resume=True or name another folder"
+        )
+    named = sorted(path.name for path in folder.iterdir() if re.fullmatch(OWN_FILES, path.name))
+    named = [name for name in named if name != "run.json"]
+    if named:
+        raise CheckpointError(
+            f"{argument}: {folder} holds {named[0]}, which belongs to no checkpoint there; a run that was stopped "
+            "early goes on with resume=True, anything else needs another folder"
+        )
 
 
 def _verified(folder: Path, entry: dict[str, str], others: list[int]) -> bytes:

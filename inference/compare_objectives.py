@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyro
 import torch
 from torch import Tensor, nn
 
+from inference.data_dtype import as_computed
 from inference.objectives import REGISTRY, TaskObjective, make
-from inference.predict import seeded
-from pp_models.data import TaskBatch
+from inference.random_state import seeded
+from pp_models.data import Dataset, TaskBatch
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def compare_objectives(
@@ -61,6 +64,8 @@ def compare_objectives(
         makers = dict(objectives)
     else:
         makers = {name: _maker(name) for name in (REGISTRY if objectives is None else objectives)}
+    if isinstance(batch, Dataset | TaskBatch):
+        batch = as_computed(batch, model, guide)
     rows = []
     for label, maker in makers.items():
         for k in sizes:
@@ -70,6 +75,8 @@ def compare_objectives(
             except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
                 row |= {"status": "failed", "reason": str(error).splitlines()[0] if str(error) else repr(error)}
             rows.append(row)
+    import pandas as pd  # here, for it takes a second to import
+
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -170,5 +177,5 @@ def _evaluate(
         return objective.reduce(terms), terms.bound.mean(), None if ess is None else ess.mean(), terms.share_below_2
     data = batch.full if isinstance(batch, TaskBatch) else batch
     loss = objective.differentiable_loss(model, guide, data)
-    count = max(data.batch_shape.numel(), 1) if hasattr(data, "batch_shape") else 1
+    count = max(data.batch_shape.numel(), 1) if isinstance(data, Dataset | TaskBatch) else 1
     return loss, -loss / count, None, None

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -19,29 +17,25 @@ from torch import Tensor, nn
 
 from inference import checkpoint
 from inference.objectives import TaskObjective, make
+from inference.plateau import settled
 from inference.progress import FitProgress
+from inference.schedules import LearningRates
+from inference.skipped_steps import SkippedSteps
 from inference.training_setup import (
     batches,
     follow,
     make_fabric,
     make_optimizer,
     release_steps,
-    set_learning_rates,
     skips_on_device,
     step_seed,
 )
+from pp_models.contract import as_objective
 from pp_models.data import TaskBatch
+from pp_models.files import make_folder
 
-logger = logging.getLogger("guidebook")
-
-#: non-finite steps in a row after which a fit stops
-MAX_BAD_STEPS = 3
 #: what a step reports beside its loss
 STATISTICS = ("log_likelihood", "kl", "ess", "ess_below_2")
-
-
-class TrainingDiverged(RuntimeError):
-    """Three steps in a row had a loss or gradient that was not finite; the message says where and what to try."""
 
 
 @dataclass
@@ -83,8 +77,7 @@ class TrainingStep(nn.Module):
         super().__init__()
         self.model, self.guide = model, guide
         self.objective = objective
-        proposal = objective.proposal if isinstance(objective, TaskObjective) else None
-        self.proposal = proposal if isinstance(proposal, nn.Module) else None  # trained with the rest
+        self.carried = as_objective(objective).module  # trained and saved with the rest
 
     def forward(self, sealed: _Sealed) -> tuple[Tensor, Tensor]:
         """The loss, and ``STATISTICS`` ``[4]``, NaN where unknown."""
@@ -131,8 +124,11 @@ def fit(
     callbacks: Sequence[Callable[[dict[str, float]], Any]] = (),
     *,
     learning_rate: float = 1e-3,
+    schedule: str | Callable[[torch.optim.Optimizer], Any] | None = None,
+    warmup: float = 0.0,
     final_learning_rate: float | None = None,
     max_grad_norm: float | None = None,
+    stop: str | Callable[[list[dict[str, float]]], bool] | None = None,
     release: Mapping[str, int] | None = None,
     log_every: int = 50,
     checkpoint_every: int = 1000,
@@ -164,10 +160,16 @@ def fit(
         progress: show a progress bar.
         callbacks: called with the metrics at every logged step; one that returns True ends the fit.
         learning_rate: of the default optimizer.
-        final_learning_rate: every learning rate falls linearly to this, reached at the last step; None to keep it.
+        schedule: ``"constant"``, ``"linear"`` or ``"cosine"``: how learning rates fall until the last step; or a
+            function from the optimizer to a scheduler of torch, stepped once a step. None is constant, or linear where
+            ``final_learning_rate`` is given.
+        warmup: linear growth of the learning rates at the start: a share of the steps below 1, else a number of steps.
+        final_learning_rate: what every learning rate falls to; 0 by default with ``"linear"`` and ``"cosine"``.
         max_grad_norm: clip the gradient's norm to this.
+        stop: ``"plateau"`` ends the fit once :func:`inference.settled` says so; or a function of the history that says
+            so, asked at every logged step.
         release: by the beginning of parameter names, the step from which they are trained; before it they stay as they
-            are. ``{"model.prior": 100}`` lets a guide settle before the prior moves (BNNP, section 4).
+            are. ``{"model.prior": 100}`` lets a guide settle before the prior moves.
         log_every: steps between logged metrics.
         checkpoint_every: steps between checkpoints.
 
@@ -181,6 +183,12 @@ def fit(
             raise ValueError(f"{name}: got {value}; it must be at least 1")
     if seed < 0:
         raise ValueError(f"seed: got {seed}; it must be a non-negative integer")
+    if max_grad_norm is not None and not max_grad_norm > 0:
+        raise ValueError(f"max_grad_norm: got {max_grad_norm}; it must be positive, or None")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate: got {learning_rate}; it must be positive and finite")
+    if stop is not None and stop != "plateau" and not callable(stop):
+        raise ValueError(f"stop: got {stop!r}; it must be 'plateau', a function of the history, or None")
     if final_learning_rate is not None and not 0 <= final_learning_rate < math.inf:
         raise ValueError(f"final_learning_rate: got {final_learning_rate}; it must be finite and not negative")
     if resume not in (True, False, "previous"):
@@ -190,17 +198,16 @@ def fit(
     if isinstance(objective, str):
         objective = make(objective)
     fabric = make_fabric(device, precision)
-    folder = None if checkpoint_dir is None else checkpoint.make_folder(checkpoint_dir, "checkpoint_dir")
-    if folder is not None and not resume and checkpoint.read_index(folder):
-        newest = checkpoint.read_index(folder)[0]["step"]
-        raise checkpoint.CheckpointError(
-            f"checkpoint_dir: {folder} already holds a run at step {newest}; pass resume=True or name another folder"
-        )
+    folder = None if checkpoint_dir is None else make_folder(checkpoint_dir, "checkpoint_dir")
+    if folder is not None and not resume:
+        checkpoint.refuse_foreign_files(folder, "checkpoint_dir")
+    elif folder is not None:
+        checkpoint.remove_leftovers(folder)
 
     step_module = TrainingStep(model, guide, objective)
     modules = {"model": model, "guide": guide}
-    if step_module.proposal is not None:
-        modules["proposal"] = step_module.proposal
+    if step_module.carried is not None:
+        modules["objective"] = step_module.carried
     parameters = [p for p in step_module.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("model, guide: neither has a trainable parameter")
@@ -211,7 +218,9 @@ def fit(
     inner = make_optimizer(optimizer, parameters, learning_rate)
     if home != fabric.device:
         follow(inner)
-    rates = None if final_learning_rate is None else [float(group["lr"]) for group in inner.param_groups]
+    if schedule is None:
+        schedule = "constant" if final_learning_rate is None else "linear"
+    rates = LearningRates(inner, schedule, steps, warmup, final_learning_rate)
     compiled: Any = torch.compile(step_module) if compile is True else step_module
     wrapped, fabric_optimizer = fabric.setup(compiled, inner)
     dtype = next(p.dtype for p in parameters if p.dtype.is_floating_point)
@@ -226,11 +235,12 @@ def fit(
             raise ValueError(f"seed: got {seed}, but the run in {folder} has seed {state['seed']}")
         checkpoint.load_into(modules, tensors)
         inner.load_state_dict(state["optimizer"])
+        rates.load_state_dict(state.get("schedule", {}))
         result.history = list(state["history"])
         result.skipped = [(int(step), str(name)) for step, name in state["skipped"]]
     if folder is not None and fabric.global_rank == 0:
         lines = "".join(json.dumps(row) + "\n" for row in result.history)
-        checkpoint.write_atomically(folder / "metrics.jsonl", lines.encode())
+        checkpoint.write(folder, "metrics.jsonl", lines.encode())
 
     def save(step: int) -> None:
         if folder is None or fabric.global_rank != 0:
@@ -238,6 +248,7 @@ def fit(
         tensors = {f"{key}.{name}": t for key, module in modules.items() for name, t in module.state_dict().items()}
         state = {
             "optimizer": inner.state_dict(),
+            "schedule": rates.state_dict(),
             "history": result.history,
             "skipped": [[s, n] for s, n in result.skipped],
             "seed": seed,
@@ -246,8 +257,10 @@ def fit(
 
     batch_at = batches(tasks, done, fabric.global_rank, fabric.world_size)
     on_device = skips_on_device(inner, precision)
-    # step, was it bad, index of the first bad gradient, and which parameters had one
-    bad_record: list[tuple[int, Tensor, Tensor, list[int]]] = []
+    skipped = SkippedSteps(names, result.skipped, folder)
+    is_over = settled if stop == "plateau" else stop
+    if callable(is_over) and result.history and is_over(result.history):  # a run that had stopped is resumed
+        steps = done
     check_every = 1 if fabric.device.type == "cpu" else 10
     started = time.perf_counter()
     devices = [fabric.device] if fabric.device.type == "cuda" else []
@@ -261,8 +274,7 @@ def fit(
     ):
         for step in range(done, steps):
             torch.manual_seed(step_seed(seed, step, fabric.global_rank))
-            if rates is not None:
-                set_learning_rates(inner, rates, final_learning_rate, step / max(steps - 1, 1))
+            rates.before(step)
             batch = batch_at(step).to(fabric.device, dtype)
             with _repeated(objective) as repeats:
                 for _ in range(repeats):
@@ -275,9 +287,7 @@ def fit(
                     used = [(i, p.grad) for i, p in enumerate(parameters) if p.grad is not None]
                     norms = torch.stack(torch._foreach_norm([g for _, g in used]))
                     grad_norm = norms.norm()
-                    bad = ~(torch.isfinite(loss.detach()) & torch.isfinite(grad_norm))
-                    first_bad = torch.isfinite(norms).logical_not().to(torch.uint8).argmax()
-                    bad_record.append((step, bad, first_bad, [i for i, _ in used]))
+                    bad = skipped.note(step, loss, norms, [i for i, _ in used])
                     if max_grad_norm is not None:
                         scale = (max_grad_norm / grad_norm.clamp_min(1e-12)).clamp_max(1.0)
                         torch._foreach_mul_([g for _, g in used], scale)
@@ -286,11 +296,11 @@ def fit(
                         fabric_optimizer.step()
                     elif not bool(bad):  # an optimizer that cannot skip by itself costs one host read a step
                         fabric_optimizer.step()
+            rates.after()
             at_log = (step + 1) % log_every == 0 or step + 1 == steps
             at_save = (step + 1) % checkpoint_every == 0 or step + 1 == steps
             if (step + 1) % check_every == 0 or at_log or at_save:
-                _report_bad_steps(bad_record, names, result, folder)
-                bad_record.clear()
+                skipped.report()
             result.steps = step + 1
             if at_log:
                 row = _metrics(step + 1, loss, statistics, grad_norm, len(result.skipped))
@@ -299,8 +309,8 @@ def fit(
                 if folder is not None and fabric.global_rank == 0:
                     with open(folder / "metrics.jsonl", "a") as file:
                         file.write(json.dumps(row) + "\n")
-                stop = [callback(row) for callback in callbacks]
-                if any(outcome is True for outcome in stop):
+                answers = [callback(row) for callback in callbacks]
+                if any(answer is True for answer in answers) or (callable(is_over) and is_over(result.history)):
                     save(step + 1)
                     break
             if at_save:
@@ -344,33 +354,3 @@ def _metrics(step: int, loss: Tensor, statistics: Tensor, grad_norm: Tensor, ski
     row: dict[str, float] = {"step": step}
     row |= {k: v for k, v in zip(("loss", *STATISTICS, "grad_norm"), numbers, strict=True) if v == v}
     return row | {"skipped": skipped}
-
-
-def _report_bad_steps(
-    record: list[tuple[int, Tensor, Tensor, list[int]]], names: list[str], result: FitResult, folder: Path | None
-) -> None:
-    flags = torch.stack([bad for _, bad, _, _ in record]).tolist()
-    for (step, _, index, used), bad in zip(record, flags, strict=True):
-        if bad:
-            where = names[used[int(index)]]
-            result.skipped.append((step, where))
-            logger.warning("step %d: loss or gradient not finite (first in %s); step skipped", step, where)
-    if any(flags) and _longest_run(result.skipped) >= MAX_BAD_STEPS:
-        last = result.skipped[-MAX_BAD_STEPS:]
-        kept = "" if folder is None else f" The last checkpoint in {folder} is intact."
-        raise TrainingDiverged(
-            f"steps {', '.join(str(s) for s, _ in last)}: loss or gradient not finite, first in {last[-1][1]}; stopped "
-            "with the parameters of the last good step. Try a smaller learning_rate, max_grad_norm=1.0, "
-            f"precision='64-true', or a likelihood with a larger noise floor.{kept}"
-        )
-
-
-def _longest_run(skipped: list[tuple[int, str]]) -> int:
-    longest = run = 0
-    previous = None
-    for step, _ in skipped:
-        if step == previous:  # another update of the same step
-            continue
-        run = run + 1 if previous is not None and step == previous + 1 else 1
-        longest, previous = max(longest, run), step
-    return longest

@@ -17,7 +17,13 @@ def rows_at_once(numbers: int, device: torch.device) -> int:
 
 
 def khat_threshold(num_draws: int) -> float:
-    """The k-hat up to which weights of this many draws are reliable: min(1 - 1 / log10 S, 0.7)."""
+    """The k-hat up to which weights of this many draws are reliable: min(1 - 1 / log10 S, 0.7).
+
+    Raises:
+        ValueError: fewer than one draw.
+    """
+    if not num_draws >= 1:
+        raise ValueError(f"num_draws: got {num_draws}; it must be at least 1")
     return min(1 - 1 / math.log10(max(num_draws, 2)), 0.7)
 
 
@@ -33,7 +39,7 @@ def psis(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: str = "up
         k-hat ``[*batch]`` in the dtype of the weights; infinite where fewer than five weights make a tail.
 
     Raises:
-        ValueError: fewer than two dimensions, or weights that are NaN.
+        ValueError: fewer than two dimensions, weights that are NaN, or an efficiency that is not positive.
     """
     return psis_weights(log_weights, reff, rounding=rounding)[1]
 
@@ -54,7 +60,8 @@ def psis_weights(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: s
         Log-weights of the same shape, whose exponentials sum to one over chains and draws, and k-hat ``[*batch]``.
 
     Raises:
-        ValueError: fewer than two dimensions, weights that are NaN, or an unknown rounding.
+        ValueError: fewer than two dimensions, weights that are NaN, an efficiency that is not positive, or an unknown
+            rounding.
     """
     if rounding not in ("up", "down"):
         raise ValueError(f"rounding: got {rounding!r}; it must be 'up' or 'down'")
@@ -65,7 +72,10 @@ def psis_weights(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: s
     chains, draws, *batch = log_weights.shape
     count = chains * draws
     flat = log_weights.reshape(count, -1).transpose(0, 1)  # one row a set
-    rate = torch.as_tensor(reff, dtype=torch.float64).expand(batch).reshape(-1)
+    rate = torch.as_tensor(reff, dtype=torch.float64)
+    if not bool((torch.isfinite(rate) & (rate > 0)).all()):
+        raise ValueError(f"reff: got {reff}; a relative efficiency is positive and finite (1 for independent draws)")
+    rate = rate.expand(batch).reshape(-1)
     smoothed, khat = torch.empty_like(flat), flat.new_empty(len(flat))
     for value in rate.unique().tolist():
         rows = (rate == value).nonzero().squeeze(-1).to(flat.device)

@@ -9,9 +9,12 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from inference.predict import Prediction, likelihood_of_points, seeded
-from pp_models.bayesian_network import BayesianNetwork
+from inference.data_dtype import as_computed
+from inference.prediction import Prediction, likelihood_of_points
+from inference.random_state import seeded
+from pp_models.contract import as_model
 from pp_models.data import Dataset
+from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.task_plates import PARTICLE_PLATE
 
 
@@ -19,7 +22,7 @@ from pp_models.task_plates import PARTICLE_PLATE
 def prior_predictive(
     model: BayesianNetwork, x: Tensor, num_samples: int = 100, *, seed: int | None = None
 ) -> Prediction:
-    """Functions from the prior, learned or not, at any inputs: the generative use of BNNP (section 4).
+    """Functions from the prior, learned or not, at any inputs: the generative use of BNNP.
 
     A prior trained on 28x28 images is sampled at 100x100 by asking for that grid. No guide takes part.
 
@@ -38,9 +41,9 @@ def prior_predictive(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples: got {num_samples}; it must be at least 1")
-    if getattr(model, "representation_dim", 0):
+    if as_model(model).representation_dim:
         raise ValueError("model: its representation is supplied by a guide, and has no prior to sample from")
-    data = Dataset(x)
+    data = Dataset(as_computed(x, model))
     model.check(data)
     with seeded(seed, x.device), pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - len(data.batch_shape)):
         site: Any = poutine.trace(model).get_trace(data).nodes["y"]

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyro
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from pp_models.data import Dataset, TaskBatch
+from pp_models.tasks.task_stream import TaskStream
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 def make_fabric(device: Any, precision: str) -> Fabric:
     """A launched Fabric for a device name, or the one given."""
+    from lightning_fabric import Fabric  # here, for it takes seconds to import
+
     if isinstance(device, Fabric):
         return device
     name = str(device)
@@ -63,15 +68,6 @@ def follow(optimizer: torch.optim.Optimizer) -> None:
     optimizer.load_state_dict(optimizer.state_dict())
 
 
-def set_learning_rates(
-    optimizer: torch.optim.Optimizer, rates: list[float], final: float | None, progress: float
-) -> None:
-    """Moves every group's learning rate from its first value (progress 0) to the final one (progress 1)."""
-    assert final is not None
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate + (final - rate) * progress
-
-
 def release_steps(release: Mapping[str, int] | None, names: list[str]) -> list[int]:
     """For every parameter name the step from which it is trained.
 
@@ -96,8 +92,8 @@ def batches(tasks: Any, done: int, rank: int, world: int) -> Callable[[int], Any
     """A function from step to batch, ready for step ``done``."""
     if isinstance(tasks, Dataset | TaskBatch):
         return lambda step: tasks
-    if hasattr(tasks, "batch"):  # a TaskStream: any batch by its index
-        start = tasks.position if hasattr(tasks, "position") else 0
+    if isinstance(tasks, TaskStream):  # any batch by its index
+        start = tasks.position
         return lambda step: tasks.batch(start + step * world + rank)
     if isinstance(tasks, Tensor | np.ndarray):  # iterable by rows, each of which would be a batch
         raise TypeError(

@@ -1,63 +1,8 @@
-"""What is believed: priors, likelihoods, models, tasks and data."""
+"""What is believed: priors, likelihoods, models, tasks and data.
 
-from pp_models import tasks
-from pp_models.bayesian_attention import BayesianAttentionNetwork
-from pp_models.bayesian_network import BayesianNetwork
-from pp_models.conjugate_sweeps import dirichlet_sweeps, stick_breaking_sweeps
-from pp_models.conv_neural_process import ConvNeuralProcess
-from pp_models.data import DataError, Dataset, TaskBatch
-from pp_models.distance_informed_process import DistanceInformedProcess
-from pp_models.exact_mixture import exact_log_evidence
-from pp_models.gp_oracle import oracle_joint_log_likelihood, oracle_log_likelihood, oracle_predict
-from pp_models.learned_prior import LearnedGaussianPrior
-from pp_models.likelihoods import (
-    BernoulliLikelihood,
-    CategoricalLikelihood,
-    GaussianHeadLikelihood,
-    GaussianLikelihood,
-    StudentTHeadLikelihood,
-)
-from pp_models.log_uniform_kl import log_uniform_kl
-from pp_models.log_uniform_prior import LogUniformPrior
-from pp_models.low_rank_adapted import LowRankAdapted
-from pp_models.mixture_density import MixtureDensityNetwork, effective_experts, unused_experts
-from pp_models.neural_process import NeuralProcess
-from pp_models.priors import FixedGaussianPrior, GivenGaussianPrior
-from pp_models.simplex_distributions import ExpertMixture, LogSpaceDirichlet, StickBreaking
-from pp_models.transformer_neural_process import TransformerNeuralProcess
+Names are loaded when they are first asked for; ``__init__.pyi`` says where each is, one line a name.
+"""
 
-__all__ = [
-    "BayesianAttentionNetwork",
-    "BayesianNetwork",
-    "BernoulliLikelihood",
-    "CategoricalLikelihood",
-    "ConvNeuralProcess",
-    "DataError",
-    "Dataset",
-    "DistanceInformedProcess",
-    "ExpertMixture",
-    "FixedGaussianPrior",
-    "GaussianHeadLikelihood",
-    "GaussianLikelihood",
-    "GivenGaussianPrior",
-    "LearnedGaussianPrior",
-    "LogSpaceDirichlet",
-    "LogUniformPrior",
-    "LowRankAdapted",
-    "MixtureDensityNetwork",
-    "NeuralProcess",
-    "StickBreaking",
-    "StudentTHeadLikelihood",
-    "TaskBatch",
-    "TransformerNeuralProcess",
-    "dirichlet_sweeps",
-    "effective_experts",
-    "exact_log_evidence",
-    "log_uniform_kl",
-    "oracle_joint_log_likelihood",
-    "oracle_log_likelihood",
-    "oracle_predict",
-    "stick_breaking_sweeps",
-    "tasks",
-    "unused_experts",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

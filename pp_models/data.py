@@ -82,7 +82,7 @@ class Dataset:
             )
 
     @classmethod
-    def _trusted(cls, x: Tensor, y: Tensor | None, mask: Tensor | None) -> Dataset:
+    def unchecked(cls, x: Tensor, y: Tensor | None, mask: Tensor | None) -> Dataset:
         """Builds without checks, for tensors derived from a Dataset that was checked."""
         new = object.__new__(cls)
         object.__setattr__(new, "x", x)
@@ -119,7 +119,7 @@ class Dataset:
 
     def map(self, fn) -> Dataset:
         """Applies ``fn`` to x, y and mask (those present)."""
-        return self._trusted(
+        return self.unchecked(
             fn(self.x), None if self.y is None else fn(self.y), None if self.mask is None else fn(self.mask)
         )
 
@@ -129,14 +129,14 @@ class Dataset:
 
     def without_y(self) -> Dataset:
         """The same inputs with unknown outputs."""
-        return self._trusted(self.x, None, self.mask)
+        return self.unchecked(self.x, None, self.mask)
 
     def points(self, index) -> Dataset:
         """Selects points (a slice or an index tensor over N) in every task."""
         y = self.y
         if y is not None:
             y = y[..., index] if y.dtype == torch.long else y[..., index, :]
-        return self._trusted(self.x[..., index, :], y, None if self.mask is None else self.mask[..., index])
+        return self.unchecked(self.x[..., index, :], y, None if self.mask is None else self.mask[..., index])
 
     def __getitem__(self, index) -> Dataset:
         """Selects tasks.
@@ -180,7 +180,7 @@ class Dataset:
         mask = None
         if self.mask is not None or other.mask is not None:
             mask = torch.cat([self.full_mask(), other.full_mask()], -1)
-        return self._trusted(torch.cat([self.x, other.x], -2), y, mask)
+        return self.unchecked(torch.cat([self.x, other.x], -2), y, mask)
 
     def split(self, n_context: int, generator: torch.Generator | None = None) -> TaskBatch:
         """The first ``n_context`` points as context and the rest as target; see :meth:`TaskBatch.split`."""
@@ -215,7 +215,7 @@ class Dataset:
         x = torch.stack([padded(d.x, nb) for d in datasets])
         y = None if datasets[0].y is None else torch.stack([padded(d.y, nb) for d in datasets])  # type: ignore[arg-type]
         mask = torch.stack([padded(d.full_mask(), nb) for d in datasets])
-        return Dataset._trusted(x, y, mask)
+        return Dataset.unchecked(x, y, mask)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -291,19 +291,24 @@ class TaskBatch:
         truth = {
             k: v.to(device=device, dtype=dtype if v.dtype.is_floating_point else None) for k, v in self.truth.items()
         }
-        return self._trusted(self.context.to(device, dtype), self.target.to(device, dtype), truth)
+        return self.unchecked(self.context.to(device, dtype), self.target.to(device, dtype), truth)
 
     def __getitem__(self, index) -> TaskBatch:
         """Selects tasks."""
-        return self._trusted(self.context[index], self.target[index], {k: v[index] for k, v in self.truth.items()})
+        return self.unchecked(self.context[index], self.target[index], {k: v[index] for k, v in self.truth.items()})
 
     def __len__(self) -> int:
         return len(self.context)
 
     @classmethod
-    def _trusted(cls, context: Dataset, target: Dataset, truth: dict[str, Tensor]) -> TaskBatch:
+    def unchecked(cls, context: Dataset, target: Dataset, truth: dict[str, Tensor]) -> TaskBatch:
         new = object.__new__(cls)
         object.__setattr__(new, "context", context)
         object.__setattr__(new, "target", target)
         object.__setattr__(new, "truth", truth)
         return new
+
+
+def context_of(data: Dataset | TaskBatch) -> Dataset:
+    """The points that a guide is given: the context of a TaskBatch, all of a Dataset."""
+    return data.context if isinstance(data, TaskBatch) else data

@@ -11,46 +11,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from pp_models.contract import Likelihood
 from pp_models.data import DataError
-
-
-class Likelihood(nn.Module):
-    """From network outputs ``[..., N, K]`` to a distribution of batch shape ``[..., N]`` over one point's y."""
-
-    #: whether y holds class indices
-    discrete = False
-
-    def dim_y(self, outputs: int) -> int:
-        """Width of y for a network of this many outputs."""
-        return outputs
-
-    def forward(self, outputs: Tensor) -> TorchDistribution:
-        raise NotImplementedError
-
-    def check(self, y: Tensor, outputs: int) -> None:
-        """Refuses a y that this likelihood cannot score.
-
-        Raises:
-            DataError: wrong dtype or width, or a class index that names no class.
-        """
-        name = type(self).__name__
-        if self.discrete:
-            if y.dtype != torch.long:
-                raise DataError(f"y: got dtype {y.dtype}; {name} needs class indices of dtype torch.int64")
-            # as in Dataset, values are looked at on the host alone
-            if y.device.type == "cpu" and y.numel() and not torch.compiler.is_compiling():
-                low, high = int(y.min()), int(y.max())
-                if low < 0 or high >= outputs:
-                    allowed = f"0..{outputs - 1}"
-                    raise DataError(
-                        f"y: got class indices from {low} to {high}; with {outputs} classes they lie in {allowed}"
-                    )
-        elif not y.dtype.is_floating_point:
-            raise DataError(f"y: got dtype {y.dtype}; {name} needs floating-point outputs [*B, N, Dy]")
-        elif y.shape[-1] != self.dim_y(outputs):
-            raise DataError(
-                f"y: got width {y.shape[-1]}; a network of {outputs} outputs with {name} has {self.dim_y(outputs)}"
-            )
+from pp_models.single_precision import single
 
 
 class GaussianLikelihood(Likelihood):
@@ -59,8 +22,8 @@ class GaussianLikelihood(Likelihood):
     Args:
         noise_scale: its standard deviation (where it starts, if learned).
         learn_noise: whether it is trained (in log space).
-        max_noise: a bound that a learned one stays below, as bound * sigmoid(raw) (BNNP, section 1); without it a
-            model may explain its first tasks as noise and never leave.
+        max_noise: a bound that a learned one stays below, as bound * sigmoid(raw); without it a model may
+            explain its first tasks as noise and never leave (docs/papers/bnnp.md, eq. 3).
 
     Raises:
         ValueError: a scale that is not positive, or a bound that is not above it or not needed.
@@ -96,7 +59,7 @@ class GaussianLikelihood(Likelihood):
 class GaussianHeadLikelihood(Likelihood):
     """A mean and a scale per point from the network: sigma = min_scale + (1 - min_scale) softplus(u).
 
-    With the floor 0.1 of NVDP's experiments no log-density per output dimension exceeds 1.3836 (NVDP, section 2.4).
+    With NVDP's floor of 0.1 no log-density per output dimension exceeds 1.3836 (docs/papers/nvdp.md, eq. 12 and 13).
 
     Args:
         min_scale: the floor of the standard deviation.
@@ -133,13 +96,23 @@ class StudentTHeadLikelihood(GaussianHeadLikelihood):
         self.degrees_of_freedom = degrees_of_freedom
 
     def forward(self, outputs: Tensor) -> TorchDistribution:
-        normal = super().forward(outputs).base_dist
+        normal = super().forward(single(outputs)).base_dist  # torch draws no gamma variate in a half precision
         df = torch.full_like(normal.loc, self.degrees_of_freedom)
         return dist.StudentT(df, normal.loc, normal.scale).to_event(1)
 
 
 class BernoulliLikelihood(Likelihood):
     """Independent Bernoulli outputs in {0, 1} (or grey values between) from logits."""
+
+    def check(self, y: Tensor, outputs: int) -> None:
+        super().check(y, outputs)
+        if y.device.type == "cpu" and y.numel() and not torch.compiler.is_compiling():
+            low, high = float(y.min()), float(y.max())
+            if not 0 <= low <= high <= 1:
+                raise DataError(
+                    f"y: got values from {low:g} to {high:g}; a BernoulliLikelihood needs them in 0..1, 0 for no and 1 "
+                    "for yes"
+                )
 
     def forward(self, outputs: Tensor) -> TorchDistribution:
         return dist.Bernoulli(logits=outputs, validate_args=False).to_event(1)
@@ -154,7 +127,12 @@ class CategoricalLikelihood(Likelihood):
         return outputs
 
     def forward(self, outputs: Tensor) -> TorchDistribution:
-        return dist.Categorical(logits=outputs)
+        return categorical(outputs)
+
+
+def categorical(logits: Tensor) -> dist.Categorical:
+    """Class indices by their logits ``[..., C]``; of no points too, whose logits torch cannot validate."""
+    return dist.Categorical(logits=logits, validate_args=None if logits.numel() else False)
 
 
 def make_likelihood(likelihood: str | Likelihood, noise_scale: float = 0.1, min_scale: float = 0.1) -> Likelihood:

@@ -1,10 +1,17 @@
-"""What models have in common that predict a y at every point x."""
+"""Observing y at every point x: the site, what models that do so share, and the parts their networks share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pp_models.contract import Model
 from pp_models.data import DataError, Dataset
 from pp_models.likelihoods import Likelihood
-from pp_models.parameter_module import ParameterModule
 
 
 def network_outputs(likelihood: Likelihood, dim_y: int) -> int:
@@ -12,7 +19,7 @@ def network_outputs(likelihood: Likelihood, dim_y: int) -> int:
     return dim_y if likelihood.dim_y(2 * dim_y) != dim_y else 2 * dim_y
 
 
-class ObservationModel(ParameterModule):
+class ObservationModel(Model):
     """A model with inputs ``[*B, N, dim_x]``, whose network's ``outputs`` a likelihood turns into a density of y."""
 
     dim_x: int
@@ -29,3 +36,34 @@ class ObservationModel(ParameterModule):
             raise DataError(f"x: got input width {data.x.shape[-1]}; this model was built for {self.dim_x}")
         if data.y is not None:
             self.likelihood.check(data.y, self.outputs)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+}
+
+
+def observe(distribution: dist.TorchDistribution, data: Dataset) -> Tensor:
+    """The observation site ``y``: pointwise ``distribution`` (batch ``[..., N]``), masked, points as one event."""
+    # without points there is nothing to mask, and torch cannot sum a masked distribution over none
+    if data.mask is not None and data.y is not None and data.num_points:
+        distribution = distribution.mask(data.mask)
+    return pyro.sample("y", distribution.to_event(1), obs=data.y)
+
+
+def flat_representation(width: int, like: Tensor) -> dist.TorchDistribution:
+    """A flat prior over a task representation ``[width]``: log-density 0, drawn as standard normal where sampled.
+
+    A guide that puts a point mass there has a deterministic path (as in CNPs) at no cost in the bound.
+    """
+    return dist.Normal(like.new_zeros(width), like.new_ones(width)).to_event(1).mask(False)
+
+
+def join(x: Tensor, representation: Tensor) -> Tensor:
+    """Appends a task representation ``[*B, R]`` to every point of ``x`` ``[*B, N, Dx]``; leading dims broadcast."""
+    shape = torch.broadcast_shapes(x.shape[:-2], representation.shape[:-1])
+    wide = representation.unsqueeze(-2).expand(*shape, x.shape[-2], representation.shape[-1])
+    return torch.cat([x.expand(*shape, *x.shape[-2:]), wide], -1)

@@ -9,7 +9,7 @@ import pytest
 import scipy.io
 import xarray
 
-from pp_models.tabular_tasks import ROWS
+from pp_models.tasks.tabular_tasks import ROWS
 
 
 def write_archive(folder, rng):

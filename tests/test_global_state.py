@@ -52,8 +52,9 @@ import torch
 from tests.conftest import global_state, leaks
 import pyro
 before, state = global_state(), torch.get_rng_state()
-import pp_models, pp_models.tasks, guides, inference, evaluation, evaluation.metrics, evaluation.arviz_conversion
-import evaluation.plots, evaluation.report, evaluation.command_line, evaluation.experiments, evaluation.demo
+import pp_models, pp_models.tasks, guides, inference, evaluation
+import evaluation.scores.metrics, evaluation.arviz.arviz_conversion
+import evaluation.plots, evaluation.report, guidebook.command_line, evaluation.experiments, guidebook.demo
 assert leaks(before, global_state()) == [], leaks(before, global_state())
 assert torch.equal(torch.get_rng_state(), state)
 assert len(pyro.get_param_store()) == 0

@@ -7,7 +7,7 @@ from numpyro.infer.util import log_density
 from torch import Tensor
 from torch.nn import Module
 
-from inference.numpyro_twin import as_array, precision_of
+from inference.reference.numpyro_twin import as_array, precision_of
 from pp_models import Dataset
 
 

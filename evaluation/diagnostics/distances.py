@@ -87,9 +87,13 @@ def mmd(a: Tensor, b: Tensor, bandwidth: Tensor | float | None = None) -> Tensor
         ``[*batch]``; may be slightly negative, for it is unbiased.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, or a bandwidth that is not positive.
     """
     first, second = _pair(a, b)
+    if bandwidth is not None:
+        given = torch.as_tensor(bandwidth)
+        if not bool((torch.isfinite(given) & (given > 0)).all()):
+            raise ValueError(f"bandwidth: got {bandwidth}; it must be positive and finite")
     both = torch.cat([first, second], 1)
     squared = torch.cdist(both, both, compute_mode="donot_use_mm_for_euclid_dist").square()
     if bandwidth is None:
@@ -119,7 +123,7 @@ def c2st(a: Tensor, b: Tensor, *, folds: int = 5, width: int = 32, steps: int = 
         seed: of the networks and of the split.
 
     Returns:
-        ``[*batch]``.
+        ``[*batch]``; NaN where a draw is NaN or infinite.
 
     Raises:
         ValueError: shapes that do not fit, or fewer draws than folds.
@@ -130,7 +134,14 @@ def c2st(a: Tensor, b: Tensor, *, folds: int = 5, width: int = 32, steps: int = 
     if not 2 <= folds <= len(a):
         raise ValueError(f"folds: got {folds}; it must lie in 2..{len(a)}, the number of draws")
     x = torch.cat([first, second], 1)
-    x = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True).clamp_min(1e-12)
+    finite = torch.isfinite(x).flatten(1).all(-1)
+    x = torch.where(finite[:, None, None], x, torch.zeros_like(x))
+    # in float64 and first by the largest deviation, so that no spread is too small or too large to be squared
+    wide = x.double() - x.double().mean(1, keepdim=True)
+    for scale_of in (lambda t: t.abs().amax(1, keepdim=True), lambda t: t.std(1, keepdim=True)):
+        scale = scale_of(wide)
+        wide = wide / torch.where(scale > 0, scale, torch.ones_like(scale))
+    x = wide.to(x.dtype)
     n = len(a)
     label = torch.cat([x.new_zeros(n), x.new_ones(n)])
     generator = torch.Generator().manual_seed(seed)
@@ -164,4 +175,5 @@ def c2st(a: Tensor, b: Tensor, *, folds: int = 5, width: int = 32, steps: int = 
         hidden = torch.relu(inputs @ parameters[0] + parameters[1])
         logits = (hidden @ parameters[2] + parameters[3]).squeeze(-1)
         right = ((logits > 0).to(x.dtype) == target).to(x.dtype) * (1 - train)
-        return (right.sum((-1, -2)) / (2 * n)).reshape(a.shape[1:-1])
+        found = right.sum((-1, -2)) / (2 * n)
+        return torch.where(finite, found, torch.nan).reshape(a.shape[1:-1])

@@ -1,4 +1,4 @@
-"""A prior learned from two tasks: how much of it should be trainable (BNNP, section 6.4)."""
+"""A prior learned from two tasks: how much of it should be trainable in BNNP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from evaluation.experiments.bnnp_good_prior import scores
 from evaluation.experiments.experiment import Check, Outcome, Scale, Workshop, signed
-from evaluation.methods import Task
+from evaluation.methods import TaskShape
 from evaluation.plots.style import SOFT, WIDTH, colours, look
 from guides import BNNWeightGuide, GaussianVIGuide, GlobalInducingGuide
 from inference import fit, predict
@@ -94,7 +94,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
                 learning_rate=5e-3, final_learning_rate=1e-4, max_grad_norm=1e3)  # fmt: skip
             add(name, seed, predict(plain, rival, batch.context, batch.target.x, size.samples, seed=seed))
         scale = Scale(scale_name, size.rival_steps, 64 if scale_name != "paper" else 256, 2)
-        method, _ = workshop.train(f"abalone-{scale_name}", "np", Task(7, 1, scale.width), stream, scale, seed)
+        method, _ = workshop.train(f"abalone-{scale_name}", "np", TaskShape(7, 1, scale.width), stream, scale, seed)
         add(
             "neural process",
             seed,
@@ -106,7 +106,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     for column, better in (("lpd", "higher"), ("mae_rings", "lower")):
         gaps = [float(best.loc[(1.0, s), column] - best.loc[(0.0, s), column]) for s in seeds]
         name = f"whole prior learned less none learned, {column} ({better} is better)"
-        outcome.checks.append(Check(name, "reported (B5)", signed(gaps), None))
+        outcome.checks.append(Check(name, "reported", signed(gaps), None))
     means = best.groupby("proportion").lpd.mean()
     outcome.checks.append(
         Check("proportion with the highest mean LPD", "reported", f"{means.idxmax():g} ({means.max():+.3f})", None)

@@ -1,4 +1,4 @@
-"""Does a good prior replace good inference? A learned prior under BNNP, NUTS, SWAG and other VI (BNNP, section 6.3)."""
+"""Does a good prior replace good inference? A learned prior under BNNP, NUTS, SWAG and other VI."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from evaluation.experiments.bnnp_prior_learning import FAMILIES, Family, fitted
 from evaluation.experiments.bnnp_prior_learning import SCALES as TRAINING
 from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
-from evaluation.metrics import interval_coverage
 from evaluation.plots.style import WIDTH, colours, look, symlog_ticks
+from evaluation.scores.metrics import interval_coverage
 from guides import BNNWeightGuide, GaussianVIGuide, GlobalInducingGuide
 from inference import Prediction, fit, nuts, predict, swag
 from inference.objectives import make

@@ -1,4 +1,4 @@
-"""Images as functions with a learned weight prior: completion and super-resolution (BNNP, section 6.5)."""
+"""Images as functions with a learned weight prior: completion and super-resolution by BNNP."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from guides import BNNWeightGuide
 from inference import predict, prior_predictive
 from inference.objectives import make
 from pp_models import BayesianNetwork, LearnedGaussianPrior, tasks
-from pp_models.image_tasks import ImageTasks, pixel_grid
+from pp_models.tasks.image_tasks import ImageTasks, pixel_grid
 
 #: share of the pixels seen
 SHARES = (0.05, 0.25, 0.75)

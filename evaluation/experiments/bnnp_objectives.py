@@ -1,4 +1,7 @@
-"""AVI, PP-AVI, NPML and NPVI on smooth GP functions, with a fixed and with a learned prior (BNNP, spec B2-B4, B6)."""
+"""AVI, PP-AVI, NPML and NPVI on smooth GP functions, with a fixed and with a learned prior.
+
+What they are: docs/papers/bnnp.md, eq. 15 to 18.
+"""
 
 from __future__ import annotations
 
@@ -130,13 +133,13 @@ def _checks(scale: str, table: pd.DataFrame, seeds: list[int]) -> list[Check]:
     covered = column("pp-avi", "learned", "coverage_30") + column("avi", "learned", "coverage_30")
     checks = [
         Check(
-            "predictions improve with context in every run (B2)",
+            "predictions improve with context in every run",
             "LPD at 5 < 15 < 30 points, and above the untrained at 30",
             f"{int(rises.sum())} of {len(rises)} runs; lowest {trained.lpd_30.min():+.2f}, untrained {untrained:+.2f}",
             claim(bool(rises.all()) and trained.lpd_30.min() > untrained),
         ),
         Check(
-            "fixed prior: PP-AVI above AVI at 30 points (B3)",
+            "fixed prior: PP-AVI above AVI at 30 points",
             "every seed >= 0.4",
             signed(fixed_30),
             claim(min(fixed_30) >= 0.4),
@@ -155,13 +158,13 @@ def _checks(scale: str, table: pd.DataFrame, seeds: list[int]) -> list[Check]:
             checks.append(Check(f"PP-AVI - {other} at 30 points, {prior} prior", "reported", signed(found), None))
     checks += [
         Check(
-            "AVI's prior comes nearer the true functions (B4)",
+            "AVI's prior comes nearer the true functions",
             "energy distance falls by half or more in every seed",
             signed(drops["avi"]),
             claim(min(drops["avi"]) >= 0.5),
         ),
         Check(
-            "PP-AVI's prior does (B4)",
+            "PP-AVI's prior does",
             "falls by a quarter or more in every seed",
             signed(drops["pp-avi"]),
             claim(min(drops["pp-avi"]) >= 0.25),
@@ -171,7 +174,7 @@ def _checks(scale: str, table: pd.DataFrame, seeds: list[int]) -> list[Check]:
             for name in ("avi-full", "npml", "npvi")
         ),
         Check(
-            "95 % intervals with 30 points, learned prior (B6)",
+            "95 % intervals with 30 points, learned prior",
             "coverage of PP-AVI and AVI in [0.85, 1]",
             signed(covered),
             claim(all(0.85 <= value <= 1 for value in covered)),

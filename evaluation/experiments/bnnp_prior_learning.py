@@ -1,4 +1,4 @@
-"""Learning a prior over functions in one dimension (BNNP, section 6.1): what it draws, and what it is good for."""
+"""Learning a prior over functions in one dimension with BNNP: what it draws, and what it is good for."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def _checks(scale: str, table: pd.DataFrame, seeds: list[int]) -> list[Check]:
         ]
         checks.append(
             Check(
-                f"{objective}: the learned prior's functions are nearer the true ones (B4)",
+                f"{objective}: the learned prior's functions are nearer the true ones",
                 f"energy distance falls by {share:.0%} or more in every seed",
                 signed(drops),
                 bool(min(drops) >= share) if scale == "small" else None,
@@ -181,7 +181,7 @@ def _checks(scale: str, table: pd.DataFrame, seeds: list[int]) -> list[Check]:
         rises = (runs.lpd_1 < runs.lpd_4) & (runs.lpd_4 < runs.lpd_16)
         checks.append(
             Check(
-                f"{objective}: predictions improve with context (B2)",
+                f"{objective}: predictions improve with context",
                 "LPD at 1 < 4 < 16 points in every seed",
                 "; ".join(f"{r.lpd_1:+.2f} {r.lpd_4:+.2f} {r.lpd_16:+.2f}" for r in runs.itertuples()),
                 bool(rises.all()) if scale == "small" else None,

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from evaluation.metrics import interval_coverage, rmse
-from evaluation.two_sample import energy_distance
+from evaluation.scores.metrics import interval_coverage, rmse
+from evaluation.scores.two_sample import energy_distance
 from inference import predict, prior_predictive
 from pp_models import BayesianNetwork, Dataset, TaskBatch
-from pp_models.ecg_tasks import ECGTasks
-from pp_models.function_tasks import FunctionTasks
+from pp_models.tasks.ecg_tasks import ECGTasks
+from pp_models.tasks.function_tasks import FunctionTasks
 
 
 def context_scores(

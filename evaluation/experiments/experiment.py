@@ -14,12 +14,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from evaluation.methods import Method, Task, build
+from evaluation.methods import Method, TaskShape, build
 from evaluation.report import Code, Heading, Picture, Prose, Section, Table, as_png, write_report
 from inference import fit
-from inference.checkpoint import make_folder, write_atomically
 from inference.training_setup import make_fabric
-from pp_models.task_stream import TaskStream
+from pp_models.files import make_folder, write_atomically
+from pp_models.tasks.task_stream import TaskStream
 
 SCALES = ("smoke", "small", "paper")
 
@@ -95,19 +95,6 @@ class Outcome:
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """An experiment by name.
-
-    Args:
-        title: one line.
-        run: from ``(scale name, seeds, workshop)`` to an Outcome.
-    """
-
-    title: str
-    run: Callable[[str, list[int], Workshop], Outcome]
-
-
 class Workshop:
     """Trains methods into a folder and finds them there again.
 
@@ -127,7 +114,7 @@ class Workshop:
         self.console = Console(stderr=True, quiet=not progress)
 
     def train(
-        self, key: str, name: str, task: Task, tasks: TaskStream, scale: Scale, seed: int, steps: int | None = None
+        self, key: str, name: str, task: TaskShape, tasks: TaskStream, scale: Scale, seed: int, steps: int | None = None
     ) -> tuple[Method, list[dict[str, float]]]:
         """A method trained with a seed; continued from (or read from) its checkpoint where there is one.
 

@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 
 from evaluation import plots
-from evaluation.calibration_metrics import score_classes
+from evaluation.adapters.planted_rank import fit_planted
 from evaluation.experiments.experiment import Check, Outcome, Workshop
 from evaluation.experiments.lrvd_planted import SCALES, TASK
 from evaluation.experiments.lrvd_text import TITLES, prepare
 from evaluation.experiments.lrvd_text_runs import Run, TextRuns
-from evaluation.planted_rank import fit_planted
+from evaluation.scores.calibration_metrics import score_classes
 
 #: κ: what a rank's KL is multiplied by against the summed log-likelihood (T times what the count makes of a rank)
 PLANTED = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)

@@ -10,14 +10,14 @@ import pandas as pd
 import torch
 
 from evaluation import plots
-from evaluation.adapter_methods import AdapterBudget, PlainLora
-from evaluation.adapter_training import AdaptedReader, train_adapter
+from evaluation.adapters.adapter_methods import AdapterBudget, PlainLora
+from evaluation.adapters.adapter_training import AdaptedReader, train_adapter
+from evaluation.adapters.rank_analysis import kept_ranks, rank_table
 from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
 from evaluation.experiments.lrvd_text import TITLES
-from evaluation.rank_analysis import kept_ranks, rank_table
-from pp_models import hub_text
-from pp_models.text_networks import TextNetwork, TokenSet, load_network, tiny_network, token_blocks
-from pp_models.text_tasks import template_sentences
+from pp_models.adapters.text_networks import TextNetwork, TokenSet, load_network, tiny_network, token_blocks
+from pp_models.tasks import hub_text
+from pp_models.tasks.text_tasks import template_sentences
 
 METHODS = ("lora", "lora-dropout", "lrvd")
 #: texts of a prediction batch: probabilities of a whole vocabulary are large

@@ -1,4 +1,4 @@
-"""Is a planted rank found? LRVD on a linear regression, its ablations, and controls that must fail (T1 and T2)."""
+"""Is a planted rank found? LRVD on a linear regression, its ablations, and controls that must fail."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pandas as pd
 import torch
 
 from evaluation import plots
+from evaluation.adapters.planted_rank import PlantedFit, PlantedTask, fit_planted
+from evaluation.adapters.rank_analysis import EnergyCurve, energy_curve, gap_threshold
 from evaluation.experiments.experiment import Check, Outcome, Workshop
-from evaluation.planted_rank import PlantedFit, PlantedTask, fit_planted
-from evaluation.rank_analysis import EnergyCurve, energy_curve, gap_threshold
 
 TASK = PlantedTask()
 THRESHOLDS = (-1.0, 1.0, 3.0)

@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 
 from evaluation import plots
-from evaluation.adapter_methods import ADAPTER_METHODS, AdapterBudget
-from evaluation.calibration_metrics import (
+from evaluation.adapters.adapter_methods import ADAPTER_METHODS, AdapterBudget
+from evaluation.adapters.rank_analysis import EnergyCurve, rank_stability, rank_table
+from evaluation.experiments.experiment import Outcome, Workshop
+from evaluation.experiments.lrvd_text_claims import claims, energy_curves, gauge_rows
+from evaluation.experiments.lrvd_text_runs import PRUNED_AT, Run, TextRuns
+from evaluation.scores.calibration_metrics import (
     average_draws,
     entropy,
     fit_temperature,
     mutual_information,
     score_classes,
 )
-from evaluation.experiments.experiment import Outcome, Workshop
-from evaluation.experiments.lrvd_text_claims import claims, energy_curves, gauge_rows
-from evaluation.experiments.lrvd_text_runs import PRUNED_AT, Run, TextRuns
-from evaluation.mixture_uncertainty import auroc
-from evaluation.rank_analysis import EnergyCurve, rank_stability, rank_table
-from pp_models.text_networks import TextNetwork, load_network, tiny_network, tokenise
-from pp_models.text_tasks import TextSet, load_text, template_sentences
+from evaluation.scores.mixture_uncertainty import auroc
+from pp_models.adapters.text_networks import TextNetwork, load_network, tiny_network, tokenise
+from pp_models.tasks.text_tasks import TextSet, load_text, template_sentences
 
 
 class Size(NamedTuple):
@@ -59,7 +59,7 @@ SIZES: dict[str, dict[str, Size]] = {
         "paper": Size(_ALL, 100, _ALL, 800, AdapterBudget(steps=5_000, batch_size=4, learning_rate=1e-4, max_len=300)),
     },
 }
-#: tasks of another size: pairs of sentences fill twice the tokens, and docstrings are as many as the LRVD prototype had
+#: tasks of another size: pairs of sentences fill twice the tokens, and there are fewer docstrings
 OTHER_SIZES: dict[tuple[str, str, str], Size] = {
     ("minilm", "mrpc", "small"): Size(1_200, 200, 400, 200, AdapterBudget(steps=300, batch_size=8)),
     ("minilm", "docstrings", "small"): Size(400, 140, 400, 200, AdapterBudget(steps=300)),

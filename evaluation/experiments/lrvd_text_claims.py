@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from evaluation.adapters.rank_analysis import EnergyCurve, energy_curve
 from evaluation.experiments.experiment import Check, signed
 from evaluation.experiments.lrvd_text_runs import Run
-from evaluation.rank_analysis import EnergyCurve, energy_curve
 
 #: rivals that LRVD's numbers are set beside
 RIVALS = (

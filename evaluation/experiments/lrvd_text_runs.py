@@ -13,9 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from evaluation.adapter_methods import AdapterBudget, PlainLora
-from evaluation.adapter_post_hoc import AdapterLaplace, mask_ranks, truncate_ranks
-from evaluation.adapter_training import (
+from evaluation.adapters.adapter_methods import AdapterBudget, PlainLora
+from evaluation.adapters.adapter_post_hoc import AdapterLaplace, mask_ranks, truncate_ranks
+from evaluation.adapters.adapter_training import (
     AdaptedReader,
     build_reader,
     load_trained_state,
@@ -23,10 +23,10 @@ from evaluation.adapter_training import (
     train_adapter,
     trained_state,
 )
-from evaluation.calibration_metrics import accuracy, average_draws
-from inference.checkpoint import make_folder, write_atomically
-from inference.rank_pruning import prune_ranks
-from pp_models.text_networks import TextNetwork, TokenSet
+from evaluation.scores.calibration_metrics import accuracy, average_draws
+from inference.adapters.rank_pruning import prune_ranks
+from pp_models.adapters.text_networks import TextNetwork, TokenSet
+from pp_models.files import make_folder, write_atomically
 
 #: thresholds of log α of the curve of accuracy against rank, and those that predictions are pruned at
 SWEEP = (-2.0, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)

@@ -1,4 +1,4 @@
-"""Which point to ask for next: what it tells of the weights, the predictive spread, or chance (NMDP, section 7)."""
+"""Which point to ask for next: what it tells of the weights, the predictive spread, or chance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process with two modes: who finds both, and who knows that all points of a task share one (NMDP, section 4.2)."""
+"""A process with two modes: who finds both, and who knows that all points of a task share one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
 from evaluation.experiments.nmdp_parts import Size, description, mixture, process, scores, train
 from inference import predict
 from pp_models import TaskBatch, tasks
-from pp_models.mixed_offset_tasks import (
+from pp_models.tasks.mixed_offset_tasks import (
     mixed_offset_joint_log_likelihood,
     mixed_offset_log_likelihood,
     mixed_offset_predict,

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
 from evaluation.experiments.nmdp_ladder import RUNGS, late_ess, rung, rung_objective
 from evaluation.experiments.nmdp_parts import Pair, Size, description, scores, train_with
-from evaluation.methods import Task, build
+from evaluation.methods import TaskShape, build
 from evaluation.plots.style import WIDTH, colours, look
-from evaluation.scoring import score_oracle
+from evaluation.scores.scoring import score_oracle
 from pp_models import TaskBatch, tasks
 
 #: below the noise of 0.02
@@ -38,7 +38,7 @@ PAPER = {
 }
 BASELINES = ("cnp", "canp", "np", "anp", "bnp", "si-np", "convcnp", "tnp-d", "dnp", "maml", "cavia")
 ORACLE = "exact GP, kernel known"
-#: marginal log-likelihood of the exact GP that an independent program measured, on 6,400 tasks of each kernel (T12)
+#: marginal log-likelihood of the exact GP that an independent program measured on 6,400 tasks of each kernel
 CEILINGS = {"rbf": 1.61, "matern52": 1.20, "weakly-periodic": 0.53}
 
 
@@ -69,7 +69,7 @@ def oracle_row(test: dict[str, list[TaskBatch]]) -> dict[str, Any]:
 
 
 def run_ladder(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
-    """A1 to A5c with context experts, and A3, A5 and A5c with strict ones (tests T12 to T14 of the spec page)."""
+    """A1 to A5c with context experts, and four of them with strict ones (docs/papers/nmdp.md#the-ladder)."""
     size = SCALES[scale_name]
     test = test_tasks(size)
     rows: list[dict[str, Any]] = []
@@ -128,7 +128,7 @@ def run_baselines(scale_name: str, seeds: list[int], workshop: Workshop) -> Outc
                 f"nmdp-gp-{scale_name}",
                 name,
                 _baseline(name, size),
-                build(name, Task(1, 1, size.width, min_scale=FLOOR)).objective,
+                build(name, TaskShape(1, 1, size.width, min_scale=FLOOR)).objective,
                 stream,
                 seed,
                 size,
@@ -163,14 +163,14 @@ def run_baselines(scale_name: str, seeds: list[int], workshop: Workshop) -> Outc
 
 def _baseline(name: str, size: Size) -> Callable[[], Pair]:
     def make_pair() -> Pair:
-        method = build(name, Task(1, 1, size.width, min_scale=FLOOR))
+        method = build(name, TaskShape(1, 1, size.width, min_scale=FLOOR))
         return method.model, method.guide
 
     return make_pair
 
 
 def _known_ceilings(scale: str) -> Check:
-    """The exact GP on 400 batches of 16 tasks is what another program found (T12)."""
+    """The exact GP on 400 batches of 16 tasks is what another program found."""
     count = 2 if scale == "smoke" else 400
     found = {
         name: float(score_oracle([tasks.gp(name, 16, 0, **tasks.TNP_COUNTS).batch(i) for i in range(count)]).pll.mean())
@@ -178,7 +178,7 @@ def _known_ceilings(scale: str) -> Check:
     }
     near = all(abs(found[name] - value) <= 0.1 for name, value in CEILINGS.items())
     return Check(
-        f"the exact GP on {16 * count} tasks a kernel (T12)",
+        f"the exact GP on {16 * count} tasks a kernel",
         ", ".join(f"{KERNELS[name]} {value} ± 0.1" for name, value in CEILINGS.items()),
         ", ".join(f"{KERNELS[name]} {value:.3f}" for name, value in found.items()),
         near if scale != "smoke" else None,
@@ -232,19 +232,19 @@ def _ladder_checks(scale: str, table: pd.DataFrame, seeds: list[int]) -> list[Ch
     highest = float(strict[[f"ll_{k}" for k in KERNELS]].max().max()) if len(strict) else float("nan")
     checks = [
         Check(
-            "context experts: A3 and A5 follow RBF draws (T13)",
+            "context experts: A3 and A5 follow RBF draws",
             "marginal >= 0.3 in every seed",
             f"A3 {signed(a3)}; A5 {signed(a5)}",
             claim(min(*a3, *a5) >= 0.3),
         ),
-        Check("one expert does not (T13)", "A1 <= 0.25 in every seed", signed(a1), claim(max(a1) <= 0.25)),
+        Check("one expert does not", "A1 <= 0.25 in every seed", signed(a1), claim(max(a1) <= 0.25)),
         Check(
-            "A5 gains from jointly drawn weights (T13)",
+            "A5 gains from jointly drawn weights",
             "joint - marginal >= 0 in every seed",
             signed(joint),
             claim(min(joint) >= 0),
         ),
-        Check("strict experts cannot follow a GP (T14)", "every LL < 0", f"highest {highest:+.3f}", claim(highest < 0)),
+        Check("strict experts cannot follow a GP", "every LL < 0", f"highest {highest:+.3f}", claim(highest < 0)),
     ]
     ladder = ["A1", "A2", "A3", "A4", "A5", "A5c"]
     for form, word in (("ll", "marginal"), ("joint", "joint")):

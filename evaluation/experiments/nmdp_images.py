@@ -1,4 +1,4 @@
-"""Image completion by NMDP beside a CNP and an attentive one, all with one floor (NMDP, section 4.3)."""
+"""Image completion by NMDP beside a CNP and an attentive one, all with one floor."""
 
 from __future__ import annotations
 

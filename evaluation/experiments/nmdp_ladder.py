@@ -1,4 +1,4 @@
-"""NMDP's ablation ladder, A1 to A5 and A5 with the conjugate proposal: how each rung is built and trained."""
+"""NMDP's ablation ladder: how each rung is built and trained (docs/papers/nmdp.md#the-ladder)."""
 
 from __future__ import annotations
 

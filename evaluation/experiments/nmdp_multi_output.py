@@ -15,10 +15,10 @@ from torch.distributions import Independent, Normal
 from evaluation import plots
 from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
 from evaluation.experiments.nmdp_parts import Pair, Size, ceiling, description, mixture, process, train
-from evaluation.metrics import calibration_error
+from evaluation.scores.metrics import calibration_error
 from inference import Prediction, predict
 from pp_models import TaskBatch, tasks
-from pp_models.regression_tasks import DIVISIONS, RegressionTasks
+from pp_models.tasks.regression_tasks import DIVISIONS, RegressionTasks
 
 #: floor of every scale, in standardised units
 FLOOR = 0.05

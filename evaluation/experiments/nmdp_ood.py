@@ -1,4 +1,7 @@
-"""Does a Dirichlet's doubt tell odd tasks from ordinary ones? AUROC of every score (NMDP, section 5)."""
+"""Does a Dirichlet's doubt tell odd tasks from ordinary ones? AUROC of every score.
+
+The scores: docs/papers/nmdp.md, eq. 18 to 21.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from matplotlib.figure import Figure
 from evaluation.experiments.experiment import Check, Outcome, Workshop
 from evaluation.experiments.nmdp_kernel_mix import FLOOR, SCALES, fitted, test_tasks
 from evaluation.experiments.nmdp_parts import Pair, description
-from evaluation.mixture_uncertainty import auroc, concentration_of, context_typicality, mixture_uncertainty
 from evaluation.plots.style import WIDTH, look
+from evaluation.scores.mixture_uncertainty import auroc, concentration_of, context_typicality, mixture_uncertainty
 from guides import ConjugateRefinement
 from pp_models import Dataset
 

@@ -65,7 +65,7 @@ def mixture(
             representation_dim=size.width,
             spread=spread,
         )
-        return model, DirichletMixtureGuide(model, size.width, pooling)
+        return model, DirichletMixtureGuide(model, size.width, pooling=pooling)
 
     return build
 

@@ -1,4 +1,4 @@
-"""Do NMDP's weights know which kernel drew a task? Clusters, a linear probe, and two controls (NMDP, section 5)."""
+"""Do NMDP's weights know which kernel drew a task? Clusters, a linear probe, and two controls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from evaluation.experiments.experiment import Check, Outcome, Workshop
 from evaluation.experiments.nmdp_kernel_mix import FLOOR, SCALES, VARIANTS, fitted, test_tasks
 from evaluation.experiments.nmdp_parts import description
 from evaluation.plots.style import WIDTH, colours, look
-from evaluation.task_representation import (
+from evaluation.scores.task_representation import (
     centred_log_ratio,
     context_features,
     match_amplitude,
@@ -20,7 +20,7 @@ from evaluation.task_representation import (
     representation_scores,
 )
 from pp_models import Dataset
-from pp_models.gp_kernels import KERNELS
+from pp_models.tasks.gp_kernels import KERNELS
 
 COUNTS = (5, 10, 30, 46)
 BY_HAND = "seven hand-made features"

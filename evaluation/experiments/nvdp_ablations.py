@@ -1,4 +1,4 @@
-"""NVDP's parts taken away one at a time: variational prior, its gradient, KL scale, rate structure (section 4.7)."""
+"""NVDP's parts taken away one at a time: variational prior, its gradient, KL scale, rate structure."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pandas as pd
 from evaluation import plots
 from evaluation.experiments.experiment import Check, Outcome, Scale, Workshop, signed
 from evaluation.experiments.nvdp_gp import FLOOR
-from evaluation.methods import METHODS, Task
-from evaluation.metrics import rate_spread
-from evaluation.scoring import MARGINAL, score_oracle, score_tasks
+from evaluation.methods import METHODS, TaskShape
+from evaluation.scores.metrics import rate_spread
+from evaluation.scores.scoring import MARGINAL, score_oracle, score_tasks
 from pp_models import tasks
 
 SCALES = {
@@ -29,7 +29,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     rows = []
     for seed in seeds:
         for name in VARIANTS:
-            task = Task(1, 1, scale.width)
+            task = TaskShape(1, 1, scale.width)
             key = f"gp-rbf-ablations-{scale.name}"
             half = {}
             if name in ("nvdp", "nvdp-sum"):

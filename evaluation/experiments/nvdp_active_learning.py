@@ -1,4 +1,4 @@
-"""Active learning on GP tasks: query where the predictive variance is largest, or at random (NVDP, section 4.3)."""
+"""Active learning on GP tasks: query where the predictive variance is largest, or at random, by NVDP and its rivals."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pandas as pd
 from evaluation import plots
 from evaluation.experiments.experiment import Check, Outcome, Workshop
 from evaluation.experiments.nvdp_gp import SCALES, train_all
-from evaluation.metrics import log_likelihoods, rmse
+from evaluation.scores.metrics import log_likelihoods, rmse
 from inference import predict
 from inference.active_context import acquire
 from pp_models import tasks

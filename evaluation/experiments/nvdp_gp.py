@@ -1,4 +1,4 @@
-"""NVDP on 1-D Gaussian-process regression with random and fixed kernels (NVDP, section 4.2)."""
+"""NVDP on 1-D Gaussian-process regression with random and fixed kernels (docs/papers/nvdp.md#experiments)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import torch
 
 from evaluation import plots
 from evaluation.experiments.experiment import Check, Outcome, Scale, Workshop, signed
-from evaluation.methods import Task
-from evaluation.metrics import paired_difference, rate_spread
-from evaluation.scoring import SCORES, parameter_count, score_oracle, score_tasks
+from evaluation.methods import TaskShape
+from evaluation.scores.metrics import paired_difference, rate_spread
+from evaluation.scores.scoring import SCORES, parameter_count, score_oracle, score_tasks
 from inference import predict
 from pp_models import TaskBatch, oracle_predict, tasks
 
@@ -37,7 +37,7 @@ def train_all(
     hyperparameters: str, scale: Scale, names: list[str], seeds: list[int], workshop: Workshop
 ) -> dict[tuple[str, int], tuple]:
     """Every method and seed, trained (or read back)."""
-    task = Task(1, 1, scale.width)
+    task = TaskShape(1, 1, scale.width)
     fitted = {}
     for seed in seeds:
         for name in names:

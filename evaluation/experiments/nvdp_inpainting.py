@@ -1,4 +1,4 @@
-"""Image completion: MNIST, Omniglot to MNIST, CelebA and the embedded digits (NVDP, section 4.4)."""
+"""Image completion by NVDP and its rivals: MNIST, Omniglot to MNIST, CelebA and the embedded digits."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import torch
 
 from evaluation import plots
 from evaluation.experiments.experiment import Check, Outcome, Scale, Workshop
-from evaluation.methods import Task
-from evaluation.metrics import paired_difference
-from evaluation.scoring import MARGINAL, score_tasks
+from evaluation.methods import TaskShape
+from evaluation.scores.metrics import paired_difference
+from evaluation.scores.scoring import MARGINAL, score_tasks
 from pp_models import tasks
 
 SCALES = {
@@ -34,7 +34,7 @@ def run(train: str, test: str, scale_name: str, seeds: list[int], workshop: Work
     scale = SCALES[scale_name]
     source = tasks.images(train, "train", scale.batch_size, 0, progress=workshop.progress)
     width = source.batch(0).target.y.shape[-1]  # type: ignore[union-attr]
-    task = Task(2, width, scale.width, beta=0.5)
+    task = TaskShape(2, width, scale.width, beta=0.5)
     held_out = tasks.images(test, "test", scale.test_batch_size, 1_000_000, full_image=True, progress=workshop.progress)
     batches = [held_out.batch(i) for i in range(scale.test_batches)]
     pixels = batches[0].full.num_points

@@ -1,4 +1,4 @@
-"""Functional ambiguity on the trigonometric toy: sine, cosine or tanh from few points (NVDP, section 4.5)."""
+"""Functional ambiguity on the trigonometric toy: sine, cosine or tanh from few points, by NVDP and its rivals."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pandas as pd
 
 from evaluation import plots
 from evaluation.experiments.experiment import Check, Outcome, Scale, Workshop, signed
-from evaluation.methods import Task
-from evaluation.scoring import score_tasks
+from evaluation.methods import TaskShape
+from evaluation.scores.scoring import score_tasks
 from inference import predict
 from pp_models import tasks
 
@@ -23,7 +23,7 @@ COUNTS = (1, 4, 8, 20, 50)
 def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     """Trains with contexts of 1 to 96 points and scores at fixed context sizes."""
     scale = SCALES[scale_name]
-    task = Task(1, 1, scale.width, beta=1.0, shared_path=True)
+    task = TaskShape(1, 1, scale.width, beta=1.0, shared_path=True)
     rows, fitted = [], {}
     for seed in seeds:
         for name in METHODS:

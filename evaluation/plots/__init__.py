@@ -9,6 +9,7 @@ from evaluation.plots.calibration import calibration_plot
 from evaluation.plots.comparison import comparison_plot, learning_curves, query_curves
 from evaluation.plots.densities import density_plot
 from evaluation.plots.draws import function_draws
+from evaluation.plots.forest import forest
 from evaluation.plots.functions import fan_plot
 from evaluation.plots.images import image_completions, picture_rows
 from evaluation.plots.mixtures import effective_sizes, weight_maps
@@ -24,6 +25,7 @@ __all__ = [
     "effective_sizes",
     "energy_plot",
     "fan_plot",
+    "forest",
     "function_draws",
     "image_completions",
     "kappa_plot",

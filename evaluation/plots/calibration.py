@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
-from evaluation.metrics import Prediction, interval_coverage, pit
 from evaluation.plots.style import INK, WIDTH, colours, look
+from evaluation.scores.metrics import Prediction, interval_coverage, pit
 
 LEVELS = tuple(i / 20 for i in range(1, 20))
 

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from torch import Tensor
 
 from evaluation.plots.style import INK, SOFT, WIDTH, colours, look, new_figure
-from inference.predict import Prediction, pointwise
+from inference.prediction import Prediction, pointwise
 from pp_models.data import TaskBatch
 
 #: central probability of each band and how opaque it is drawn, widest first; they lie on top of each other

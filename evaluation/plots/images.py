@@ -17,7 +17,7 @@ from torch import Tensor
 from evaluation.plots.style import SPREAD, WIDTH, look, picture_axes
 from inference.predict import predict
 from pp_models.data import Dataset
-from pp_models.image_tasks import ImageTasks, pixel_grid, place_pixels
+from pp_models.tasks.image_tasks import ImageTasks, pixel_grid, place_pixels
 
 COUNTS = (10, 30, 100)
 #: what an unseen pixel looks like; no grey, so that it is not taken for a value

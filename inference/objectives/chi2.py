@@ -41,6 +41,10 @@ class Chi2(ImportanceWeighted):
         ValueError: an argument out of range.
     """
 
+    name = "chi2"
+    description = "forward χ² importance sampling, or the χ upper bound (CUBO)"
+    reference = "Li et al. 2024; Dieng et al. 2017"
+
     def __init__(self, num_particles: int = 8, *, bound: str = "forward", order: float = 2.0, **options: Any) -> None:
         super().__init__(num_particles, **options)
         if bound not in BOUNDS:

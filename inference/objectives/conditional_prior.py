@@ -11,10 +11,11 @@ from pyro.poutine.trace_struct import Trace
 from inference.objectives.independent_plates import is_point_mass, sample_sites
 from inference.objectives.kl_objective import Branches, LocallyReparameterized
 from inference.objectives.task_objective import context_and_full
+from pp_models.contract import as_guide
 
 
 class ConditionalPrior(LocallyReparameterized):
-    """E_q(W | D_c)[log p(y_D | x_D, W)] - β KL(q(W | D_c) ‖ q(W | D)) for each task (NVDP, section 3.1).
+    """E_q(W | D_c)[log p(y_D | x_D, W)] - β KL(q(W | D_c) ‖ q(W | D)) for each task (docs/papers/nvdp.md, eq. 6).
 
     Samples come from the guide on the *context*, as at test time; the prior is the same guide on the whole task (its
     ``conditional_prior`` method where it has one), and gradients flow through both. It is not a bound on the evidence
@@ -30,6 +31,9 @@ class ConditionalPrior(LocallyReparameterized):
         **options: see :class:`LocallyReparameterized`.
     """
 
+    name = "conditional-prior"
+    description = "guide on the context against the same guide on the whole task"
+    reference = "NVDP, Jeon et al. 2022"
     guide_is = "predictor"
     needs = "data set"
 
@@ -61,7 +65,7 @@ class ConditionalPrior(LocallyReparameterized):
             return Branches(
                 posterior=posterior, reference=Trace(), model_args=(full, *rest), guide_args=(context, *rest)
             )
-        prior_guide = getattr(guide, "conditional_prior", guide)
+        prior_guide = as_guide(guide).conditional_prior
         # the posterior's draws are replayed: a guide whose layers condition on those below is then evaluated at them
         replayed = poutine.replay(prior_guide, trace=posterior)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_prior_gradient):

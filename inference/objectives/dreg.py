@@ -20,4 +20,7 @@ class DReG(RenyiBound):
         ValueError: when used, for a site that cannot be reparameterised.
     """
 
+    name = "dreg"
+    description = "the same bound with doubly reparameterised gradients"
+    reference = "Tucker et al. 2019"
     doubly_reparameterized = needs_score = weighs_gradients = True

@@ -32,6 +32,9 @@ class TaskELBO(LocallyReparameterized):
         >>> svi.step(batch)
     """
 
+    name = "elbo"
+    description = "evidence lower bound of each task, analytic KL where there is one"
+    reference = "Jordan et al. 1999"
     estimators = ("pathwise", "stl", "score")
 
     def __init__(self, num_particles: int = 1, *, on: str = "full", **options: Any) -> None:

@@ -21,6 +21,7 @@ from inference.objectives.independent_plates import (
     sample_sites,
     share,
 )
+from pp_models.contract import as_guide
 
 
 class fixed_values(Messenger):
@@ -91,7 +92,7 @@ def log_densities_at_fixed_values(
     what is needed.
     """
     drawn = drawn_sites(guide_trace)
-    if len(drawn) <= 1 or getattr(guide, "independent_sites", False):
+    if len(drawn) <= 1 or as_guide(guide).independent_sites:
         return {name: log_density(site, axes, site["value"].detach(), scaled) for name, site in drawn}
     if again is None:
         again = at_fixed_values(guide, guide_trace, args, kwargs)

@@ -12,7 +12,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
-from torch import Tensor
+from torch import Tensor, nn
 
 from inference.objectives.fixed_values import log_density, only_drawn, score_term
 from inference.objectives.importance_weights import WeightedDraws, WeightedObjective, total
@@ -25,6 +25,7 @@ from inference.objectives.task_objective import (
     log_mean_exp,
     scored_points,
 )
+from pp_models.contract import as_model
 from pp_models.task_plates import task_plates
 
 PROPOSALS = ("prior", "conjugate")
@@ -47,7 +48,9 @@ class EStep:
 
 
 class IWEM(WeightedObjective):
-    """Importance-weighted EM (NMDP, eq. 7 to 9): the guide on the context is a *conditional prior* g(z | D_c).
+    """Importance-weighted EM: the guide on the context is a *conditional prior* g(z | D_c).
+
+    NMDP: the paper's eq. 7 to 9 and Algorithm 1; docs/papers/nmdp.md, eq. 5 to 9.
 
     E-step: z_k from a proposal r, without gradient; ŵ_k ∝ p(y | z_k) g(z_k | D_c) / r(z_k), normalised in each task.
     M-step: ascend Σ_k ŵ_k [log p(y | z_k) + log g(z_k | D_c)]. By Fisher's identity this is the self-normalised
@@ -89,6 +92,9 @@ class IWEM(WeightedObjective):
         ValueError: an argument out of range; when used, ``"conjugate"`` with a model that has no such proposal.
     """
 
+    name = "iw-em"
+    description = "importance-weighted EM: the guide on the context as a conditional prior"
+    reference = "NMDP, CVPR 2026"
     fixed_particles = weighs_particles = True
     guide_is = "predictor"
     needs = "data set"
@@ -116,6 +122,7 @@ class IWEM(WeightedObjective):
         if inner_steps > 1 and not self.vectorize_particles:
             raise ValueError(f"inner_steps: got {inner_steps}; particles that are kept must be vectorised")
         self.proposal = proposal
+        self.module = proposal if isinstance(proposal, nn.Module) else None
         self.score = score
         self.min_ess = min_ess
         self.inner_steps = inner_steps
@@ -180,13 +187,13 @@ class IWEM(WeightedObjective):
         if callable(self.proposal):
             with particles:
                 return self.run_guide(self.proposal, scored, kwargs)
-        if not hasattr(model, "conjugate_proposal"):
-            raise ValueError(
-                f"proposal: got 'conjugate', but {type(model).__name__} has no conjugate_proposal; "
-                "use 'prior' or pass a guide"
-            )
         with torch.no_grad():
-            proposals = model.conjugate_proposal(self.run_guide(guide, context, kwargs), scored[0])
+            proposals = as_model(model).conjugate_proposal(self.run_guide(guide, context, kwargs), scored[0])
+            if proposals is None:
+                raise ValueError(
+                    f"proposal: got 'conjugate', but {type(model).__name__} has no conjugate_proposal; "
+                    "use 'prior' or pass a guide"
+                )
             with particles, task_plates(scored[0].batch_shape, scored[0].x.device):
                 return poutine.trace(lambda: [pyro.sample(name, fn) for name, fn in proposals.items()]).get_trace()
 

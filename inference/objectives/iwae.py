@@ -17,3 +17,7 @@ class IWAE(RenyiBound):
         num_particles: particles of each task, K.
         **options: see :class:`ImportanceWeighted`.
     """
+
+    name = "iwae"
+    description = "K-particle importance-weighted bound; VIMCO where a site cannot be reparameterised"
+    reference = "Burda et al. 2016; Mnih and Rezende 2016"

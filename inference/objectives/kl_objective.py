@@ -12,7 +12,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
-from guides.local_reparameterization import is_gaussian_weight, local_reparameterization
+from guides.networks.local_reparameterization import is_gaussian_weight, local_reparameterization
 from inference.objectives.analytic_kl import analytic_sites, closed_form, is_flat
 from inference.objectives.fixed_values import (
     has_auxiliary_sites,
@@ -36,6 +36,7 @@ from inference.objectives.independent_plates import (
 )
 from inference.objectives.observations import observed_log_likelihood, output_width
 from inference.objectives.task_objective import BoundTerms, TaskObjective
+from pp_models.contract import as_model
 
 KL_REDUCTIONS = ("sum", "mean")
 ESTIMATORS = ("pathwise", "stl", "score")
@@ -134,7 +135,7 @@ class KLObjective(TaskObjective):
         with ExitStack() as stack:
             if self.local_reparameterization:
                 # a prior that depends on the weights of other layers needs some value, used or not
-                stack.enter_context(local_reparameterization(lazy=independent_layers(model)))
+                stack.enter_context(local_reparameterization(lazy=as_model(model).independent_layers))
             # the particle plate is inside, so that the handler sees sites that it has expanded
             stack.enter_context(particles)
             yield
@@ -144,7 +145,7 @@ class KLObjective(TaskObjective):
     ) -> KLDraws:
         with self._handlers(model, particles):
             runs = self.run_branches(model, guide, args, kwargs)
-            if self.local_reparameterization and runs.reference is None and not independent_layers(model):
+            if self.local_reparameterization and runs.reference is None and not as_model(model).independent_layers:
                 raise ValueError(
                     "local_reparameterization: got True, but the prior of a layer depends on the weights of those "
                     "below, which are not drawn; set it to False"
@@ -295,8 +296,3 @@ class LocallyReparameterized(KLObjective):
 def mean_signal(values: Tensor) -> Tensor:
     """The learning signal ``[K, *B]`` of a mean over particles, less the mean of the others."""
     return (values - leave_one_out(values)) / values.shape[0]
-
-
-def independent_layers(model: Any) -> bool:
-    """Whether no layer's prior depends on the weights of another."""
-    return getattr(getattr(model, "prior", None), "independent_layers", True)

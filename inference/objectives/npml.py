@@ -16,8 +16,8 @@ from inference.objectives.task_objective import BoundTerms, check_choice, contex
 class NPML(WeightedObjective):
     """log (1/K) Σ_k p(y_t | x_t, W_k), W_k ~ q(W | D_c), for each task (Foong et al. 2020, section 3.2).
 
-    The joint likelihood of the targets; no KL, so that nothing ties the guide to the prior: the particles predict, and
-    the latents need not be anyone's posterior.
+    The joint likelihood of the targets (docs/papers/bnnp.md, eq. 16); no KL, so that nothing ties the guide to the
+    prior: the particles predict, and the latents need not be anyone's posterior.
 
     Args:
         num_particles: draws per task, K. The log-mean-exp is low by O(1/K), and favours little spread for small K.
@@ -31,6 +31,9 @@ class NPML(WeightedObjective):
         ValueError: an argument out of range.
     """
 
+    name = "npml"
+    description = "likelihood of the targets under the guide on the context, no KL"
+    reference = "Foong et al. 2020"
     guide_is = "predictor"
     needs = "data set"
     has_no = MappingProxyType(

@@ -10,6 +10,7 @@ from pyro.poutine.trace_struct import Trace
 from inference.objectives.independent_plates import is_point_mass, sample_sites
 from inference.objectives.kl_objective import Branches, LocallyReparameterized
 from inference.objectives.task_objective import context_and_full
+from pp_models.contract import as_guide
 
 
 class NPVI(LocallyReparameterized):
@@ -20,7 +21,7 @@ class NPVI(LocallyReparameterized):
 
     Where a site of the guide depends on others, as the layers of a BNN do, both conditionals are taken at draws from
     the whole task; one at draws of its own would not even be zero where the context is the whole task (a mistake of
-    BNNP's precursor code).
+    BNNP's precursor code; docs/papers/bnnp.md, eq. 18).
 
     A guide may have a ``posterior_guide`` for the whole task (:class:`guides.DirichletPosteriorGuide`); then the guide
     itself, on the context, is what the divergence is taken to.
@@ -32,13 +33,16 @@ class NPVI(LocallyReparameterized):
         **options: see :class:`LocallyReparameterized`.
     """
 
+    name = "npvi"
+    description = "guide on the whole task against the same guide on the context"
+    reference = "Garnelo et al. 2018"
     guide_is = "predictor"
     needs = "data set"
 
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
         context, full = context_and_full(args[0])
         rest = args[1:]
-        on_full = getattr(guide, "posterior_guide", guide)
+        on_full = as_guide(guide).posterior_guide
 
         def from_context() -> tuple[Trace, Trace]:
             """The guide on the context, and the point masses among its sites."""
@@ -48,7 +52,7 @@ class NPVI(LocallyReparameterized):
                     path.add_node(name, **site)
             return trace, path
 
-        if getattr(guide, "independent_sites", False):
+        if as_guide(guide).independent_sites:
             reference, path = from_context()
             posterior = self.run_guide(poutine.replay(on_full, trace=path), (full, *rest), kwargs)
         else:

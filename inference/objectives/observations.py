@@ -18,7 +18,7 @@ from inference.objectives.independent_plates import (
     sample_sites,
     share,
 )
-from pp_models.simplex_distributions import ExpertMixture
+from pp_models.mixtures.simplex_distributions import ExpertMixture
 
 
 def observed_log_likelihood(trace: Trace, axes: TaskAxes, needed: bool = True) -> tuple[Tensor, Tensor]:

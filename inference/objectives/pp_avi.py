@@ -32,20 +32,23 @@ class PredictiveDraws(KLDraws):
 class PPAVI(KLObjective):
     """log (1/S) Σ_s Π_t p(y_t | x_t, W_s) + (1/S) Σ_s log p(y_c | x_c, W_s) - KL(q(W | D_c) ‖ p(W)), W_s ~ q(W | D_c).
 
-    Posterior-predictive amortised variational inference (BNNP): the same weight samples in both brackets, the targets'
-    likelihoods multiplied *inside* the mean (joint, not per point), the guide on the context alone. With an exact
-    guide the brackets are log p(y_t | D_c) + log p(y_c) = log p(y): type-II maximum likelihood of the whole task.
-    Otherwise it is not a bound on the evidence, and the first bracket is low by O(1/S). One released version scored
-    the context as the targets; here the targets are the batch's.
+    Posterior-predictive amortised variational inference (BNNP; docs/papers/bnnp.md, eq. 17): the same weight samples in
+    both brackets, the targets' likelihoods multiplied *inside* the mean (joint, not per point), the guide on the
+    context alone. With an exact guide the brackets are log p(y_t | D_c) + log p(y_c) = log p(y): type-II maximum
+    likelihood of the whole task. Otherwise it is not a bound on the evidence, and the first bracket is low by O(1/S).
+    One released version scored the context as the targets; here the targets are the batch's.
 
     A Dataset is context and target at once.
 
     Args:
-        num_particles: weight samples of each task, S (16 to 32 in the paper's configurations).
+        num_particles: weight samples of each task, S (16 to 32 in the released configurations).
         beta: weighs the first bracket and the KL, not the context's likelihood, as in the released code.
         **options: see :class:`KLObjective`.
     """
 
+    name = "pp-avi"
+    description = "log posterior predictive of the targets plus ELBO of the context"
+    reference = "BNNP"
     needs = "data set"
     has_no = MappingProxyType(
         {

@@ -71,6 +71,10 @@ class Renyi(RenyiBound):
         ValueError: α not finite; with ``doubly_reparameterized``, a site that cannot be reparameterised.
     """
 
+    name = "renyi"
+    description = "variational Rényi bound, from IWAE (α = 0) to the ELBO (α = 1)"
+    reference = "Li and Turner 2016; Daudel et al. 2023"
+
     def __init__(
         self, num_particles: int = 8, *, alpha: float = 0.5, doubly_reparameterized: bool = False, **options: Any
     ) -> None:

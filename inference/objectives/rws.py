@@ -49,6 +49,9 @@ class ReweightedWakeSleep(ImportanceWeighted):
         ValueError: a negative weight, or all zero; when sleeping, a model with an improper prior.
     """
 
+    name = "rws"
+    description = "reweighted wake-sleep: wake-θ, wake-φ and sleep-φ"
+    reference = "Bornschein and Bengio 2015; Le et al. 2019"
     fixed_particles = True
 
     def __init__(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import pyro
@@ -25,6 +24,7 @@ from inference.objectives.fixed_values import fixed_values
 from inference.objectives.independent_plates import PARTICLES, Independence, Ties, sample_sites
 from inference.objectives.particles import OWN, NotVectorised, Pairs, apart, check_one_alone, one_subsample
 from inference.objectives.ties import Program, find_ties, structure
+from pp_models.contract import ObjectiveOffers, as_guide, as_model
 from pp_models.data import Dataset, TaskBatch
 from pp_models.parameter_module import ParameterModule
 
@@ -82,22 +82,14 @@ def log_mean_exp(values: Tensor) -> Tensor:
     return torch.logsumexp(values, 0) - torch.log(values.new_tensor(float(values.shape[0])))
 
 
-class TaskObjective(ELBO):
+class TaskObjective(ObjectiveOffers, ELBO):
     """Base of the objectives: one bound for each task, summed (or averaged) into a loss.
 
     Plates are read off the traces. Vectorised particles are a plate to the left of all others. A program that is not
     the library's own is first run for one particle alone too, and with other draws: where its densities differ, its
     particles are run one by one, and a plate whose elements are not independent is not split.
 
-    What others may ask about an objective stands on its class:
-
-    * ``weighs_particles``: it weighs draws by their densities, which a point mass has not;
-    * ``guide_is``: ``"posterior"``, or ``"predictor"`` where the guide is a conditional prior or only predicts, and is
-      no posterior under the model's own prior;
-    * ``needs``: ``"anything"`` that model and guide take, or a ``"data set"``: a TaskBatch or a Dataset;
-    * ``proposal``: what draws its particles in place of the guide, trained with the rest where it is a module;
-    * ``inner_steps``: optimizer steps for one set of particles;
-    * ``has_no``: options that one may expect of it, and why there are none.
+    What others may ask about an objective stands on its class: :class:`pp_models.contract.ObjectiveOffers`.
 
     Args:
         num_particles: draws per task, K.
@@ -111,18 +103,10 @@ class TaskObjective(ELBO):
         ValueError: an argument out of range.
     """
 
-    #: its name in the registry
-    name = ""
     #: -1 for an upper bound, which is minimised
     sign = 1.0
     #: particles carry no gradient to the guide
     fixed_particles = False
-    weighs_particles: bool = False
-    guide_is: str = "posterior"
-    needs: str = "anything"
-    proposal: Any = None
-    inner_steps: int = 1
-    has_no: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -266,13 +250,12 @@ class TaskObjective(ELBO):
             ValueError: the pair cannot be trained with this objective; the message says why.
             DataError: data that do not fit the model.
         """
-        if hasattr(guide, "check_objective"):
-            guide.check_objective(self)
-        if hasattr(model, "check") and args:  # here, for Pyro's traces add the shapes of all sites to the message
+        as_guide(guide).check_objective(self)
+        if args:  # here, for Pyro's traces add the shapes of all sites to the message
             parts = (args[0].context, args[0].target) if isinstance(args[0], TaskBatch) else (args[0],)
             for part in parts:
                 if isinstance(part, Dataset):
-                    model.check(part)
+                    as_model(model).check(part)
         self._pair = self._pairs.of(model, guide)
         try:
             with nullcontext() if self._pair.trusted and self.vectorize_particles else one_subsample() as runs:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from evaluation import report
-from evaluation.demo import GP_METHODS, IMAGE_METHODS, run_demo
+from guidebook.demo import GP_METHODS, IMAGE_METHODS, run_demo
 
 PICTURES = {"functions", "comparison", "calibration", "rates", "completions", "learning"}
 PICTURES |= {

@@ -1,4 +1,4 @@
-"""NMDP's objective: what it equals (T1, T7), its proposals (T9), and the Dirichlet sweeps behind the conjugate one."""
+"""NMDP's objective (docs/papers/nmdp.md, eq. 5 to 9): what it equals, its proposals, and the Dirichlet sweeps."""
 
 import pyro
 import pyro.distributions as dist
@@ -9,14 +9,15 @@ from torch.nn.functional import softplus
 
 from inference import fit
 from inference.objectives import make
-from pp_models import Dataset, dirichlet_sweeps
+from pp_models import Dataset, TaskBatch, dirichlet_sweeps
+from pp_models.contract import Model
 from pp_models.parameter_module import ParameterModule, mlp
 from pp_models.task_plates import task_plates
 
 EXPERTS = 4
 
 
-class Mixture(ParameterModule):
+class Mixture(Model):
     """y_n ~ Σ_l z_l N(f_l(x_n), 0.1²), z ~ Dir(0.3): the branches of the NMDP page's toy family."""
 
     def __init__(self, trainable=False):
@@ -36,7 +37,7 @@ class Mixture(ParameterModule):
             # a factor: its value is the log-likelihood
             pyro.factor("y", (each * data.full_mask()).sum(-1))
 
-    def conjugate_proposal(self, guide_trace, data):
+    def conjugate_proposal(self, guide_trace, data, sweeps=8):
         concentration = guide_trace.nodes["mixture_weights"]["fn"].concentration
         posterior = dirichlet_sweeps(concentration, self.expert_log_likelihood(data), data.mask)
         return {"mixture_weights": dist.Dirichlet(posterior)}
@@ -82,7 +83,7 @@ def parameter_gradient(modules, value):
 
 
 def test_the_gradient_is_that_of_iwae_with_a_detached_proposal():
-    """T1: Σ ŵ (log p + log Dir) and log mean of w with the proposal's density held fixed, relative error 1e-5."""
+    """Σ ŵ (log p + log Dir) and log mean of w with the proposal's density held fixed, relative error 1e-5."""
     model, guide, batch = Mixture(trainable=True), DirichletGuide(), branches(16, 5, 15)
     torch.manual_seed(1)
     terms = make("iw-em", num_particles=16).terms(model, guide, batch)
@@ -97,7 +98,7 @@ def test_the_gradient_is_that_of_iwae_with_a_detached_proposal():
     em = parameter_gradient([model, guide], (weights * (ell + log_prior)).sum())
     assert em.norm() > 1.0
     assert (found - em).norm() / em.norm() < 1e-5
-    # T7: no path through z, so the guide's part is the digamma formula
+    # no path through z, so the guide's part is the digamma formula
     score = weights.unsqueeze(-1) * (z.clamp_min(1e-37).log() - alpha.digamma() + alpha.sum(-1, keepdim=True).digamma())
     alpha = guide.concentration(batch.context)
     by_hand = parameter_gradient([guide], (score.sum(0).detach() * alpha).sum())
@@ -112,7 +113,7 @@ def test_the_bound_lies_below_the_log_marginal_and_its_weights_are_the_likelihoo
 
 
 def test_the_conjugate_proposal_keeps_its_weights_where_the_prior_loses_them():
-    """T9: true experts, 50 targets, 16 particles: more than 12 of 16 against fewer than 3."""
+    """True experts, 50 targets, 16 particles: more than 12 of 16 against fewer than 3."""
     model, batch = Mixture(), branches(64, 3, 50)
 
     class Prior(ParameterModule):
@@ -222,5 +223,11 @@ def test_a_proposal_that_lacks_a_site_is_refused():
 
 def test_a_batch_without_context():
     model, guide = Mixture(), DirichletGuide()
-    terms = make("iw-em").terms(model, guide, branches(3, 0, 6))
-    assert torch.isfinite(terms.bound).all() and terms.bound.shape == (3,)
+    batch, some = branches(3, 0, 6), branches(3, 2, 6).context
+    masked = TaskBatch(Dataset(some.x, some.y, torch.zeros(3, 2).bool()), batch.target)
+    found = []
+    for each in (batch, masked):
+        torch.manual_seed(0)
+        found.append(make("iw-em").terms(model, guide, each).bound)
+    assert found[0].shape == (3,)
+    torch.testing.assert_close(found[0], found[1])

@@ -1,13 +1,14 @@
-"""A planted rank is found in plain Pyro (ten problems and controls: ``tests/evaluation/test_planted_rank.py``)."""
+"""A planted rank is found by plain SVI (ten problems and controls: ``tests/evaluation/test_planted_rank.py``)."""
 
 import pyro
 import torch
-from pyro.infer import SVI, TraceMeanField_ELBO
+from pyro.infer import SVI
 
-from evaluation.planted_rank import PlantedTask, planted_data
+from evaluation.adapters.planted_rank import PlantedTask, planted_data
 from guides import RankwiseGuide
 from inference import prune_ranks
-from inference.lrvd_training import log_alpha_learning_rate
+from inference.adapters.lrvd_training import log_alpha_learning_rate
+from inference.objectives import TemperedELBO
 from pp_models import Dataset, LowRankAdapted
 
 
@@ -25,10 +26,9 @@ def test_plain_pyro_finds_the_planted_rank():
         lora_alpha=16,
         likelihood="gaussian",
         noise_scale=task.noise,
-        kl_count="weights",
-        temperature=5.0,
-        num_data=task.num_data,
-        warmup_steps=steps // 5,
+    )
+    objective = TemperedELBO(
+        kl_count="weights", temperature=5.0, num_data=task.num_data, warmup_steps=steps // 5, max_plate_nesting=0
     )
     guide = RankwiseGuide(model)
     noise_rate = log_alpha_learning_rate(steps, 60.0)
@@ -36,11 +36,11 @@ def test_plain_pyro_finds_the_planted_rank():
     def options(name):
         return {"lr": noise_rate if "levels" in name else rate, "lrd": 0.02 ** (1 / steps), "clip_norm": 1e9}
 
-    svi = SVI(model, guide, pyro.optim.ClippedAdam(options), TraceMeanField_ELBO())
+    svi = SVI(model, guide, pyro.optim.ClippedAdam(options), objective)
     with pyro.validation_enabled(False):
         for _ in range(steps):
             index = torch.randint(task.num_data, (100,))
-            svi.step(Dataset._trusted(x[index], y[index], None))
+            svi.step(Dataset.unchecked(x[index], y[index], None))
     ordered = guide.rank_log_alpha()["0"].sort().values
     assert float(ordered[4] - ordered[3]) > 4
     assert prune_ranks(model, guide=guide, threshold="gap").kept == {"0": 4}

@@ -1,4 +1,4 @@
-"""Identities of NMDP (spec page, T1 to T8): exact evidence, Fisher's identity, the closed-form predictive, EM."""
+"""Identities of NMDP (docs/papers/nmdp.md): exact evidence, Fisher's identity, the closed-form predictive, EM."""
 
 import math
 
@@ -21,8 +21,8 @@ from pp_models import (
     stick_breaking_sweeps,
     tasks,
 )
-from pp_models.branch_tasks import BranchTasks, branch_log_likelihood, branch_means, branch_oracle
-from pp_models.simplex_distributions import log_weights
+from pp_models.mixtures.simplex_distributions import log_weights
+from pp_models.tasks.branch_tasks import BranchTasks, branch_log_likelihood, branch_means, branch_oracle
 
 
 def log_likelihoods(points=12, experts=2, tasks_=(), seed=0):
@@ -42,7 +42,7 @@ def by_quadrature(log_p, alpha, nodes=400_001):
 
 @pytest.mark.parametrize("alpha", [(0.3, 0.3), (0.05, 2.0), (5.0, 1.0)])
 def test_the_exact_evidence_of_two_experts_is_the_integral(alpha):
-    """T2, to 1e-8 where the page asks for 1e-3."""
+    """docs/papers/nmdp.md, eq. 13: the polynomial against quadrature, to 1e-8."""
     log_p, alpha = log_likelihoods(), torch.tensor(alpha, dtype=torch.float64)
     torch.testing.assert_close(exact_log_evidence(log_p, alpha), by_quadrature(log_p, alpha), atol=1e-8, rtol=0)
 
@@ -71,7 +71,7 @@ def test_the_exact_evidence_of_batches_and_masks():
 
 
 def test_self_normalised_weights_give_the_gradient_of_the_exact_evidence():
-    """T3 (Fisher): Σ ŵ ∇ log Dir(z; α) against autograd of the polynomial, 1e6 draws."""
+    """Fisher's identity: Σ ŵ ∇ log Dir(z; α) against autograd of the polynomial, 1e6 draws."""
     log_p = log_likelihoods()
     alpha = torch.tensor([0.6, 1.7], dtype=torch.float64, requires_grad=True)
     exact = torch.autograd.grad(exact_log_evidence(log_p, alpha), alpha)[0]
@@ -95,7 +95,7 @@ def pair(experts="strict", seed=0, num_experts=4, **options):
 
 @pytest.mark.parametrize("experts", ["strict", "context"])
 def test_mean_weights_predict_what_many_draws_average_to(experts):
-    """T4: Σ (α_l / α_0) p_l is the mean of the predictives of draws."""
+    """docs/papers/nmdp.md, eq. 10: Σ (α_l / α_0) p_l is the mean of the predictives of draws."""
     model, guide = pair(experts)
     batch = tasks.gp("rbf", 3).batch(0)
     closed = predict(model, guide, batch.context, batch.target.x, weights="mean")
@@ -111,7 +111,7 @@ def test_mean_weights_predict_what_many_draws_average_to(experts):
 
 
 def test_order_does_not_matter():
-    """T6: of the context, for α; of the experts, for the predictive."""
+    """Permutations: of the context, for α; of the experts, for the predictive."""
     model, guide = pair("context")
     batch = tasks.gp("rbf", 3).batch(0)
     context, order = batch.context, torch.randperm(batch.context.num_points)
@@ -131,7 +131,7 @@ def test_order_does_not_matter():
 
 @pytest.mark.parametrize("experts", ["strict", "context"])
 def test_the_gradient_of_the_objective_on_the_real_family(experts):
-    """T1 and T7: iw-em against Σ ŵ (log p + log Dir) written out, weights constant, no path through z."""
+    """docs/papers/nmdp.md, eq. 7 written out: Σ ŵ (log p + log Dir), weights constant, no path through z."""
     model, guide = pair(experts, 1)
     batch = BranchTasks(8, num_context=(5, 5)).batch(0)
     torch.manual_seed(2)
@@ -153,7 +153,7 @@ def test_the_gradient_of_the_objective_on_the_real_family(experts):
 
 
 def test_exact_em_never_lowers_the_evidence():
-    """T8: exact posterior expectations (by quadrature), three backtracked inner steps, 40 outer: no decrease."""
+    """Exact posterior expectations (by quadrature), three backtracked inner steps, 40 outer: no decrease."""
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(6, 12, 1, generator=generator, dtype=torch.float64) * 4 - 2
     sign = torch.where(torch.rand(6, 12, 1, generator=generator) < torch.rand(6, 1, 1, generator=generator), 1.0, -1.0)

@@ -8,12 +8,12 @@ import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from guides import BernoulliExpertGuide, local_reparameterization
-from guides.dropout_normal import DropoutNormal, DropRates, dropout_kl
+from guides.networks.dropout_normal import DropoutNormal, DropRates, dropout_kl
 from guides.set_encoder import POOLINGS, SetEncoder
 from inference import fit, predict
 from inference.objectives import ConditionalPrior
 from pp_models import BayesianNetwork, Dataset, TaskBatch, oracle_log_likelihood, tasks
-from pp_models.linear import linear
+from pp_models.networks.linear import linear
 
 #: P, P̂, KL of the Gaussian forms, KL of the Bernoulli masks (which is another number)
 KL_TABLE = [
@@ -50,7 +50,7 @@ def product_rates(batch, k_in, k_out, **kwargs):
     return DropRates(draw[0], draw[1], draw[2].squeeze(-1), draw[3])
 
 
-# -- T1, T2, T3: the KL -----------------------------------------------------------------------------------------------
+# -- the KL (docs/papers/nvdp.md, eq. 7) ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("p", "q", "expected", "of_masks"), KL_TABLE)
@@ -172,7 +172,7 @@ def test_kl_is_symmetric_under_keeping_for_dropping():
     assert number((dropout_kl(p, q) - dropout_kl(q, p)).abs().max()) > 1  # but not in its arguments
 
 
-# -- T4, T5: pre-activations ------------------------------------------------------------------------------------------
+# -- pre-activations (docs/papers/nvdp.md, eq. 8 to 11) ---------------------------------------------------------------
 
 
 def test_moments_of_preactivations_by_three_kinds_of_draws():
@@ -229,7 +229,7 @@ def test_noise_of_local_reparameterization_is_independent_from_point_to_point():
     torch.testing.assert_close(coherent[:, 0], coherent[:, 1])
 
 
-# -- T6: rates --------------------------------------------------------------------------------------------------------
+# -- rates (docs/papers/nvdp.md, eq. 3 to 5) --------------------------------------------------------------------------
 
 
 def nvdp(clip="logit", width=16, sizes=(1, 12, 12, 2), **options):
@@ -331,7 +331,7 @@ def test_rates_at_the_start_are_those_of_the_paper():
     assert 0.35 < number(rates[..., -1].mean()) < 0.65  # about 1/2 on biases
 
 
-# -- T7: invariances --------------------------------------------------------------------------------------------------
+# -- invariances ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -359,7 +359,7 @@ def test_mean_weight_prediction_at_a_point_does_not_depend_on_the_others(clip):
     )
 
 
-# -- T8: the variational prior ----------------------------------------------------------------------------------------
+# -- the variational prior (docs/papers/nvdp.md, eq. 6) ---------------------------------------------------------------
 
 
 def test_kl_vanishes_where_the_context_is_the_whole_task():
@@ -415,7 +415,7 @@ def test_stopping_the_prior_gradient_stops_it_and_nothing_else():
     assert number((grads[0] - grads[1]).abs().max()) > 1e-3 * number(grads[0].abs().max())
 
 
-# -- T9: ceiling ------------------------------------------------------------------------------------------------------
+# -- ceiling (docs/papers/nvdp.md, eq. 13) ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("steps", [0, 30])

@@ -509,7 +509,7 @@ def test_elbo_on_the_context_alone():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("elbow", {}, r"^objective: got 'elbow'; it must be one of chi2, conditional-prior, dreg, "),
+        ("elbow", {}, r"^objective: got 'elbow'; did you mean 'elbo'"),
         ("elbo", {"betta": 1.0}, r"^betta: objective 'elbo' has no such option; it has "),
         ("npvi", {"on": "full"}, r"^on: objective 'npvi' has no such option"),
         ("elbo", {"on": "targets"}, r"^on: got 'targets'; it must be 'full' or 'context'$"),

@@ -28,7 +28,7 @@ def learned(objective, granularity="unit", steps=500, **options):
     """How far the learned prior's mean and covariance are from the true ones, after training and before."""
     torch.manual_seed(0)
     model = BayesianNetwork([1, 1], prior=LearnedGaussianPrior(granularity), noise_scale=NOISE)
-    guide = BNNWeightGuide(model, "real", "real")
+    guide = BNNWeightGuide(model, final_targets="real", final_noise="real")
 
     def distance():
         blocks = model.prior.gaussian(0, [])

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.mixture_uncertainty import entropy_of_mean, mutual_information
+from evaluation.scores.mixture_uncertainty import entropy_of_mean, mutual_information
 from inference.active_context import acquire, acquisition_scores, entropy_drop, information
 from pp_models import Dataset
+from pp_models.contract import Guide
 from pp_models.task_plates import task_plates
 
 
@@ -31,7 +32,7 @@ class TwoBranches(nn.Module):
             pyro.sample("y", mixture.to_event(1), obs=data.y)
 
 
-class Counts(nn.Module):
+class Counts(Guide):
     """The exact posterior of ``TwoBranches``: Dir(1 + how many points of either sign at x > 0)."""
 
     def concentration(self, data):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import torch
 
 from guides import AmortisedMeanFieldGuide
 from inference import CheckpointError, checkpoint, fit
-from pp_models import BayesianNetwork, tasks
+from pp_models import BayesianNetwork, files, tasks
 
 ROOT = Path(__file__).parents[2]
 
@@ -87,7 +88,7 @@ KILLED = """
 import builtins, os, signal, sys
 import torch
 torch.set_num_threads(1)
-from inference import checkpoint
+from pp_models import files
 from tests.inference.test_checkpoint import train
 
 def die():
@@ -120,8 +121,14 @@ def kill_at(kind, name, count):
     def opened(path, *rest):
         file = builtins.open(path, *rest)
         return Half(file) if kind == "half" and due(path) else file
-    os.replace = replace
-    checkpoint.open = opened
+    def created(path, real=files.create_exclusively):
+        path_of[0] = path
+        return real(path)
+    def fdopen(descriptor, *rest, real=os.fdopen):
+        file, path, path_of[0] = real(descriptor, *rest), path_of[0], ""
+        return Half(file) if kind == "half" and due(path) else file
+    path_of = [""]
+    os.replace, os.fdopen, files.create_exclusively = replace, fdopen, created
     sys.modules["inference.fit"].open = opened
 
 for number, point in enumerate(sys.argv[2:]):
@@ -150,6 +157,9 @@ KILLS = [
     "after,checkpoint.json,2",
     "half,metrics.jsonl,4",
     "half,checkpoint.json,3",
+    "after,checkpoint.json,3",
+    "half,retired.json,1",
+    "after,retired.json,1",
 ]
 
 
@@ -170,7 +180,8 @@ def test_a_run_killed_at_any_write_resumes_to_the_same_bytes(whole, killed, numb
     assert signals[number] == 9
     run = folder / str(number)
     before = contents(run)
-    assert "weights-00000012.safetensors" not in before or number == len(KILLS) - 1
+    last = KILLS[number].endswith(("checkpoint.json,3", "retired.json,1"))
+    assert last or "weights-00000012.safetensors" not in before
     kind, name, _ = KILLS[number].split(",")
     if kind == "half" and not name.startswith("metrics"):
         assert any(left.endswith(".partial") and name in left for left in before)
@@ -178,6 +189,9 @@ def test_a_run_killed_at_any_write_resumes_to_the_same_bytes(whole, killed, numb
         "half,weights-00000004,1": [],
         "after,checkpoint.json,2": [8, 4],
         "half,checkpoint.json,3": [8, 4],
+        "after,checkpoint.json,3": [12, 8],
+        "half,retired.json,1": [8, 4],
+        "after,retired.json,1": [8, 4],
     }.get(KILLS[number], [4])
     train(run, resume=True)
     assert contents(run) == whole
@@ -283,6 +297,54 @@ def test_a_checkpoint_of_another_architecture_is_refused_whole(run):
         train(run, pair=lambda: (deeper, AmortisedMeanFieldGuide(deeper, width=8)), resume=True)
 
 
+#: what a user may keep in a folder, named nearly as a run names its own files
+OTHERS = (
+    "weights-final.safetensors", "weights-mine-20GB.safetensors", "state-of-the-art.pt", "state-before.pt",
+    ".download.partial", ".thesis.tex.partial", "notes.txt", ".writable", ".checkpoint.json.partial",
+    ".weights-00000004.safetensors.0123456789abcdef.partial",
+)  # fmt: skip
+
+
+def test_files_of_others_are_never_touched(tmp_path):
+    for name in OTHERS:
+        (tmp_path / name).write_text("precious")
+    (tmp_path / ".store.partial").mkdir()
+    train(tmp_path)
+    train(tmp_path, steps=14, resume=True)
+    assert {name: (tmp_path / name).read_text() for name in OTHERS} == dict.fromkeys(OTHERS, "precious")
+    assert (tmp_path / ".store.partial").is_dir()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "weights-00000012.safetensors", "state-00000003.pt"])
+def test_a_file_that_a_run_would_write_over_is_refused_by_name(tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(CheckpointError, match=rf"^checkpoint_dir: .* holds {name}, which belongs to no checkpoint"):
+        train(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: "precious"}
+
+
+def test_a_link_in_the_way_is_not_followed(tmp_path):
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("precious")
+    folder.mkdir()
+    for name in (".writable", ".checkpoint.json.partial"):
+        (folder / name).symlink_to(victim)
+    train(folder)
+    assert victim.read_text() == "precious"
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    (tmp_path / "kept").write_bytes(b"before")
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(files.FileError, match=r"kept: cannot be written \(No space left on device\)$"):
+        files.write_atomically(tmp_path / "kept", b"after")
+    assert contents(tmp_path) == {"kept": b"before"}
+
+
 def test_an_existing_run_is_not_overwritten(whole, run):
     with pytest.raises(CheckpointError, match=r"^checkpoint_dir: .* already holds a run at step 12; pass resume=True"):
         train(run)
@@ -294,7 +356,7 @@ def test_a_folder_below_a_file_cannot_be_written(tmp_path):
     with pytest.raises(CheckpointError, match=r"^checkpoint_dir: .*file/run is not a folder that can be written to"):
         train(tmp_path / "file" / "run")
     with pytest.raises(CheckpointError, match=r"cannot be written \("):
-        checkpoint.write_atomically(tmp_path / "file" / "run" / "x", b"1")
+        checkpoint.write(tmp_path / "file" / "run", "x", b"1")
 
 
 def test_a_folder_that_vanishes_is_an_error_at_the_next_write(tmp_path):
@@ -314,7 +376,7 @@ def test_weights_are_plain_safetensors_with_the_module_names(run):
     assert step == 12
     expected = {f"{k}.{n}" for k, m in (("model", model), ("guide", guide)) for n in m.state_dict()}
     assert set(tensors) == expected
-    assert set(state) == {"optimizer", "history", "skipped", "seed"} and state["seed"] == 3
+    assert set(state) == {"optimizer", "schedule", "history", "skipped", "seed"} and state["seed"] == 3
     checkpoint.load_into({"model": model, "guide": guide}, tensors)
     assert all(torch.equal(t, tensors[f"guide.{n}"]) for n, t in guide.state_dict().items())
 

@@ -5,8 +5,9 @@ from contextlib import suppress
 import pyro
 import pytest
 
-from evaluation.families import GUIDES, MODELS
-from evaluation.methods import Task
+from evaluation.comparison.families import MODELS
+from evaluation.methods import TaskShape
+from guides import GUIDES
 from inference.fit import TrainingStep, _Sealed
 from inference.objectives import REGISTRY, make
 from pp_models import tasks
@@ -34,8 +35,8 @@ def takes_a_step(model, guide, objective):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_guide_of_a_model_trains_without_reading_the_host(name):
     taken = 0
-    for _, make_guide in GUIDES.values():
-        model = MODELS[name][1](Task.of(STREAM, 8))
+    for make_guide in GUIDES.values():
+        model = MODELS[name][1](TaskShape.of(STREAM, 8))
         try:
             guide = make_guide(model, 8)
         except REFUSALS:
@@ -49,6 +50,6 @@ def test_every_objective_trains_without_reading_the_host(objective):
     """On weights of a network, or on those of a mixture."""
     taken = False
     for name, guide in (("network", "mean-field"), ("mixture", "dirichlet-mixture")):
-        model = MODELS[name][1](Task.of(STREAM, 8))
-        taken |= takes_a_step(model, GUIDES[guide][1](model, 8), objective)
+        model = MODELS[name][1](TaskShape.of(STREAM, 8))
+        taken |= takes_a_step(model, GUIDES[guide](model, 8), objective)
     assert taken

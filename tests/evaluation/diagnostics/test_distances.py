@@ -4,8 +4,8 @@ import pytest
 import torch
 from scipy.stats import wasserstein_distance
 
-from evaluation import two_sample
 from evaluation.diagnostics import c2st, energy_distance, mmd, wasserstein
+from evaluation.scores import two_sample
 
 
 def draws(shift=0.0, scale=1.0, count=400, seed=0, shape=(3, 2)):

@@ -1,0 +1,1 @@
+"""Adapters judged: rivals, their training, planted ranks and what ranks a fit uses."""

@@ -1,0 +1,365 @@
+"""Ways to train a low-rank adapter, by name: LRVD, its controls, and what users would compare it with.
+
+Every method adapts the same linear layers of the same frozen transformer by ``peft``, and differs only in what it adds:
+noise, a penalty, a gate. ``peft`` is imported inside the calls.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inference.adapters.lrvd_training import TRAVEL, log_alpha_learning_rate
+from inference.random_state import seeded
+from pp_models.adapters.tempering import Tempering
+from pp_models.adapters.text_networks import TextNetwork
+from pp_models.data import DataError
+
+
+@dataclass(frozen=True)
+class AdapterBudget:
+    """What every method gets alike.
+
+    Args:
+        steps: optimizer steps; the learning rate falls linearly to 0.
+        batch_size: texts a step.
+        rank: r of every layer.
+        lora_alpha: s = lora_alpha / r.
+        learning_rate: of AdamW for factors and head, without weight decay.
+        max_grad_norm: gradient norms are clipped to this.
+        temperature: T of LRVD's KL, counted once a rank; 1 is the evidence bound.
+        travel: the sum of the learning rates of log α (or log σ²) over the run; less than about 12 prunes nothing.
+        draws: S of Monte-Carlo predictions.
+        max_len: tokens a text.
+    """
+
+    steps: int = 300
+    batch_size: int = 16
+    rank: int = 8
+    lora_alpha: int = 16
+    learning_rate: float = 1e-3
+    max_grad_norm: float = 1.0
+    temperature: float = 1.0
+    travel: float = TRAVEL
+    draws: int = 10
+    max_len: int = 40
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise DataError("peft: the package is missing; pip install guidebook[adapters]") from None
+    return peft
+
+
+class PlainLora:
+    """LoRA, a point estimate; the other methods change what they must.
+
+    Args:
+        budget: ranks, steps and rates.
+        num_data: N.
+    """
+
+    #: whether predictions are Monte-Carlo means over draws
+    stochastic = False
+
+    def __init__(self, budget: AdapterBudget, num_data: int) -> None:
+        self.budget, self.num_data = budget, num_data
+        self.model: Any = None
+        self.transposed = False
+
+    def adapt(self, base: TextNetwork) -> nn.Module:
+        """The transformer with fresh adapters, its other parameters frozen."""
+        peft = _peft()
+        # GPT-2's Conv1D keeps the transpose of a linear layer's weight
+        self.transposed = any(type(module).__name__ == "Conv1D" for module in base.network.modules())
+        with warnings.catch_warnings():
+            # transformers 5 says it of its own attribute, which peft reads
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            self.model = peft.get_peft_model(base.network, self.config(base.targets))
+        self.prepare()
+        return self.model
+
+    def config(self, targets: str) -> Any:
+        """peft's configuration."""
+        return _peft().LoraConfig(**self._options(targets))
+
+    def _options(self, targets: str) -> dict[str, Any]:
+        found = {"r": self.budget.rank, "lora_alpha": self.budget.lora_alpha, "target_modules": targets}
+        return found | {"fan_in_fan_out": self.transposed}
+
+    def prepare(self) -> None:
+        """Adds parameters or hooks to the adapted model."""
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        """Parameters that are trained at :meth:`scale_rate` instead of the learning rate."""
+        return []
+
+    def scale_rate(self) -> float:
+        """The first learning rate of :meth:`scale_parameters`: over the run they can travel by ``budget.travel``."""
+        return log_alpha_learning_rate(self.budget.steps, self.budget.travel)
+
+    def penalty(self, step: int) -> Tensor | float:
+        """Added to the mean NLL at a step."""
+        return 0.0
+
+    def after_step(self, step: int, rate: float) -> None:
+        """After the optimizer's step, gradients still there; ``rate`` is the schedule's factor."""
+
+    def drawing(self, draws: int, seed: int) -> Any:
+        """A context in which every pass over ``for _ in draws`` is a posterior draw."""
+        return nullcontext(range(draws))
+
+    def log_alpha(self) -> dict[str, Tensor]:
+        """log noise-to-signal ratio by module, where the method has one."""
+        return {}
+
+    def ranks(self) -> dict[str, int]:
+        """Ranks in use by module."""
+        return {path: len(layer.lora_A["default"].weight) for path, layer in lora_layers(self.model).items()}
+
+
+def lora_layers(model: nn.Module) -> dict[str, Any]:
+    """peft's adapted layers by their paths in the transformer."""
+    found = {}
+    for name, module in model.named_modules():
+        table = getattr(module, "lora_A", None)
+        if isinstance(table, nn.ModuleDict | nn.ParameterDict) and "default" in table:
+            found[name.rpartition("base_model.model.")[2]] = module
+    return found
+
+
+class LoraDropout(PlainLora):
+    """Dropout on the adapters' inputs, on in prediction too (MC dropout)."""
+
+    stochastic = True
+
+    def __init__(self, budget: AdapterBudget, num_data: int, rate: float = 0.1) -> None:
+        super().__init__(budget, num_data)
+        self.rate = rate
+
+    def _options(self, targets: str) -> dict[str, Any]:
+        return super()._options(targets) | {"lora_dropout": self.rate}
+
+    @contextmanager
+    def drawing(self, draws: int, seed: int) -> Iterator[Any]:
+        layers = [layer.lora_dropout for layer in lora_layers(self.model).values()]
+        before = [layer.training for layer in layers]
+        with seeded(seed, next(self.model.parameters()).device):
+            try:
+                for layer in layers:
+                    layer.train()
+                yield range(draws)
+            finally:
+                for layer, was in zip(layers, before, strict=True):
+                    layer.train(was)
+
+
+class Lrvd(PlainLora):
+    """Rank-wise variational dropout, KL counted once a rank and weighted T / N after a warm-up of a fifth of the steps.
+
+    Args:
+        budget: ranks, steps and rates.
+        num_data: N.
+        family: see ``guides.LrvdConfig``.
+        frozen: a value at which log α stays, without KL: noise alone, as a control.
+    """
+
+    stochastic = True
+
+    def __init__(self, budget: AdapterBudget, num_data: int, family: str = "rank", frozen: float | None = None) -> None:
+        super().__init__(budget, num_data)
+        self.family, self.frozen = family, frozen
+
+    def config(self, targets: str) -> Any:
+        _peft()
+        from guides.adapters.lrvd_peft import LrvdConfig
+
+        return LrvdConfig(**self._options(targets), family=self.family, noise="sequence", init_log_alpha=self.frozen)
+
+    def prepare(self) -> None:
+        if self.frozen is not None:
+            for parameter in self._scales():
+                parameter.requires_grad_(False)
+
+    def _scales(self) -> list[nn.Parameter]:
+        return [p for name, p in self.model.named_parameters() if ".lora_lrvd_" in name]
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        return [] if self.frozen is not None else self._scales()
+
+    def penalty(self, step: int) -> Tensor | float:
+        from guides.adapters.lrvd_layers import kl_divergence
+
+        if self.frozen is not None:
+            return 0.0
+        warmup = max(1.0, 0.2 * self.budget.steps)
+        weighed = Tempering(self.num_data, temperature=self.budget.temperature, warmup_steps=warmup)
+        return weighed.beta(step) * weighed.kappa() / self.num_data * kl_divergence(self.model, "rank")
+
+    def drawing(self, draws: int, seed: int) -> Any:
+        from guides.adapters.lrvd_layers import sampling
+
+        return sampling(self.model, draws, seed, noise="sequence")
+
+    def log_alpha(self) -> dict[str, Tensor]:
+        from guides.adapters.lrvd_layers import rank_log_alpha
+
+        return rank_log_alpha(self.model)
+
+
+class Blob(PlainLora):
+    """A mean-field Gaussian over A by flipout, prior N(0, 0.2²) (after BLoB, Wang et al. 2024).
+
+    Its KL has hundreds of weights for every rank; ``kl_weight`` tempers it, as BLoB's own reweighting does.
+    """
+
+    stochastic = True
+
+    def __init__(
+        self,
+        budget: AdapterBudget,
+        num_data: int,
+        prior_scale: float = 0.2,
+        scale: float = 2e-3,
+        kl_weight: float = 0.02,
+    ) -> None:
+        super().__init__(budget, num_data)
+        self.prior_scale, self.scale, self.kl_weight = prior_scale, scale, kl_weight
+        self.log_scales = nn.ParameterList()
+        self.noisy = False
+
+    def prepare(self) -> None:
+        for layer in lora_layers(self.model).values():
+            lora_a = layer.lora_A["default"]
+            log_scale = nn.Parameter(torch.full_like(lora_a.weight, math.log(self.scale)))
+            lora_a.register_parameter("log_scale", log_scale)
+            self.log_scales.append(log_scale)
+            lora_a.register_forward_hook(self._add_noise)
+
+    def _add_noise(self, lora_a: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if not (self.noisy or lora_a.training):
+            return output
+        x = inputs[0]
+        drawn = lora_a.log_scale.exp() * torch.randn_like(lora_a.weight)
+        middle = (1,) * (x.dim() - 2)
+        signs_in = torch.randint(2, (len(x), *middle, x.shape[-1]), device=x.device).to(x.dtype) * 2 - 1
+        signs_out = torch.randint(2, (len(x), *middle, len(drawn)), device=x.device).to(x.dtype) * 2 - 1
+        return output + signs_out * ((signs_in * x) @ drawn.mT)
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        return list(self.log_scales)
+
+    def scale_rate(self) -> float:
+        return 0.5 * super().scale_rate()
+
+    def penalty(self, step: int) -> Tensor | float:
+        total: Tensor | float = 0.0
+        for layer in lora_layers(self.model).values():
+            lora_a = layer.lora_A["default"]
+            variance = (2 * lora_a.log_scale).exp() + lora_a.weight.square()
+            total = total + (math.log(self.prior_scale) - lora_a.log_scale - 0.5).sum()
+            total = total + variance.sum() / (2 * self.prior_scale**2)
+        return self.kl_weight / self.num_data * total
+
+    @contextmanager
+    def drawing(self, draws: int, seed: int) -> Iterator[Any]:
+        with seeded(seed, next(self.model.parameters()).device):
+            self.noisy = True
+            try:
+                yield range(draws)
+            finally:
+                self.noisy = False
+
+
+class Sora(PlainLora):
+    """A gate on every rank, thinned by a proximal L1 step (SoRA, Ding et al. 2023).
+
+    Args:
+        budget: ranks, steps and rates.
+        num_data: N.
+        shrinkage: how far a gate that the likelihood does not hold falls over the run; gates start at 1.
+    """
+
+    def __init__(self, budget: AdapterBudget, num_data: int, shrinkage: float = 1.5) -> None:
+        super().__init__(budget, num_data)
+        self.shrinkage = shrinkage
+        self.gates = nn.ParameterList()
+
+    def prepare(self) -> None:
+        for layer in lora_layers(self.model).values():
+            lora_a = layer.lora_A["default"]
+            gate = nn.Parameter(torch.ones(len(lora_a.weight)))
+            lora_a.register_parameter("gate", gate)
+            self.gates.append(gate)
+            lora_a.register_forward_hook(lambda module, inputs, output: output * module.gate)
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        return list(self.gates)
+
+    def scale_rate(self) -> float:
+        return 5 * self.budget.learning_rate
+
+    @torch.no_grad()
+    def after_step(self, step: int, rate: float) -> None:
+        shrink = self.shrinkage * rate / (0.5 * (self.budget.steps + 1))
+        for gate in self.gates:
+            gate.copy_(gate.sign() * (gate.abs() - shrink).clamp_min(0.0))
+
+    def ranks(self) -> dict[str, int]:
+        return {path: int((layer.lora_A["default"].gate != 0).sum()) for path, layer in lora_layers(self.model).items()}
+
+
+class AdaLora(PlainLora):
+    """peft's AdaLoRA: singular triplets by importance, down to a quarter of the ranks (Zhang et al. 2023)."""
+
+    def config(self, targets: str) -> Any:
+        steps = self.budget.steps
+        return _peft().AdaLoraConfig(
+            init_r=self.budget.rank,
+            target_r=max(1, self.budget.rank // 4),
+            tinit=steps // 10,
+            tfinal=steps // 4,
+            deltaT=max(1, steps // 40),
+            total_step=steps,
+            lora_alpha=self.budget.lora_alpha,
+            target_modules=targets,
+        )
+
+    def penalty(self, step: int) -> Tensor | float:
+        total: Tensor | float = 0.0
+        layers = lora_layers(self.model).values()
+        for layer in layers:
+            for factor in (layer.lora_A["default"], layer.lora_B["default"].mT):
+                gram = factor @ factor.mT
+                total = total + (gram - torch.eye(len(gram), device=gram.device)).norm()
+        weight = self.model.peft_config["default"].orth_reg_weight
+        return weight * total / (2 * len(layers))
+
+    def after_step(self, step: int, rate: float) -> None:
+        self.model.base_model.update_and_allocate(step)
+
+    def ranks(self) -> dict[str, int]:
+        return {path: int((layer.lora_E["default"] != 0).sum()) for path, layer in lora_layers(self.model).items()}
+
+
+#: by name; each is called with the budget and N
+ADAPTER_METHODS: dict[str, Callable[[AdapterBudget, int], PlainLora]] = {
+    "lora": PlainLora,
+    "lora-dropout": LoraDropout,
+    "adalora": AdaLora,
+    "sora": Sora,
+    "blob": Blob,
+    "fixed-noise": partial(Lrvd, frozen=0.0),
+    "lrvd": Lrvd,
+    "lrvd-shared-sigma": partial(Lrvd, family="shared_sigma"),
+}

@@ -1,0 +1,1 @@
+"""Posteriors as ArviZ containers: conversion, storage and summaries."""

@@ -1,0 +1,135 @@
+"""Named arrays as the container that ArviZ reads: InferenceData below ArviZ 1, xarray's DataTree from 1 on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray
+
+from pp_models.files import replaced_atomically
+
+SAMPLE_DIMS = ("chain", "draw")
+CONTAINERS = ("inferencedata", "datatree")
+
+
+class Variable(NamedTuple):
+    """One array with the names of its dimensions.
+
+    ``positions`` describes a last dimension that stacks others: for each of these, where along it every entry lies.
+    """
+
+    values: np.ndarray
+    dims: tuple[str, ...]
+    positions: Mapping[str, np.ndarray] | None = None
+
+
+def choose_container(name: str) -> str:
+    """ "inferencedata" or "datatree"; "auto" is what the installed ArviZ reads.
+
+    Raises:
+        ValueError: another name, or InferenceData where the installed ArviZ has none.
+    """
+    if name not in ("auto", *CONTAINERS):
+        raise ValueError(f"container: got {name!r}; it must be 'auto', 'inferencedata' or 'datatree'")
+    has_inferencedata = int(version("arviz").split(".")[0]) < 1
+    if name == "auto":
+        return "inferencedata" if has_inferencedata else "datatree"
+    if name == "inferencedata" and not has_inferencedata:
+        raise ValueError(
+            f"container: got 'inferencedata', which ArviZ {version('arviz')} no longer has; it must be 'datatree'"
+        )
+    return name
+
+
+def pack(
+    groups: Mapping[str, Mapping[str, Variable]],
+    container: str,
+    coords: Mapping[str, Sequence],
+    attrs: Mapping[str, str],
+) -> Any:
+    """Groups of named arrays as one container, every dimension with coordinates.
+
+    Args:
+        groups: by group and variable name.
+        container: "inferencedata" or "datatree".
+        coords: coordinate values by dimension name; the others get integers, a layer's inputs get names.
+        attrs: attributes of the container and of each group; the versions of the libraries are added.
+
+    Raises:
+        ValueError: coords name a dimension that no group has, or of another length.
+    """
+    known = {dim for variables in groups.values() for variable in variables.values() for dim in variable.dims}
+    for dim in coords:
+        if dim not in known:
+            raise ValueError(f"coords: got dimension {dim!r}; the dimensions are {', '.join(sorted(known))}")
+    attrs = {**attrs, **_versions()}
+    datasets: dict[str, Any] = {name: _to_xarray(variables, coords, attrs) for name, variables in groups.items()}
+    if container == "datatree":
+        return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=attrs), **datasets})
+    import arviz  # here, because it takes seconds to import
+
+    return arviz.InferenceData(attrs=attrs, **datasets)
+
+
+def write_netcdf(container: Any, path: Path) -> None:
+    """Writes a container to a file that is, at any moment, either what it was or complete.
+
+    Raises:
+        FileError: the file cannot be written; what was there is intact.
+    """
+    with replaced_atomically(path) as partial:
+        container.to_netcdf(str(partial))
+
+
+def _to_xarray(
+    variables: Mapping[str, Variable], coords: Mapping[str, Sequence], attrs: Mapping[str, str]
+) -> xarray.Dataset:
+    sizes: dict[str, int] = {}
+    for variable in variables.values():
+        sizes |= dict(zip(variable.dims, variable.values.shape, strict=True))
+    labels: dict[str, Any] = {}
+    for dim, size in sizes.items():
+        labels[dim] = _as_labels(coords.get(dim, _labels(dim, size)))
+        if len(labels[dim]) != size:
+            raise ValueError(f"coords: got {len(labels[dim])} values for dimension {dim!r}; it has length {size}")
+    for variable in variables.values():
+        for dim, positions in (variable.positions or {}).items():
+            values = _as_labels(coords[dim])[positions] if dim in coords else positions
+            labels[dim] = (variable.dims[-1], values)
+    data = {name: (variable.dims, variable.values) for name, variable in variables.items()}
+    return xarray.Dataset(data, coords=labels, attrs=dict(attrs))
+
+
+def _as_labels(values: Sequence | np.ndarray) -> np.ndarray:
+    """Text as objects: Zarr has no specification for numpy's fixed-width text and warns of it."""
+    array = np.asarray(values)
+    return array.astype(object) if array.dtype.kind == "U" else array
+
+
+def _labels(dim: str, size: int) -> list | np.ndarray:
+    """Default coordinate values: integers, and names for a layer's inputs, whose last one is the bias."""
+    layer = re.fullmatch(r"layer_(\d+)_input", dim)
+    if layer is None:
+        return np.arange(size)
+    source = "x{}" if layer[1] == "0" else "unit {}"
+    return [source.format(k) for k in range(size - 1)] + ["bias"]
+
+
+def _versions() -> dict[str, str]:
+    """The libraries that the numbers came from, as ArviZ's schema names them where it does."""
+    versions = {"inference_library": "pyro", "creation_library": "guidebook"}
+    for key, distribution in (
+        ("inference_library_version", "pyro-ppl"),
+        ("creation_library_version", "guidebook"),
+        ("torch_version", "torch"),
+    ):
+        try:
+            versions[key] = version(distribution)
+        except PackageNotFoundError:  # run from a source folder that is not installed
+            versions[key] = "unknown"
+    return versions

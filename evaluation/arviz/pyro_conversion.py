@@ -1,0 +1,242 @@
+"""Any Pyro model and guide as an ArviZ container: the converter that ArviZ lacks for variational inference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.distributions import MaskedDistribution, Unit
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from evaluation.arviz.arviz_container import SAMPLE_DIMS, Variable, choose_container, pack
+from inference.objectives.independent_plates import independent_axes, per_particle, sample_sites
+from inference.random_state import seeded
+
+
+@torch.no_grad()
+def from_pyro_svi(
+    model: Callable,
+    guide: Callable,
+    *args: Any,
+    num_samples: int = 1_000,
+    container: str = "auto",
+    seed: int | None = None,
+    prior: bool = True,
+    coords: Mapping[str, Sequence] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Draws from a guide, weighs and scores them under its model, and packs what ArviZ looks for.
+
+    For models that are not the library's: one call of guide and model a draw, so that nothing need be vectorised, and
+    dimensions are named by the model's own plates. ``chain`` has length 1, so that ``az.summary`` and ``az.loo`` work.
+
+    Groups:
+        posterior, prior: the model's unobserved sample sites (and deterministic ones).
+        posterior_predictive, prior_predictive, observed_data: its observed sites; NaN (-1 for integers) stands for a
+            value that a mask takes out.
+        log_likelihood: of each element of an observed site's batch, summed over its event; 0 where a mask
+            (``poutine.mask``, ``obs_mask``, ``distribution.mask``) takes it out. A ``pyro.factor`` is no observation.
+        sample_stats: log_p, log_q and log_weight = log_p - log_q, ``[chain, draw, *plates]`` over the plates that hold
+            every site, whose elements have posteriors of their own (none: ``[chain, draw]``). Factors count in log_p,
+            and what an AutoGuide draws in its own unconstrained space in log_q.
+
+    Args:
+        model: any Pyro model.
+        guide: any Pyro guide of it, an AutoGuide too.
+        *args: what both are called with.
+        num_samples: draws.
+        container: "inferencedata", "datatree" or "auto", as for :func:`evaluation.to_arviz`.
+        seed: of the draws; None draws from the global generator.
+        prior: also draw from the prior (left out where a prior is improper).
+        coords: coordinate values by dimension name.
+        dims: names of a site's event dimensions, by site; ``{site}_dim_k`` otherwise.
+        **kwargs: what both are called with.
+
+    Returns:
+        an ``arviz.InferenceData`` or an ``xarray.DataTree``.
+
+    Raises:
+        ValueError: fewer than one draw, a subsampled plate, a site whose shape changes between draws, a model without
+            observed site or factor, or a latent site that the guide lacks.
+    """
+    container = choose_container(container)
+    if num_samples < 1:
+        raise ValueError(f"num_samples: got {num_samples}; it must be at least 1")
+    dims = dims or {}
+    draws: dict[str, dict[str, list[Tensor]]] = {}
+    axes: dict[str, tuple[str, ...]] = {}
+
+    def keep(group: str, name: str, value: Tensor, names: tuple[str, ...]) -> None:
+        axes[f"{group}/{name}"] = names
+        draws.setdefault(group, {}).setdefault(name, []).append(value.detach().cpu())
+
+    observed: dict[str, Variable] = {}
+    factors = False
+    with seeded(seed):
+        for _ in range(num_samples):
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+            _check(trace, guide_trace)
+            for name, site in sample_sites(trace):
+                if _is_factor(site):
+                    factors = True
+                    continue
+                value, names = _named(name, site, site["value"], dims)
+                if not site["is_observed"] or site["infer"].get("_deterministic", False):
+                    keep("posterior", name, value, names)
+                    continue
+                seen = _named(name, site, _where_seen(site), dims)[0]
+                observed[name] = Variable(seen.detach().cpu().numpy(), names)
+                keep("posterior_predictive", name, *_named(name, site, site["fn"].sample(), dims))
+                batch = {**site, "fn": _Batch(site["fn"].batch_shape)}
+                each = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
+                keep("log_likelihood", name, *_named(name, batch, each, {}))
+            log_p, log_q, plates = _joint_densities(trace, guide_trace)
+            for name, number in (("log_p", log_p), ("log_q", log_q), ("log_weight", log_p - log_q)):
+                keep("sample_stats", name, number, plates)
+        if not observed and not factors:
+            raise ValueError("model: it observes nothing with these arguments; a posterior needs data")
+        if prior:
+            _prior(model, args, kwargs, num_samples, dims, keep, draws)
+    groups = {
+        group: {
+            name: Variable(_stacked(name, values), (*SAMPLE_DIMS, *axes[f"{group}/{name}"]))
+            for name, values in sites.items()
+        }
+        for group, sites in draws.items()
+    }
+    if observed:
+        groups["observed_data"] = observed
+    return pack(groups, container, coords or {}, {"model": _label(model), "guide": _label(guide)})
+
+
+class _Unobserved(Messenger):
+    """Draws observed sites anew; deterministic ones stay what they are."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] and not msg["infer"].get("_deterministic", False) and not _is_factor(msg):
+            msg["is_observed"], msg["value"], msg["done"] = False, None, False
+
+
+class _Batch:
+    """Stands for a distribution whose value has batch dimensions alone."""
+
+    event_shape: torch.Size = torch.Size()
+    event_dim = 0
+
+    def __init__(self, batch_shape: torch.Size) -> None:
+        self.batch_shape = batch_shape
+
+
+def _is_factor(site: Any) -> bool:
+    """Whether a site is a ``pyro.factor``: a term of the density, with no value to observe."""
+    fn = site["fn"]
+    while not isinstance(fn, Unit) and hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Unit)
+
+
+def _where_seen(site: Any) -> Tensor:
+    """The value of an observed site, NaN (-1 for integers) where a mask takes it out."""
+    fn, mask = site["fn"], site["mask"]
+    found = torch.ones(fn.batch_shape, dtype=torch.bool) if mask is None else torch.as_tensor(mask).cpu()
+    while isinstance(fn, torch.distributions.Independent) and len(fn.event_shape) == fn.reinterpreted_batch_ndims:
+        fn = fn.base_dist  # a mask within an event takes out a part of it
+        found = found.reshape(found.shape + (1,) * (len(fn.batch_shape) - found.dim()))
+    if isinstance(fn, MaskedDistribution):
+        found = found & torch.as_tensor(fn._mask).cpu()
+    value = torch.as_tensor(site["value"]).cpu()
+    found = found.reshape(found.shape + (1,) * max(value.dim() - max(len(fn.batch_shape), found.dim()), 0))
+    hole = torch.nan if value.dtype.is_floating_point else -1
+    return value if bool(found.all()) else torch.where(found, value, torch.full((), hole, dtype=value.dtype))
+
+
+def _joint_densities(trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """log p and log q, of each element of the plates that hold every site, and the names of those plates."""
+    trace, guide_trace = _random(trace), _random(guide_trace)
+    axes = independent_axes(trace, guide_trace)
+    sums = []
+    for each in (trace, guide_trace):
+        each.compute_log_prob()
+        terms = [per_particle(torch.as_tensor(site["log_prob"]), axes, site)[0] for _, site in sample_sites(each)]
+        sums.append(sum(terms, torch.zeros(axes.shape)).double().cpu())
+    frames = {f.dim: f.name for _, site in sample_sites(trace) for f in site["cond_indep_stack"]}
+    return sums[0], sums[1], tuple(frames[dim] for dim in axes.dims)
+
+
+def _random(trace: poutine.Trace) -> poutine.Trace:
+    """A trace without deterministic sites, which tie nothing together wherever they stand."""
+    copied = trace.copy()
+    for name, site in sample_sites(trace):
+        if site["infer"].get("_deterministic", False):
+            copied.remove_node(name)
+    return copied
+
+
+def _check(trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+    for name, site in trace.nodes.items():
+        if site["type"] != "sample":
+            continue
+        for frame in site["cond_indep_stack"]:
+            full = getattr(frame, "full_size", None)
+            if full is not None and full != frame.size:
+                raise ValueError(
+                    f"model: plate {frame.name!r} is subsampled ({frame.size} of {full}); its draws would belong to "
+                    "other data each time. Call with the whole data and no subsample_size"
+                )
+        if not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample" and name not in guide_trace.nodes:
+            raise ValueError(f"guide: it lacks site {name!r}, which the model samples")
+
+
+def _named(name: str, site: Any, value: Tensor, dims: Mapping[str, Sequence[str]]) -> tuple[Tensor, tuple[str, ...]]:
+    """A value without its batch dimensions of length 1 that no plate owns, and the names of the others."""
+    # a deterministic site declares all of its dimensions as one event, its plates' too
+    event_dim = 0 if site["infer"].get("_deterministic", False) else len(site["fn"].event_shape)
+    value = torch.as_tensor(value)
+    batch = value.dim() - event_dim
+    plates = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
+    names, kept = [], []
+    free = 0
+    for i in range(batch):
+        plate = plates.get(i - batch)
+        if plate is None and value.shape[i] == 1:
+            continue
+        kept.append(i)
+        names.append(plate if plate is not None else f"{name}_batch_{free}")
+        free += plate is None
+    events = list(dims.get(name, [f"{name}_dim_{k}" for k in range(event_dim)]))
+    if len(events) != event_dim:
+        raise ValueError(f"dims: got {events} for site {name!r}; it has {event_dim} event dimensions")
+    shape = [value.shape[i] for i in kept] + list(value.shape[batch:])
+    return value.reshape(shape), (*names, *events)
+
+
+def _prior(model: Callable, args: tuple, kwargs: dict, count: int, dims: Mapping, keep: Callable, draws: dict) -> None:
+    try:
+        for _ in range(count):
+            with _Unobserved():
+                trace = poutine.trace(model).get_trace(*args, **kwargs)
+            for name, site in sample_sites(trace):
+                if _is_factor(site):
+                    continue
+                group = "prior_predictive" if name in draws.get("log_likelihood", {}) else "prior"
+                keep(group, name, *_named(name, site, site["value"], dims))
+    except NotImplementedError:  # an improper prior cannot be drawn from
+        draws.pop("prior", None)
+        draws.pop("prior_predictive", None)
+
+
+def _stacked(name: str, values: list[Tensor]) -> Any:
+    shapes = {tuple(v.shape) for v in values}
+    if len(shapes) > 1:
+        raise ValueError(f"site {name!r}: its shape changes between draws, {sorted(shapes)[0]} and {sorted(shapes)[1]}")
+    return torch.stack(values).unsqueeze(0).numpy()
+
+
+def _label(callable_: Callable) -> str:
+    return getattr(callable_, "__name__", type(callable_).__name__)

@@ -1,0 +1,1 @@
+"""Models, guides and objectives side by side."""

@@ -1,0 +1,361 @@
+"""The swap matrix: every model with every guide under every objective, one run a row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyro
+import torch
+from torch import nn
+
+from evaluation.comparison.families import MODELS
+from evaluation.comparison.swap_report import write_swap_report
+from evaluation.methods import TaskShape
+from evaluation.scores.scoring import score_tasks
+from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, verdict
+from guides import GUIDES
+from inference import checkpoint, fit
+from inference.compare_objectives import compare_objectives
+from inference.objectives import REGISTRY, make
+from inference.progress import Stages
+from pp_models.contract import as_objective
+from pp_models.files import make_folder, write_atomically
+from pp_models.registry import Registry
+from pp_models.tasks.task_stream import TaskStream, batches_of
+from pp_models.tasks.task_table import task_stream
+
+#: where in a stream without a test protocol the test batches begin
+TEST_BATCH = 10_000_000
+COLUMNS = [
+    "model", "guide", "objective", "seed", "status", "reason", "verdict", "why", "pll", "joint_pll", "ll",
+    "rmse", "loss", "ess", "share_below_2", "snr_guide", "snr_model", "seconds", "steps", "skipped",
+]  # fmt: skip
+#: what stops a cell and not the grid
+CELL_ERRORS = (ValueError, TypeError, NotImplementedError, AttributeError, RuntimeError, ArithmeticError)
+
+
+@dataclass(frozen=True)
+class GridSettings:
+    """What every cell of a grid shares, and what a resumed one must share with the first call."""
+
+    tasks: str
+    steps: int
+    num_particles: int | None
+    width: int
+    batch_size: int
+    learning_rate: float
+    max_grad_norm: float
+    test_tasks: int
+    draws: int
+    snr_particles: tuple[int, ...]
+    snr_repeats: int
+    num_simulations: int
+
+
+@dataclass(frozen=True)
+class _Cell:
+    model: str
+    guide: str
+    objective: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """A folder name that no other cell has."""
+        words = f"{self.model}--{self.guide}--{self.objective}--{self.seed}"
+        plain = re.sub(r"[^A-Za-z0-9+._-]", "_", words)
+        return plain if plain == words else f"{plain}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
+
+
+def compare(
+    models: Iterable[str] | Mapping[str, Callable[[TaskShape], nn.Module]],
+    guides: Iterable[str] | Mapping[str, Callable[[nn.Module], nn.Module]],
+    objectives: Iterable[str] | Mapping[str, Callable[[], pyro.infer.ELBO]],
+    tasks: str | TaskStream = "gp-rbf",
+    seeds: Iterable[int] = (0,),
+    *,
+    steps: int = 1_000,
+    num_particles: int | None = None,
+    width: int = 64,
+    batch_size: int = 8,
+    learning_rate: float = 1e-3,
+    max_grad_norm: float = 10.0,
+    test: TaskStream | None = None,
+    test_tasks: int = 64,
+    draws: int = 32,
+    snr_particles: Sequence[int] = (1, 4, 16),
+    snr_repeats: int = 10,
+    num_simulations: int = 100,
+    out: str | Path | None = None,
+    retry_failed: bool = False,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Trains every combination and scores it on held-out tasks.
+
+    A combination that cannot be trained is a row with status ``failed`` and the reason, and the grid goes on. All
+    objectives of a seed start from the same parameters and see the same tasks.
+
+    With ``out`` the grid can be killed at any moment: called again with the same arguments, finished cells are read and
+    the one that was interrupted goes on from its checkpoint. The folder then holds ``compare.csv``,
+    ``gradient_noise.csv``, ``compare.png`` and ``report.html``.
+
+    Args:
+        models: names (``guidebook list families``), or functions from :class:`evaluation.methods.TaskShape` by label.
+        guides: names, or functions of the model by label.
+        objectives: names of the registry, or functions without argument by label.
+        tasks: a task distribution by name, or a stream.
+        seeds: of the parameters, of the fit and, for a named distribution, of the tasks.
+        steps: optimizer steps of a cell.
+        num_particles: draws of each task in the objective; None for the objective's own.
+        width: hidden width of every network.
+        batch_size: tasks a step, for a named distribution.
+        learning_rate: of Adam.
+        max_grad_norm: gradients are clipped to this norm.
+        test: test stream; by default the test protocol of the named distribution, or far-away batches of the stream.
+        test_tasks: held-out tasks, at least.
+        draws: posterior draws of a prediction.
+        snr_particles: numbers of particles at which the fitted pair's gradient noise is measured; empty for none.
+        snr_repeats: gradients of each of them.
+        num_simulations: tasks simulated, and draws weighed, for each fit's :func:`evaluation.verdict`, on 32 tasks that
+            no training reaches; 0 for no verdicts.
+        out: folder; None to write nothing.
+        retry_failed: run failed cells anew.
+        progress: show a bar over the cells.
+
+    Returns:
+        One row a run: ``model``, ``guide``, ``objective``, ``seed``, ``status``, ``reason`` (of a failure);
+        ``verdict`` and ``why``, its one sentence; ``pll`` and ``joint_pll``
+        (held-out log-likelihood of the target points, nats per point; of points one by one, and jointly), ``ll`` (all
+        points), ``rmse`` (units of y); ``loss`` at the last step; ``ess``, ``share_below_2``, ``snr_guide`` and
+        ``snr_model`` (see :func:`inference.compare_objectives`) at the objective's own number of particles;
+        ``seconds`` of training in this call, ``steps``, ``skipped`` steps. ``attrs["gradient_noise"]`` holds the table
+        over numbers of particles.
+
+    Raises:
+        ValueError: an unknown name, a number out of range, or a folder with cells that were run otherwise.
+        CheckpointError: the folder cannot be written to.
+    """
+    for name, value in (("steps", steps), ("width", width), ("batch_size", batch_size), ("draws", draws)):
+        if value < 1:
+            raise ValueError(f"{name}: got {value}; it must be at least 1")
+    if num_simulations and num_simulations < 50:
+        raise ValueError(f"num_simulations: got {num_simulations}; it must be 0, for no verdicts, or at least 50")
+    makers = _Makers(
+        _chosen("models", models, MODELS),
+        _chosen("guides", guides, GUIDES),
+        _chosen("objectives", objectives, REGISTRY),
+    )
+    numbers = list(seeds)
+    if not numbers:
+        raise ValueError("seeds: got none; at least one is needed")
+    settings = GridSettings(
+        tasks if isinstance(tasks, str) else type(tasks).__name__, steps, num_particles, width, batch_size,
+        learning_rate, max_grad_norm, test_tasks, draws, tuple(snr_particles), snr_repeats, num_simulations,
+    )  # fmt: skip
+    cells = [_Cell(m, g, o, s) for m, g, s, o in product(makers.models, makers.guides, numbers, makers.objectives)]
+    folder = None if out is None else make_folder(out, "out")
+    streams = _Streams(tasks, test, settings)
+    done = {} if folder is None else _finished(folder, cells, settings)
+    if retry_failed:
+        done = {cell: found for cell, found in done.items() if found["row"]["status"] == "ok"}
+
+    with Stages(progress) as shown:
+        shown.begin("comparing", len(cells), len(done))
+        for cell in cells:
+            if cell in done:
+                continue
+            shown.rename(f"{cell.model} · {cell.guide} · {cell.objective} · seed {cell.seed}")
+            done[cell] = _run(cell, makers, streams, settings, folder)
+            shown.advance()
+    table = pd.DataFrame([done[cell]["row"] for cell in cells], columns=COLUMNS)
+    noise = pd.DataFrame([row for cell in cells for row in done[cell]["gradient_noise"]])
+    if folder is not None:
+        write_swap_report(folder, table, noise, asdict(settings))
+    table.attrs["gradient_noise"] = noise
+    return table
+
+
+@dataclass
+class _Makers:
+    models: Mapping[str, Callable[[TaskShape], nn.Module] | None]
+    guides: Mapping[str, Callable[[nn.Module], nn.Module] | None]
+    objectives: Mapping[str, Callable[[], pyro.infer.ELBO] | None]
+
+    def model(self, cell: _Cell, task: TaskShape) -> nn.Module:
+        return (self.models[cell.model] or MODELS[cell.model][1])(task)
+
+    def guide(self, cell: _Cell, model: nn.Module, width: int) -> nn.Module:
+        own = self.guides[cell.guide]
+        return GUIDES[cell.guide](model, width) if own is None else own(model)
+
+    def objective(self, cell: _Cell, num_particles: int | None) -> Any:
+        own = self.objectives[cell.objective]
+        found: Any = make(cell.objective, normalize=True) if own is None else own()
+        if num_particles is not None:
+            found.num_particles = num_particles
+        return found
+
+
+def _chosen(argument: str, given: Any, known: Registry) -> dict[str, Any]:
+    """Labels with their own makers, or None for a known name."""
+    if isinstance(given, Mapping):
+        found = dict(given)
+    else:
+        found = dict.fromkeys([given] if isinstance(given, str) else given)
+        for name in found:
+            known.check(name, argument)
+    if not found:
+        raise ValueError(f"{argument}: got none; at least one is needed")
+    return found
+
+
+class _Streams:
+    """Training and test tasks of a seed."""
+
+    def __init__(self, tasks: str | TaskStream, test: TaskStream | None, settings: GridSettings) -> None:
+        self.tasks, self.test, self.settings = tasks, test, settings
+        self.training(0)  # an unknown name is refused before anything runs
+
+    def training(self, seed: int) -> TaskStream:
+        if isinstance(self.tasks, str):
+            return task_stream(self.tasks, self.settings.batch_size, seed)
+        return self.tasks
+
+    @cached_property
+    def test_batches(self) -> list[Any]:
+        """The same for every cell."""
+        stream, start = self.test, 0
+        if stream is None and isinstance(self.tasks, str):
+            stream = task_stream(self.tasks, 8, 0, test=True)
+        elif stream is None:
+            stream, start = self.tasks, TEST_BATCH  # type: ignore[assignment]
+        return batches_of(stream, start, self.settings.test_tasks)
+
+    @cached_property
+    def held_out(self) -> Any:
+        """Tasks of the training distribution that no training reaches, for verdicts."""
+        if isinstance(self.tasks, str):
+            return task_stream(self.tasks, HELD_OUT_TASKS, 0).batch(HELD_OUT_BATCH)
+        return self.tasks.batch(HELD_OUT_BATCH)
+
+    @cached_property
+    def task(self) -> TaskShape:
+        """Widths of the tasks."""
+        return TaskShape.of(self.training(0), self.settings.width)
+
+
+def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings, folder: Path | None) -> dict:
+    """Trains and scores one cell; its row and gradient noise, which are also on disk when it returns."""
+    row: dict[str, Any] = dict.fromkeys(COLUMNS, math.nan) | asdict(cell)
+    row |= {"status": "ok", "reason": "", "verdict": "", "why": ""}
+    noise: list[dict[str, Any]] = []
+    own = None if folder is None else make_folder(folder / "cells" / cell.folder, "out")
+    try:
+        if own is not None:
+            stored = own / "settings.json"
+            write_atomically(stored, json.dumps(asdict(settings)).encode())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cell.seed)
+            model = makers.model(cell, streams.task)
+            guide = makers.guide(cell, model, settings.width)
+        objective = makers.objective(cell, settings.num_particles)
+        result = fit(
+            model,
+            guide,
+            streams.training(cell.seed),
+            objective,
+            steps=settings.steps,
+            seed=cell.seed,
+            optimizer=partial(torch.optim.Adam, lr=settings.learning_rate, fused=True),
+            max_grad_norm=settings.max_grad_norm,
+            checkpoint_dir=None if own is None else own / "fit",
+            resume=True,
+            progress=False,
+        )
+        scores = score_tasks(model, guide, streams.test_batches, weights="samples", num_samples=settings.draws)
+        row |= {name: float(scores[name].mean()) for name in ("pll", "joint_pll", "ll", "rmse")}
+        row |= {"loss": result.history[-1].get("loss", math.nan), "seconds": result.seconds}
+        row |= {"steps": result.steps, "skipped": len(result.skipped)}
+        if not math.isfinite(row["pll"]):
+            raise ValueError(f"held-out log-likelihood: it is {row['pll']}, not finite")
+        if settings.snr_particles:
+            noise = _gradient_noise(cell, makers, model, guide, streams, settings, row)
+        if settings.num_simulations:
+            row |= _verdict(model, guide, objective, streams, settings)
+    except checkpoint.CheckpointError:
+        raise
+    except CELL_ERRORS as error:
+        row |= {"status": "failed", "reason": str(error).splitlines()[0] if str(error) else type(error).__name__}
+    found = {"row": row, "gradient_noise": noise}
+    if own is not None:
+        write_atomically(own / "result.json", json.dumps(found).encode())
+    return found
+
+
+def _verdict(
+    model: nn.Module, guide: nn.Module, objective: Any, streams: _Streams, settings: GridSettings
+) -> dict[str, str]:
+    """Level and reason; a fit that cannot be tested has its scores all the same."""
+    count = settings.num_simulations
+    name = as_objective(objective).name
+    try:
+        found = verdict(model, guide, streams.held_out, objective=name, num_simulations=count, num_samples=count)
+    except CELL_ERRORS as error:
+        return {"verdict": "not tested", "why": str(error).splitlines()[0] if str(error) else type(error).__name__}
+    return {"verdict": found.level, "why": found.sentence}
+
+
+def _gradient_noise(
+    cell: _Cell,
+    makers: _Makers,
+    model: nn.Module,
+    guide: nn.Module,
+    streams: _Streams,
+    settings: GridSettings,
+    row: dict,
+) -> list[dict[str, Any]]:
+    """Noise of the fitted pair's gradient over numbers of particles; fills in the row at the objective's own."""
+    own = makers.objective(cell, settings.num_particles).num_particles
+    sizes = sorted({*settings.snr_particles, own})
+    table = compare_objectives(
+        model, guide, streams.test_batches[0], {cell.objective: lambda k: makers.objective(cell, k)}, sizes,
+        settings.snr_repeats,
+    )  # fmt: skip
+    rows = [asdict(cell) | {c: r[c] for c in table.columns if c != "objective"} for _, r in table.iterrows()]
+    plain = [{k: v.item() if hasattr(v, "item") else v for k, v in r.items()} for r in rows]
+    at_own = next(r for r in plain if r["num_particles"] == own)
+    row |= {name: at_own[name] for name in ("ess", "share_below_2", "snr_guide", "snr_model")}
+    return plain
+
+
+def _finished(folder: Path, cells: list[_Cell], settings: GridSettings) -> dict[_Cell, dict]:
+    """Results of cells that an earlier call finished.
+
+    Raises:
+        ValueError: a cell was begun with other settings.
+    """
+    found = {}
+    wanted = json.loads(json.dumps(asdict(settings)))
+    for cell in cells:
+        own = folder / "cells" / cell.folder
+        if not (own / "settings.json").exists():
+            continue
+        stored = json.loads((own / "settings.json").read_text())
+        for name, value in wanted.items():
+            if stored.get(name, value) != value:
+                raise ValueError(
+                    f"{name}: got {value!r}, but {own} was run with {stored[name]!r}; use that or another folder"
+                )
+        if (own / "result.json").exists():
+            found[cell] = json.loads((own / "result.json").read_text())
+    return found

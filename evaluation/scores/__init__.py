@@ -1,0 +1,1 @@
+"""Scores of predictions, calibration and what a mixture's weights say."""

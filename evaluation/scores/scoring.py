@@ -1,0 +1,93 @@
+"""Scores of a fitted method on test tasks, one row a task, and the exact-GP oracle's beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+import torch
+
+from evaluation.scores.metrics import crps, gaussian_parts, log_likelihoods, rmse, sigma_coverage
+from inference import predict
+from inference.prediction import Prediction
+from pp_models import TaskBatch, oracle_joint_log_likelihood, oracle_log_likelihood
+
+#: of one draw (mean weights) the joint forms equal the marginal ones and say nothing more
+MARGINAL = ("ll", "rll", "pll")
+SCORES = (*MARGINAL, "joint_ll", "joint_pll")
+
+
+def score_tasks(
+    model: Any,
+    guide: Any,
+    batches: Iterable[TaskBatch],
+    *,
+    weights: str = "mean",
+    num_samples: int = 1,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Scores every task of some test batches.
+
+    Args:
+        model: the model.
+        guide: its guide; sees the context only.
+        batches: test tasks; predictions are made at all their points.
+        weights: ``"mean"`` (one pass, as NVDP's code evaluates) or ``"samples"``.
+        num_samples: draws for ``"samples"``.
+        seed: seed of those draws.
+
+    Returns:
+        One row a task: ``m`` (context points), ``ll``, ``rll``, ``pll`` and their joint forms (nats per point and
+        output), ``rmse`` and ``crps`` and 1σ / 2σ coverage over the target points.
+    """
+    rows = []
+    for number, batch in enumerate(batches):
+        full = batch.full
+        prediction = predict(model, guide, batch.context, full, num_samples, weights=weights, seed=seed + number)
+        found = log_likelihoods(prediction, batch)
+        y, is_target = full.y, full.full_mask().clone()
+        is_target[..., : batch.context.num_points] = False
+        assert y is not None
+        columns = {
+            "m": batch.context.counts,
+            **{name: getattr(found, name) for name in SCORES},
+            "rmse": rmse(prediction, y, is_target),
+            "crps": crps(prediction, y, is_target, method=_crps_method(prediction)),
+            "within_1sd": sigma_coverage(prediction, y, is_target, (1.0,))[0],
+            "within_2sd": sigma_coverage(prediction, y, is_target, (2.0,))[0],
+            "sd": prediction.std.mean((-1, -2)),
+        }
+        rows.append(pd.DataFrame({name: value.double().cpu().numpy() for name, value in columns.items()}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def _crps_method(prediction: Prediction) -> str:
+    """Closed forms: of a mixture of Gaussians where the predictive is one, else of the Gaussian of the same moments."""
+    try:
+        gaussian_parts(prediction)
+    except ValueError:
+        return "gaussian"
+    return "mixture"
+
+
+def score_oracle(batches: Iterable[TaskBatch], min_scale: float | None = None) -> pd.DataFrame:
+    """The same likelihood columns for the exact Gaussian process that drew the tasks.
+
+    Args:
+        batches: GP tasks (their ``truth`` holds the kernel).
+        min_scale: floor of the predictive standard deviation, as a model's head has.
+    """
+    rows = []
+    for batch in batches:
+        columns = {"m": batch.context.counts}
+        for name, points in (("ll", "full"), ("rll", "context"), ("pll", "target")):
+            columns[name] = oracle_log_likelihood(batch, points, min_scale).mean(-1)
+            columns["joint_" + name] = oracle_joint_log_likelihood(batch, points, min_scale)
+        rows.append(pd.DataFrame({name: value.double().cpu().numpy() for name, value in columns.items()}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def parameter_count(*modules: torch.nn.Module) -> int:
+    """Trainable parameters of some modules."""
+    return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)

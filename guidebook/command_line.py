@@ -1,0 +1,350 @@
+"""The ``guidebook`` command."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from guidebook.listing import KINDS
+from pp_models.files import FileError
+from pp_models.registry import Registry
+
+app = typer.Typer(
+    name="guidebook",
+    help="Amortised variational inference you can swap and compare.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+console = Console()
+
+
+def show(title: str, frame, index: bool = False) -> None:
+    """Prints a DataFrame as a table."""
+    if index:
+        frame = frame.reset_index()
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for i, column in enumerate(frame.columns):
+        table.add_column(str(column), justify="left" if i == 0 else "right", overflow="fold")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(Text(_words(value)) for value in row))  # names may hold brackets, which are markup in a str
+    console.print(table)
+
+
+def say(line: str) -> None:
+    """Prints a line as it is: brackets are no markup, and a long path stays in one piece."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _words(value: object) -> str:
+    if isinstance(value, float):
+        if value != value:
+            return "–"
+        return str(int(value)) if value.is_integer() and abs(value) >= 1000 else f"{value:.3f}"
+    return "–" if str(value) == "<NA>" else str(value)
+
+
+def _prepare() -> None:
+    """Settings of this process that a library must not touch."""
+    import torch
+
+    torch.set_flush_denormal(True)  # denormal numbers make a CPU step many times slower
+
+
+@app.command("list")
+def list_command(
+    kind: Annotated[str, typer.Argument(help=f"{', '.join(KINDS)}; all without one")] = "",
+) -> None:
+    """What there is.
+
+    Example: `guidebook list objectives`
+    """
+    for each in [kind] if kind else KINDS:
+        table = Table(title=each, title_justify="left", show_header=False, box=None, padding=(0, 2))
+        for name, what in KINDS.find(each)():
+            table.add_row(Text(name), Text(what))
+        console.print(table)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for tables, plots and report.html")] = Path("demo"),
+    images: Annotated[str, typer.Option(help="image data set")] = "digits",
+    seed: Annotated[int, typer.Option(help="seed of everything")] = 0,
+    steps: Annotated[int, typer.Option(help="training steps of NVDP on GP tasks; the rest scales with it")] = 1_300,
+) -> None:
+    """Trains NVDP and two baselines on GP tasks and images, and writes a report; about three minutes.
+
+    Example: `guidebook demo --out demo`
+    """
+    from guidebook.demo import run_demo
+
+    _prepare()
+
+    table = run_demo(out, images=images, seed=seed, steps=steps)
+    show("GP regression: test log-likelihood, nats per point", table)
+    say(f"open {out / 'report.html'}; the posterior is in {out / 'posterior.nc'}")
+
+
+@app.command("fit")
+def fit_command(
+    model: Annotated[str, typer.Option(help="a method: guidebook list models")] = "nvdp",
+    tasks: Annotated[str, typer.Option(help="a task distribution: guidebook list tasks")] = "gp-rbf",
+    objective: Annotated[str | None, typer.Option(help="an objective; the method's own by default")] = None,
+    steps: Annotated[int, typer.Option(help="optimizer steps")] = 3_000,
+    seed: Annotated[int, typer.Option(help="seed of parameters, tasks and draws")] = 0,
+    out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/fit"),
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in that folder")] = False,
+    previous: Annotated[bool, typer.Option("--previous", help="resume from the checkpoint before the newest")] = False,
+    width: Annotated[int, typer.Option(help="hidden width of every network")] = 64,
+    batch_size: Annotated[int, typer.Option(help="tasks a step")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="of Adam")] = 1e-3,
+    beta: Annotated[float | None, typer.Option(help="weight of the KL")] = None,
+    num_particles: Annotated[int | None, typer.Option(help="draws of each task in the objective")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    precision: Annotated[str, typer.Option(help="32-true, 64-true, bf16-mixed …")] = "32-true",
+) -> None:
+    """Fits a method on a task distribution.
+
+    Example: `guidebook fit --model nvdp --tasks gp-rbf --steps 3000 --seed 0 --out runs/first`
+    """
+    _known(model=model, tasks=tasks, objective=objective)
+    from guidebook.runs import RunConfiguration, start
+
+    _prepare()
+
+    configuration = RunConfiguration(
+        model, tasks, objective, steps, seed, width, batch_size, learning_rate, beta, num_particles, precision
+    )
+    result = start(configuration, out, "previous" if previous else resume, device=device)
+    last = result.history[-1]
+    numbers = ", ".join(
+        f"{k} {last[k]:.4f}" if k in last else f"{k} not finite" for k in ("loss", "log_likelihood", "kl")
+    )
+    if "ess" in last:
+        numbers += f", ess {last['ess']:.2f}"
+    say(f"step {result.steps}: {numbers}; {len(result.skipped)} steps skipped; {result.seconds:.0f} s")
+    say(f"next: guidebook inspect {out}")
+
+
+@app.command()
+def inspect(
+    run: Annotated[Path, typer.Argument(help="folder of a run made by guidebook fit")],
+    draws: Annotated[int, typer.Option(help="posterior draws")] = 200,
+) -> None:
+    """Says whether to trust a run, scores it on test tasks and opens its posterior in ArviZ.
+
+    Writes posterior.nc and report.html into the run's folder. Example: `guidebook inspect runs/first`
+    """
+    from guidebook.inspection import inspect_run
+
+    _prepare()
+
+    scores, summary, verdict = inspect_run(run, draws, progress=True)
+    say(str(verdict))
+    show("Scores on test tasks", scores)
+    show("Posterior: the ten widest entries", summary)
+    say(f"wrote {run / 'posterior.nc'} and {run / 'report.html'}")
+
+
+@app.command()
+def reproduce(
+    experiment: Annotated[str, typer.Argument(help="guidebook list experiments")],
+    scale: Annotated[str, typer.Option(help="smoke, small or paper")] = "small",
+    seeds: Annotated[str, typer.Option(help="comma-separated seeds; 0,1,2 by default")] = "",
+    out: Annotated[Path, typer.Option(help="folder for fits and results")] = Path("runs"),
+    device: Annotated[str, typer.Option(help="where to train: cpu, auto, cuda or cuda:N")] = "cpu",
+) -> None:
+    """Runs an experiment of a paper and says which of its claims held.
+
+    Example: `guidebook reproduce nvdp/gp-random --scale small --seeds 0,1,2`
+    """
+    from evaluation.experiments.table import EXPERIMENTS
+
+    EXPERIMENTS.check(experiment)
+    from evaluation.experiments import reproduce as run
+    from evaluation.experiments.experiment import check_table, summary
+
+    _prepare()
+
+    outcome = run(experiment, scale, _seeds(seeds) or None, out, device=device)
+    show(outcome.name, summary(outcome.table))
+    if outcome.checks:
+        show("claims and measurements", check_table(outcome.checks))
+    family, short = experiment.split("/")
+    say(f"wrote {out / family / f'{short}-{scale}'}/report.html")
+
+
+@app.command("compare")
+def compare_command(
+    models: Annotated[str, typer.Option(help="comma-separated: guidebook list families")] = "network",
+    guides: Annotated[
+        str, typer.Option(help="comma-separated: guidebook list families")
+    ] = "bernoulli-expert,mean-field",
+    objectives: Annotated[str, typer.Option(help="comma-separated: guidebook list objectives")] = "elbo,iwae,pp-avi",
+    tasks: Annotated[str, typer.Option(help="a task distribution: guidebook list tasks")] = "gp-rbf",
+    seeds: Annotated[str, typer.Option(help="comma-separated seeds")] = "0",
+    steps: Annotated[int, typer.Option(help="optimizer steps of each run")] = 1_000,
+    num_particles: Annotated[int | None, typer.Option(help="draws of each task in the objective")] = None,
+    width: Annotated[int, typer.Option(help="hidden width of every network")] = 64,
+    batch_size: Annotated[int, typer.Option(help="tasks a step")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="of Adam")] = 1e-3,
+    simulations: Annotated[int, typer.Option(help="tasks simulated for each run's verdict; 0 for no verdicts")] = 100,
+    out: Annotated[Path, typer.Option(help="folder for the runs, tables, figure and report")] = Path("runs/compare"),
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="run failed combinations anew")] = False,
+) -> None:
+    """Trains every model with every guide under every objective, and sets them side by side.
+
+    A combination that cannot be trained is listed with its reason. Called again, it goes on where it stopped.
+
+    Example: `guidebook compare --guides mean-field,mc-dropout --objectives elbo,iwae,pp-avi --seeds 0,1,2 --steps 500`
+    """
+    _known(tasks=tasks, objectives=_split(objectives), models=_split(models), guides=_split(guides))
+    from evaluation.comparison.swap_matrix import compare
+    from evaluation.comparison.swap_report import failures, summarise, verdicts
+
+    _prepare()
+
+    table = compare(
+        _split(models),
+        _split(guides),
+        _split(objectives),
+        tasks,
+        _seeds(seeds),
+        steps=steps,
+        num_particles=num_particles,
+        width=width,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        num_simulations=simulations,
+        out=out,
+        retry_failed=retry_failed,
+    )
+    found = summarise(table)
+    found = found[found["runs"] > 0]
+    words = [name for name in ("model", "guide") if found[name].nunique() > 1] + ["objective"]
+    if "guide" in words and "model" in words and found.groupby("model")["guide"].nunique().max() == 1:
+        words.remove("guide")  # the model says which
+    found.insert(0, "run", found[words].agg(" · ".join, axis=1))
+    brief = found[["run", "runs", "pll", "pll_sd", "rmse", "ess", "snr_guide", "seconds"]]
+    brief = brief.rename(columns={"snr_guide": "snr", "seconds": "s"})
+    if simulations:
+        show("Verdicts", verdicts(table))
+    show("Means over seeds; pll is the held-out likelihood, nats per point", brief)
+    for line in failures(table):
+        say(f"failed: {line}")
+    say(f"wrote {out / 'compare.csv'} and {out / 'report.html'}")
+
+
+def _known(**names: str | list[str] | None) -> None:
+    """Refuses an unknown name before anything heavy is loaded."""
+    from evaluation.comparison.families import MODELS
+    from evaluation.methods import METHODS
+    from guides.table import GUIDES
+    from inference.objectives.table import REGISTRY
+    from pp_models.tasks.task_table import TASKS
+
+    tables: dict[str, Registry] = {"model": METHODS, "objective": REGISTRY, "tasks": TASKS}
+    tables |= {"models": MODELS, "guides": GUIDES, "objectives": REGISTRY}
+    for kind, given in names.items():
+        for name in [given] if isinstance(given, str) else given or []:
+            tables[kind].check(name, kind)
+
+
+def _split(words: str) -> list[str]:
+    return [word.strip() for word in words.split(",") if word.strip()]
+
+
+def _seeds(words: str) -> list[int]:
+    try:
+        return [int(word) for word in _split(words)]
+    except ValueError:
+        raise ValueError(f"seeds: got {words!r}; it must be integers separated by commas, such as 0,1,2") from None
+
+
+@app.command()
+def doctor() -> None:
+    """Says what this machine and installation have, and what is missing.
+
+    Example: `guidebook doctor`
+    """
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    from pp_models.data import DataError
+    from pp_models.tasks.downloads import cache_folder, data_folder
+
+    table = Table(title="guidebook doctor", title_justify="left", show_header=False, box=None, padding=(0, 2))
+    table.add_row("python", platform.python_version())
+    for name in ("guidebook", "torch", "pyro-ppl", "arviz", "arviz-base", "lightning-fabric", "xarray", "seaborn"):
+        try:
+            table.add_row(name, version(name))
+        except PackageNotFoundError:
+            table.add_row(name, "not installed")
+    from evaluation.arviz.arviz_container import choose_container
+
+    table.add_row("ArviZ container", choose_container("auto"))
+    cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none usable"
+    table.add_row("GPU", cuda)
+    table.add_row("CPU", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
+    try:
+        folder = str(data_folder() or "not set: data sets are downloaded")
+    except DataError as error:
+        folder = str(error)
+    table.add_row("GUIDEBOOK_DATA", Text(folder))
+    table.add_row("downloads go to", str(cache_folder()))
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    table.add_row("disk", f"{free:.1f} GiB free here")
+    console.print(table)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(status) from None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: what the user or the machine got wrong is one line on stderr.
+
+    Args:
+        arguments: the words after ``guidebook``; those of the process by default.
+
+    Raises:
+        SystemExit: status 1 for an error while running, 2 for a command line that cannot be read, 130 when interrupted.
+    """
+    try:
+        status = app(arguments, prog_name="guidebook", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
+    except Exception as error:
+        if hasattr(error, "format_message"):  # typer's own; it has no public class that all its versions share
+            message = " ".join(error.format_message().split())
+            if not message:  # no argument at all: the help is already printed
+                raise SystemExit(2) from None
+            context = getattr(error, "ctx", None)
+            _fail(f"{message.rstrip('.')}; see {context.command_path if context else 'guidebook'} --help", 2)
+        fitting = sys.modules.get("inference.skipped_steps")  # not loaded for its exception alone
+        diverged = fitting is not None and isinstance(error, fitting.TrainingDiverged)
+        expected = diverged or isinstance(error, ValueError | OSError | FileError)
+        if not expected or os.environ.get("GUIDEBOOK_TRACEBACK"):
+            raise
+        _fail(str(error).splitlines()[0] if str(error) else type(error).__name__, 1)
+    if status == 130:
+        _fail("interrupted; the last checkpoint is complete", 130)
+    if isinstance(status, int) and status:
+        raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    main()

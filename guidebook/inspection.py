@@ -1,0 +1,138 @@
+"""Opens a run: scores on test tasks, the posterior in ArviZ, and a report beside the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pandas as pd
+
+from evaluation import plots
+from evaluation.arviz.arviz_container import write_netcdf
+from evaluation.arviz.arviz_conversion import fit_attributes, to_arviz
+from evaluation.arviz.arviz_summary import widest_entries, widest_forest
+from evaluation.methods import Method
+from evaluation.report import Code, Heading, Picture, Prose, Section, Settings, Table, write_report
+from evaluation.scores.metrics import rate_spread
+from evaluation.scores.scoring import SCORES, score_oracle, score_tasks
+from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, Verdict, verdict
+from guidebook.runs import RunConfiguration, open_run
+from inference import predict
+from inference.progress import Stages
+from pp_models.contract import as_guide, as_objective
+from pp_models.data import TaskBatch
+from pp_models.files import make_folder
+from pp_models.tasks.task_table import task_stream
+
+SIMULATIONS = 200
+
+
+def inspect_run(
+    folder: str | Path, draws: int = 200, *, progress: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame, Verdict]:
+    """Scores a run, says whether to trust it, and writes ``posterior.nc`` and ``report.html`` into its folder.
+
+    Args:
+        folder: a run made by ``guidebook fit``.
+        draws: posterior draws.
+        progress: show what is being done, where stderr is a terminal.
+
+    Returns:
+        The table of scores, the summary of the posterior's widest entries, and the verdict.
+
+    Raises:
+        CheckpointError: no run there, or a damaged one.
+        ValueError: ``draws`` below 2.
+    """
+    if draws < 2:
+        raise ValueError(f"draws: got {draws}; at least 2 are needed")
+    configuration, method, steps = open_run(folder)
+    path = make_folder(folder, "run")
+    stream = task_stream(configuration.tasks, 4, configuration.seed, test=True)
+    batches = [stream.batch(i) for i in range(25)]
+    few = batches[0]
+    attrs = fit_attributes(method.objective, steps, configuration.seed)
+    attrs |= {"tasks": configuration.tasks, "method": configuration.model}
+    with Stages(progress) as shown:
+        shown.begin("scores on test tasks", len(batches))
+        table = score_tasks(method.model, method.guide, _counted(batches, shown))
+        shown.begin("posterior for ArviZ", 1)
+        idata = to_arviz(method.model, method.guide, few, num_samples=draws, seed=configuration.seed, attrs=attrs)
+        write_netcdf(idata, path / "posterior.nc")
+        summary, forest = widest_entries(idata), widest_forest(idata)
+    rows = [{"model": configuration.model, **_means(table)}]
+    if configuration.tasks.startswith("gp-"):
+        rows.append({"model": "exact GP, sd >= 0.1", **_means(score_oracle(batches, 0.1))})
+    scores = pd.DataFrame(rows)
+
+    found = _verdict(configuration, method, draws, progress)
+    sections: list[Section] = [
+        Heading(f"Verdict: {found.level}"),
+        Prose(found.sentence),
+        Table(found.table()),
+        *([Prose("To try next: " + "; ".join(found.advice) + ".")] if found.advice else []),
+    ]
+    if found.ranks is not None:
+        figure = plots.rank_ecdf_plot(found.ranks)
+        sections.append(
+            Picture(figure, "Ranks of simulated truths among the guide's draws; inside the band all is well.")
+        )
+    sections += [
+        Heading("Scores on test tasks"),
+        Prose(f"After {steps} steps, on {len(batches) * 4} test tasks; nats per point, mean over tasks."),
+        Table(scores),
+    ]
+    if few.full.x.shape[-1] == 1:
+        prediction = predict(method.model, method.guide, few.context, few.full, 100, seed=0)
+        figure = plots.fan_plot({configuration.model: prediction}, few, few.full.x, tasks=(0, 1, 2))
+        sections += [
+            Heading("Predictions"),
+            Picture(figure, "Central 50, 80 and 95 % bands, draws and context points."),
+        ]
+    if as_guide(method.guide).rates(few.context) is not None:
+        rates = rate_spread(method.guide, few.context)
+        table = pd.DataFrame([{"layer": site, **vars(found)} for site, found in rates.items()])
+        figure = plots.rate_maps(method.guide, few)
+        sections += [Heading("Dropout rates"), Picture(figure, "Drop probability by layer and task."), Table(table)]
+    sections += [
+        Heading("Posterior"),
+        Prose("The entries with the largest posterior standard deviation; posterior.nc holds all of it."),
+        Table(summary),
+        *(
+            []
+            if forest is None
+            else [Picture(forest, "ArviZ's forest plot of them: medians, central 50 % and 90 % HDI.")]
+        ),
+        Heading("Configuration"),
+        Settings(asdict(configuration)),
+        Code(f"guidebook inspect {path.name} --draws {draws}"),
+    ]
+    write_report(path / "report.html", f"{configuration.model} on {configuration.tasks}", sections)
+    return scores, summary, found
+
+
+def _counted(batches: list[TaskBatch], shown: Stages) -> Iterator[TaskBatch]:
+    for batch in batches:
+        yield batch
+        shown.advance()
+
+
+def _verdict(configuration: RunConfiguration, method: Method, draws: int, progress: bool) -> Verdict:
+    """The verdict on tasks of the training distribution that no training reaches."""
+    stream = task_stream(configuration.tasks, HELD_OUT_TASKS, configuration.seed)
+    name = configuration.objective or as_objective(method.objective).name
+    return verdict(
+        method.model,
+        method.guide,
+        stream.batch(HELD_OUT_BATCH),
+        objective=name,
+        num_simulations=SIMULATIONS,
+        num_samples=max(draws, 50),
+        seed=configuration.seed % 2**31,
+        progress=progress,
+    )
+
+
+def _means(table: pd.DataFrame) -> dict[str, float]:
+    return {c: float(table[c].mean()) for c in (*SCORES, "crps", "within_1sd", "within_2sd") if c in table}

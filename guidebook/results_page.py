@@ -1,0 +1,94 @@
+"""Writes the measured part of a results page from the runs that measured it.
+
+Run: python -m guidebook.results_page runs/nvdp docs/results/nvdp.md
+
+What stands above the marker line of the page is kept; all below it is made anew from each run's ``results.json`` and
+pictures, which are copied, smaller, into a folder beside the page.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+
+from evaluation.experiments.experiment import Check, check_table, summary
+from pp_models.files import write_atomically
+
+MARKER = "<!-- measured -->"
+PICTURE_WIDTH = 800
+#: a run's further tables are shown up to this length
+MOST_ROWS = 12
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """A DataFrame as a Markdown table."""
+    rows = [list(map(str, frame.columns)), ["---"] * len(frame.columns)]
+    rows += [["" if pd.isna(v) else str(v) for v in row] for row in frame.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def small_picture(path: Path) -> bytes:
+    """A PNG at most ``PICTURE_WIDTH`` wide with a palette: a tenth of the bytes, and as readable on a page."""
+    picture = Image.open(path).convert("RGB")
+    width = min(PICTURE_WIDTH, picture.width)
+    picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.quantize(128).save(buffer, "png", optimize=True)
+    return buffer.getvalue()
+
+
+def measured(runs: str | Path, pictures: Path) -> str:
+    """The Markdown of every run under a folder, in the order of their names.
+
+    Args:
+        runs: folder of runs.
+        pictures: existing folder, beside the page, that the runs' pictures are copied to.
+
+    Raises:
+        ValueError: the folder holds no results.
+    """
+    found = sorted(Path(runs).glob("*/results.json"))
+    if not found:
+        raise ValueError(f"runs: {runs} holds no results; run guidebook reproduce first")
+    parts = []
+    for path in found:
+        result = json.loads(path.read_text())
+        parts.append(f"## {result['name']}\n\n```bash\n{result['command']}\n```\n")
+        parts += [f"{note}\n" for note in result["notes"]]
+        parts.append(markdown_table(summary(pd.DataFrame(result["table"]))) + "\n")
+        if result["checks"]:
+            parts.append(markdown_table(check_table(Check(**check) for check in result["checks"])) + "\n")
+        for table in sorted(path.parent.glob("*.csv")):
+            frame = pd.read_csv(table)
+            if table.name != "table.csv" and len(frame) <= MOST_ROWS:
+                parts.append(f"{table.stem.replace('-', ' ').capitalize()}:\n\n{markdown_table(frame.round(3))}\n")
+        for picture in sorted(path.parent.glob("*.png")):
+            if picture.stem != "learning":
+                name = f"{path.parent.name}-{picture.name}"
+                write_atomically(pictures / name, small_picture(picture))
+                parts.append(f"![{result['name']}: {picture.stem}]({pictures.name}/{name})\n")
+    return "\n".join(parts)
+
+
+def write_page(runs: str | Path, page: str | Path) -> None:
+    """Replaces the measured part of a page.
+
+    Raises:
+        ValueError: the page has no marker line, or there are no results.
+    """
+    page = Path(page)
+    head, marker, _ = page.read_text().partition(MARKER)
+    if not marker:
+        raise ValueError(f"page: {page} has no line {MARKER}")
+    pictures = page.with_suffix("")
+    pictures.mkdir(exist_ok=True)
+    write_atomically(page, f"{head}{MARKER}\n\n{measured(runs, pictures)}".encode())
+
+
+if __name__ == "__main__":
+    write_page(sys.argv[1], sys.argv[2])

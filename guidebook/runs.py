@@ -1,0 +1,176 @@
+"""A fit as a folder: what was asked for, the checkpoint, and how to get the fitted pair back."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evaluation.methods import Method, TaskShape, build
+from inference import FitResult, checkpoint, fit
+from inference.objectives import make
+from pp_models.files import make_folder
+from pp_models.tasks.task_table import TASKS, task_stream
+
+CONFIGURATION = "run.json"
+
+
+@dataclass(frozen=True)
+class RunConfiguration:
+    """Everything a run depends on.
+
+    Args:
+        model: name of the method (``guidebook list models``).
+        tasks: name of the task distribution.
+        objective: name of an objective; None for the method's own.
+        steps: optimizer steps.
+        seed: seed of the parameters, the tasks and the fit.
+        width: hidden width of every network.
+        batch_size: tasks a step.
+        learning_rate: of Adam.
+        beta: weight of the KL; None for the method's or objective's own.
+        num_particles: draws of each task in the objective; None for the method's or objective's own.
+        precision: a Fabric precision.
+
+    Raises:
+        ValueError: a value of another type, or out of range.
+    """
+
+    model: str
+    tasks: str
+    objective: str | None = None
+    steps: int = 3_000
+    seed: int = 0
+    width: int = 64
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    beta: float | None = None
+    num_particles: int | None = None
+    precision: str = "32-true"
+
+    def __post_init__(self) -> None:
+        types = {"str": (str,), "int": (int,), "float": (int, float)}
+        for field in fields(self):  # a run.json may hold anything
+            value, (kind, _, optional) = getattr(self, field.name), str(field.type).partition(" | ")
+            if isinstance(value, bool) or not (isinstance(value, types[kind]) or (optional and value is None)):
+                raise ValueError(f"{field.name}: got {value!r}; it must be of type {field.type}")
+        for name in ("steps", "width", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: got {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: got {self.seed}; it must be a non-negative integer below 2^63")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate: got {self.learning_rate}; it must be positive and finite")
+        if self.num_particles is not None and self.num_particles < 1:
+            raise ValueError(f"num_particles: got {self.num_particles}; it must be at least 1")
+        if self.beta is not None and not 0 <= self.beta < math.inf:
+            raise ValueError(f"beta: got {self.beta}; it must be finite and not negative")
+
+    def build(self) -> Method:
+        """Model, guide and objective with their initial parameters.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        stream = task_stream(self.tasks, self.batch_size, self.seed)
+        beta = TASKS.find(self.tasks).beta if self.beta is None else self.beta
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            method = build(self.model, TaskShape.of(stream, self.width, beta=beta))
+        if self.objective is not None:
+            given = {"beta": self.beta, "num_particles": self.num_particles}
+            options = {name: value for name, value in given.items() if value is not None}
+            method.objective = make(self.objective, normalize=True, **options)
+            return method
+        if self.num_particles is not None:
+            method.objective.num_particles = self.num_particles
+        if self.beta is not None:
+            method.objective.beta = self.beta  # type: ignore[attr-defined]
+        return method
+
+
+def start(configuration: RunConfiguration, folder: str | Path, resume: bool | str = False, **options: Any) -> FitResult:
+    """Fits into a folder, which afterwards holds ``run.json``, the checkpoint and ``metrics.jsonl``.
+
+    A fit that is refused leaves the folder's files as they were.
+
+    Args:
+        configuration: what to fit.
+        folder: where.
+        resume: continue the run that is there; its configuration must be this one, but for more steps. ``"previous"``
+            continues from the checkpoint before the newest.
+        **options: passed to :func:`inference.fit`.
+
+    Raises:
+        CheckpointError: the folder cannot be written to, or holds another run.
+    """
+    method = configuration.build()
+    path = make_folder(folder, "out")
+    held = path / CONFIGURATION
+    earlier = None
+    if held.exists():
+        before = read_configuration(path)
+        if not resume:
+            raise checkpoint.CheckpointError(f"out: {path} already holds a run; use --resume or another folder")
+        for name, value in asdict(configuration).items():
+            if name != "steps" and value != getattr(before, name):
+                raise checkpoint.CheckpointError(
+                    f"{name}: got {value!r}, but the run to resume in {path} has {getattr(before, name)!r}"
+                )
+        earlier = held.read_bytes()
+    checkpoint.write(path, CONFIGURATION, json.dumps(asdict(configuration), indent=1).encode())
+    try:
+        return fit(
+            method.model,
+            method.guide,
+            task_stream(configuration.tasks, configuration.batch_size, configuration.seed),
+            method.objective,
+            steps=configuration.steps,
+            seed=configuration.seed,
+            optimizer=partial(torch.optim.Adam, lr=configuration.learning_rate, fused=True),
+            precision=configuration.precision,
+            checkpoint_dir=path,
+            resume=resume,
+            **options,
+        )
+    except (ValueError, checkpoint.CheckpointError):
+        if earlier is not None:
+            checkpoint.write(path, CONFIGURATION, earlier)
+        elif not (path / checkpoint.INDEX).exists():
+            held.unlink()
+        raise
+
+
+def read_configuration(folder: str | Path) -> RunConfiguration:
+    """The configuration of the run in a folder.
+
+    Raises:
+        CheckpointError: there is none, or it is not readable.
+    """
+    path = Path(folder) / CONFIGURATION
+    try:
+        return RunConfiguration(**json.loads(path.read_text()))
+    except (FileNotFoundError, NotADirectoryError):
+        raise checkpoint.CheckpointError(f"{folder}: holds no run ({CONFIGURATION} is missing)") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise checkpoint.CheckpointError(f"{path}: is not a run configuration ({error})") from None
+
+
+def open_run(folder: str | Path) -> tuple[RunConfiguration, Method, int]:
+    """A fitted method from its folder: configuration, method with the fitted parameters, steps done.
+
+    Raises:
+        CheckpointError: no run, or a damaged checkpoint.
+    """
+    configuration = read_configuration(folder)
+    method = configuration.build()
+    step, tensors, _ = checkpoint.load(folder)
+    checkpoint.load_into({"model": method.model, "guide": method.guide}, tensors)
+    method.model.eval()
+    method.guide.eval()
+    return configuration, method, step

@@ -1,0 +1,37 @@
+"""How posteriors are amortised."""
+
+from .adapters.adapter_dropout import MCDropoutAdapterGuide as MCDropoutAdapterGuide
+from .adapters.adapter_guide import PointAdapterGuide as PointAdapterGuide
+from .adapters.adapter_laplace import LaplaceAdapterGuide as LaplaceAdapterGuide
+from .adapters.adapter_mean_field import AdapterMeanFieldGuide as AdapterMeanFieldGuide
+from .adapters.lrvd_layers import kl_divergence as kl_divergence
+from .adapters.lrvd_layers import rank_log_alpha as rank_log_alpha
+from .adapters.lrvd_layers import sampling as sampling
+from .adapters.lrvd_peft import LrvdConfig as LrvdConfig
+from .adapters.lrvd_saving import lrvd_load as lrvd_load
+from .adapters.rankwise import RankwiseGuide as RankwiseGuide
+from .mixtures.conjugate_refinement import ConjugateRefinement as ConjugateRefinement
+from .mixtures.dirichlet_mixture import DirichletMixtureGuide as DirichletMixtureGuide
+from .mixtures.dirichlet_mixture import DirichletPosteriorGuide as DirichletPosteriorGuide
+from .mixtures.expert_pruning import prune_experts as prune_experts
+from .mixtures.logistic_normal_mixture import LogisticNormalGuide as LogisticNormalGuide
+from .mixtures.mixture_gates import DeterministicGateGuide as DeterministicGateGuide
+from .mixtures.mixture_gates import UniformMixtureGuide as UniformMixtureGuide
+from .mixtures.stick_breaking_mixture import StickBreakingGuide as StickBreakingGuide
+from .networks.amortised_mean_field import AmortisedMeanFieldGuide as AmortisedMeanFieldGuide
+from .networks.bernoulli_dropout import BernoulliExpertGuide as BernoulliExpertGuide
+from .networks.bnn_online import OnlinePosterior as OnlinePosterior
+from .networks.bnn_weights import BNNWeightGuide as BNNWeightGuide
+from .networks.gaussian_vi import GaussianVIGuide as GaussianVIGuide
+from .networks.global_inducing import GlobalInducingGuide as GlobalInducingGuide
+from .networks.local_reparameterization import local_reparameterization as local_reparameterization
+from .networks.mc_dropout import MCDropoutGuide as MCDropoutGuide
+from .networks.swag import SWAGGuide as SWAGGuide
+from .networks.weight_guide import WeightGuide as WeightGuide
+from .processes.bootstrap import BootstrapGuide as BootstrapGuide
+from .processes.context_points import ContextPointsGuide as ContextPointsGuide
+from .processes.distance_informed_guide import DistanceInformedGuide as DistanceInformedGuide
+from .processes.gradient_adaptation import CAVIAGuide as CAVIAGuide
+from .processes.gradient_adaptation import MAMLGuide as MAMLGuide
+from .processes.neural_process_guide import NeuralProcessGuide as NeuralProcessGuide
+from .table import GUIDES as GUIDES

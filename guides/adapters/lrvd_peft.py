@@ -1,0 +1,287 @@
+"""Low-rank variational dropout as a LoRA variant of Hugging Face's peft; on disk it is a LoRA adapter."""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guides.adapters.lrvd_families import (
+    FAMILIES,
+    NOISES,
+    check_family,
+    check_family_prior,
+    initial_parameters,
+    needs_nonzero_B,
+    noisy_output,
+)
+from guides.adapters.lrvd_layers import LayerState, LrvdModule, kl_divergence, rank_log_alpha, sampling
+from pp_models.adapters.low_rank_layer import RankParameter, linear_sizes, low_rank_output
+
+try:
+    from peft import LoraConfig
+    from peft.tuners.lora import LoraModel
+    from peft.tuners.lora.layer import Linear, LoraVariant
+except ImportError as error:
+    raise ImportError(f"LrvdConfig: {error.name or 'peft'} is missing; pip install guidebook[adapters]") from None
+
+__all__ = ["LrvdConfig", "LrvdLinear", "kl_divergence", "rank_log_alpha", "sampling"]
+
+#: LoRA options that do not go with variational ranks, and why
+_CHANGES_BASE = "it changes the base weights, and an adapter pruned to rank 0 must be the base model"
+_OTHER_FORM = "its update is not a sum of rank-one components with one multiplier each"
+REFUSED = {
+    "use_dora": _OTHER_FORM,
+    "use_bdlora": _OTHER_FORM,
+    "arrow_config": "it routes between adapters by their singular vectors, which pruning changes",
+    "alora_invocation_tokens": "it switches the adapter on within a sequence, and draws are one for each sequence",
+    "velora_config": "it replaces the backward pass of A, through which the noise levels are trained",
+    "monteclora_config": "it is another posterior over the same adapter",
+    "kasa_config": _CHANGES_BASE,
+    "corda_config": _CHANGES_BASE,
+    "lora_ga_config": _CHANGES_BASE,
+    "megatron_config": "its parallel layers are not supported",
+    "target_parameters": "only Linear and Conv1D modules are supported",
+    "lora_bias": "a bias is no rank component, and an adapter pruned to rank 0 must be the base model",
+    "ensure_weight_tying": "tied embeddings are not supported",
+}
+QUANTISED = re.compile(r"4bit|8bit|Quant|HQQ|Aqlm|WQLinear|Eetq|EETQ|Params4|Int8Params|AffineQuantized")
+
+
+def _quantised(layer: nn.Module) -> bool:
+    weight = getattr(layer, "weight", None)
+    names = [c.__name__ for c in (*type(layer).__mro__, *type(weight).__mro__)]
+    return any(QUANTISED.search(name) for name in names)
+
+
+class _Unsupported(type):
+    """``isinstance(layer, Unsupported)``: anything that LRVD cannot adapt, quantised linear layers included."""
+
+    def __instancecheck__(cls, layer: Any) -> bool:
+        return linear_sizes(layer) is None or _quantised(layer)
+
+
+class Unsupported(metaclass=_Unsupported):
+    """Stands for every kind of layer that is refused, in the table of layers that peft looks through."""
+
+
+def _refuse(target: nn.Module, adapter_name: str, config: Any, target_name: str = "", **_: Any) -> None:
+    kind = type(getattr(target, "base_layer", target)).__name__
+    if linear_sizes(target) is not None or _quantised(target):
+        raise ValueError(
+            f"target_modules: {target_name!r} is of type {kind}, quantised, which LRVD does not support; "
+            "load the base model in bfloat16 or float32"
+        )
+    raise ValueError(
+        f"target_modules: {target_name!r} is of type {kind}; LRVD adapts Linear and Conv1D layers only (name those in "
+        "target_modules, or leave this one out by exclude_modules)"
+    )
+
+
+@dataclass
+class LrvdConfig(LoraConfig):
+    """A ``peft.LoraConfig`` whose rank components are variational; ``get_peft_model(base, LrvdConfig(...))`` as usual.
+
+    In training every forward pass is a posterior draw; in evaluation it is the posterior mean, unless within
+    :func:`guides.adapters.lrvd_layers.sampling`. The KL is yours to add to the loss (:func:`kl_divergence`),
+    or the Trainer's (``LrvdTrainerMixin``). Saved adapters are LoRA adapters: peft without this
+    library opens them as the posterior mean; ``lrvd_load`` opens them whole.
+
+    Args:
+        family: ``"rank"`` (multipliers N(1, α_k) of the ranks, the default), ``"weight_tied"`` (N(μ, α_k μ²) for every
+            weight of A and B), ``"shared_sigma"`` (one variance for row k of A and column k of B), ``"asym"`` (only A)
+            or ``"untied"`` (a variance for every weight).
+        noise: of training: ``"sequence"`` (a draw for each example), ``"call"``, ``"token"``, or ``"none"``.
+        init_log_alpha: where log α (log variances in the families that have those) starts; None for -4 (-8).
+        prior: ``"log-uniform"`` (the paper's, improper), or a proper one: ``"ard"`` (N(0, s²) with the best s² in
+            closed form) or ``"half-cauchy"`` (of multipliers, thus for family ``"rank"`` alone).
+        **options: those of ``peft.LoraConfig``.
+
+    Raises:
+        ValueError: an argument out of range, or an option that does not go with variational ranks.
+    """
+
+    family: str = field(default="rank", metadata={"help": "Variational family of LRVD.", "is_lora_variant": True})
+    noise: str = field(default="sequence", metadata={"help": "Noise in training: sequence, call, token or none."})
+    init_log_alpha: float | None = field(default=None, metadata={"help": "Where the log noise level starts."})
+    prior: str = field(default="log-uniform", metadata={"help": "Prior: log-uniform, half-cauchy or ard."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_family(self.family)
+        check_family_prior(self.family, self.prior)
+        if self.noise not in NOISES:
+            raise ValueError(f"noise: got {self.noise!r}; it must be one of {', '.join(NOISES)}")
+        if self.r < 1:
+            raise ValueError(f"r: got {self.r}; it must be at least 1 (prune_ranks takes modules to rank 0)")
+        low = {path: r for path, r in (self.rank_pattern or {}).items() if r < 1}
+        if low:
+            path, r = next(iter(low.items()))
+            raise ValueError(f"rank_pattern: got {r} for {path!r}; it must be at least 1 (leave modules out instead)")
+        for name, reason in REFUSED.items():
+            if getattr(self, name, None):
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, which LRVD does not support: {reason}")
+        if self.init_lora_weights not in (True, False, "gaussian"):
+            raise ValueError(
+                f"init_lora_weights: got {self.init_lora_weights!r}; with LRVD it must be True, False or 'gaussian' "
+                "(others change the base weights or assume a full-rank start)"
+            )
+        from transformers.pytorch_utils import Conv1D
+
+        layers: Any = {Unsupported: _refuse, nn.Linear: LrvdLinear, Conv1D: LrvdLinear}
+        self._register_custom_module(layers)
+        _guard_weighted_adapters()
+
+
+def _guard_weighted_adapters() -> None:
+    """Makes peft's ``add_weighted_adapter`` refuse LRVD adapters; it would mix A and B and start noise levels anew.
+
+    peft asks neither the configuration nor the layers there, so its method is wrapped, once, when LRVD is first used;
+    calls that name other adapters alone are as before.
+    """
+    original: Any = LoraModel.add_weighted_adapter
+    if getattr(original, "refuses_lrvd", False):
+        return
+
+    @functools.wraps(original)
+    def add_weighted_adapter(self: Any, adapters: list[str], *args: Any, **kwargs: Any) -> None:
+        for name in adapters:
+            if isinstance(self.peft_config.get(name), LrvdConfig):
+                raise ValueError(
+                    f"adapters: {name!r} is an LRVD adapter, and a weighted sum of posteriors has no noise levels of "
+                    "its own; merge posterior means into the base model (merge_and_unload), or save the adapters, "
+                    "open them as plain LoRA (peft.PeftModel.from_pretrained) and combine those"
+                )
+        original(self, adapters, *args, **kwargs)
+
+    add_weighted_adapter.refuses_lrvd = True  # type: ignore[attr-defined]
+    LoraModel.add_weighted_adapter = add_weighted_adapter  # type: ignore[method-assign]
+
+
+class LrvdLinear(Linear, LrvdModule):
+    """peft's LoRA layer over ``Linear`` or ``Conv1D``, with noise levels beside A and B. Made by peft."""
+
+    #: by adapter; set where its variant is made
+    lrvd_family: dict[str, str]
+    lrvd_noise: dict[str, str]
+    lrvd_prior: dict[str, str]
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **options: Any) -> None:
+        super().__init__(base_layer, adapter_name, config=config, **options)
+        if not isinstance(self.get_base_layer(), nn.Linear):
+            self.fan_in_fan_out = config.fan_in_fan_out = True  # Conv1D keeps the transpose
+            self.is_target_conv_1d_layer = True
+
+    @property
+    def lora_variants(self) -> dict:
+        return {(): None}  # no other variant combines with it
+
+    def resolve_lora_variant(self, *, config: LoraConfig, **options: Any) -> Any:
+        # a plain LoRA adapter may share the layer, but no other variant
+        return (
+            LrvdVariant() if isinstance(config, LrvdConfig) else super().resolve_lora_variant(config=config, **options)
+        )
+
+    def lrvd_states(self) -> dict[str, LayerState]:
+        return {name: self.lrvd_state(name) for name in self.active_adapters if name in self.lora_variant}
+
+    def lrvd_state(self, adapter: str) -> LayerState:
+        """State of one adapter."""
+        family = self.lrvd_family[adapter]
+        parameters = {name: getattr(self, f"lora_lrvd_{name}")[adapter] for name in FAMILIES[family]}
+        return LayerState(family, *self._factors(adapter), parameters, self.lrvd_prior[adapter])
+
+    def _factors(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
+        tables: Any = self
+        return tables.lora_A[adapter].weight, tables.lora_B[adapter].weight
+
+    def factors(self) -> tuple[nn.Parameter, nn.Parameter] | None:
+        return next((self._factors(name) for name in self.active_adapters if name in self.lora_A), None)
+
+    def update_scale(self) -> float:
+        return self.scaling[self._adapter()]
+
+    def _adapter(self) -> str:
+        """The first active adapter that has ranks here."""
+        return next(name for name in self.active_adapters if name in self.lora_A)
+
+    def rank_parameters(self) -> list[RankParameter]:
+        name = self._adapter()
+        found = [RankParameter(self.lora_A[name], "weight", 0), RankParameter(self.lora_B[name], "weight", 1)]
+        for parameter in FAMILIES[self.lrvd_family[name]] if name in self.lora_variant else ():
+            dim = 1 if parameter == "log_variance_B" else 0
+            found.append(RankParameter(getattr(self, f"lora_lrvd_{parameter}"), name, dim))
+        return found
+
+    def set_rank(self, rank: int) -> None:
+        name = self._adapter()
+        tables: Any = self
+        tables.r[name] = tables.lora_A[name].out_features = tables.lora_B[name].in_features = rank
+        if rank == 0:  # peft passes a layer by that does not have the active adapter
+            for attribute in (*self.adapter_layer_names, *self.other_param_names):
+                table = getattr(self, attribute, None)
+                if isinstance(table, dict | nn.ModuleDict | nn.ParameterDict) and name in table:
+                    del table[name]
+            self.lora_variant.pop(name, None)
+
+
+class LrvdVariant(LoraVariant):
+    """What peft calls where plain LoRA would compute B A x."""
+
+    @staticmethod
+    def init(module: Any, adapter_name: str, config: Any = None, **_: Any) -> None:
+        """Adds the noise levels of a new adapter to a layer."""
+        family = config.family
+        lora_A, lora_B = module.lora_A[adapter_name].weight, module.lora_B[adapter_name].weight
+        for name, value in initial_parameters(family, lora_A, lora_B, config.init_log_alpha).items():
+            attribute = f"lora_lrvd_{name}"
+            if not hasattr(module, attribute):
+                setattr(module, attribute, nn.ParameterDict())
+                module.adapter_layer_names = (*module.adapter_layer_names, attribute)
+            getattr(module, attribute)[adapter_name] = nn.Parameter(value)
+        if not hasattr(module, "lrvd_family"):
+            module.lrvd_family, module.lrvd_noise, module.lrvd_prior = {}, {}, {}
+            module.other_param_names = (*module.other_param_names, "lrvd_family", "lrvd_noise", "lrvd_prior")
+        module.lrvd_family[adapter_name] = family
+        module.lrvd_noise[adapter_name] = config.noise
+        module.lrvd_prior[adapter_name] = config.prior
+        if needs_nonzero_B(family) and config.init_lora_weights and lora_B.device.type != "meta":
+            nn.init.uniform_(lora_B, -1e-3, 1e-3)
+
+    @staticmethod
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:
+        """The base layer's result plus the update under the noise that is due."""
+        scaling = module.scaling[active_adapter]
+        state = module.lrvd_state(active_adapter)
+        x = module.lora_dropout[active_adapter](x)
+        if module.draws is not None:
+            return result + low_rank_output(x, state.lora_A, state.lora_B, module.draws) * scaling
+        noise = module.lrvd_sampling
+        if noise is None:
+            noise = module.lrvd_noise[active_adapter] if module.training else "none"
+        if noise == "none" and module.training and torch.is_grad_enabled():
+            # DistributedDataParallel wants what the KL depends on to take part in the forward pass as well
+            result = result + 0.0 * torch.stack([p.sum() for p in state.parameters.values()]).sum()
+        held = None if module.lrvd_held is None else module.lrvd_held.get(active_adapter)
+        return (
+            result + noisy_output(state.family, x, state.lora_A, state.lora_B, state.parameters, noise, held) * scaling
+        )
+
+    @staticmethod
+    def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """The base weight with the posterior mean in it."""
+        return orig_weight + module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+    @staticmethod
+    def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
+        """Adds the posterior mean to the base weight."""
+        orig_weight.data += module.get_delta_weight(active_adapter)
+
+    @staticmethod
+    def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        """The base weight without the posterior mean."""
+        return orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)

@@ -1,0 +1,1 @@
+"""Guides over mixture weights: NMDP's Dirichlet, and those compared with."""

@@ -1,0 +1,156 @@
+"""NVDP's guide: dropout rates of every weight, a product of Bernoulli experts, given the context."""
+
+from __future__ import annotations
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor, nn
+
+from guides.networks.dropout_normal import DropoutNormal, DropRates
+from guides.networks.weight_guide import WeightGuide, initial_weight
+from guides.set_encoder import SetEncoder
+from pp_models.data import Dataset
+from pp_models.networks.bayesian_network import BayesianNetwork
+from pp_models.parameter_module import mlp
+
+CLIPS = ("logit", "probability")
+RATES = ("product", "layer", "full")
+#: logit clips of the released code: the posterior given a context, and the prior given the whole task
+POSTERIOR_CLIP = (-2.0, 2.5)
+PRIOR_CLIP = (-4.0, 4.0)
+PROBABILITY_CLIP = (0.01, 0.99)
+
+
+class RateNetworks(nn.Module):
+    """One MLP a layer from the representation to its rate logits: five linear layers, LeakyReLU(0.1) between.
+
+    The hidden layers of all networks are evaluated together, as batched products.
+
+    Args:
+        width: width of the representation and of the hidden layers.
+        outputs: number of logits of each layer.
+    """
+
+    def __init__(self, width: int, outputs: list[int], depth: int = 5) -> None:
+        super().__init__()
+        networks = [mlp([width] * depth + [count]) for count in outputs]
+        hidden = [[layer for layer in network if isinstance(layer, nn.Linear)] for network in networks]
+        self.hidden_weights = nn.ParameterList(
+            [nn.Parameter(torch.stack([net[i].weight.detach().T for net in hidden])) for i in range(depth - 1)]
+        )
+        self.hidden_biases = nn.ParameterList(
+            [nn.Parameter(torch.stack([net[i].bias.detach() for net in hidden]).unsqueeze(1)) for i in range(depth - 1)]
+        )
+        self.heads = nn.ModuleList([net[-1] for net in hidden])
+
+    def forward(self, encoded: Tensor) -> list[Tensor]:
+        """Representations ``[*B, width]`` to logits ``[*B, count]``, layer by layer."""
+        batch_shape = encoded.shape[:-1]
+        hidden = encoded.reshape(1, -1, encoded.shape[-1]).expand(len(self.heads), -1, -1)
+        for weight, bias in zip(self.hidden_weights, self.hidden_biases, strict=True):
+            hidden = nn.functional.leaky_relu(torch.baddbmm(bias, hidden, weight), 0.1)
+        return [head(h).reshape(*batch_shape, -1) for head, h in zip(self.heads, hidden, strict=True)]
+
+
+class BernoulliExpertGuide(WeightGuide):
+    """Neural Variational Dropout Processes (Jeon, Park and Kim, ICLR 2022).
+
+    All tasks share the weights θ (parameters of this guide); a task has its own drop probabilities, from one pass of a
+    set encoder and one small network a layer:
+
+        P[k, d] = s(b_k) s(a_d) s(c),   bias: s(e_k),   s(u) = sigmoid(clip(u) / τ)
+
+    and q(W | D) is Gaussian dropout with those rates (:class:`guides.networks.dropout_normal.DropoutNormal`); see
+    docs/papers/nvdp.md, eq. 2 to 5.
+
+    Args:
+        model: the network.
+        width: width of the encoder, the rate networks and the representation (128 in the paper's code).
+        clip: ``"logit"`` clips the logits as the released code does, to [-2, 2.5] given a context and to [-4, 4] in
+            :meth:`conditional_prior`, so that at the initial temperature P >= 0.009; training the temperature moves
+            that bound. ``"probability"`` clips P itself to (0.01, 0.99) for both, as the paper says.
+        rates: ``"product"`` (row × column × layer experts), ``"layer"`` (one rate a layer and one for its biases) or
+            ``"full"`` (a rate network output for each weight); the last two are for ablations.
+        pooling: pooling of the set encoder, ``"mean"``, ``"attention"`` or ``"set-transformer"``.
+        share_encoder: on a model with a representation, use the rate encoder's output for it (the trigonometric
+            experiment) instead of an encoder of its own.
+
+    Raises:
+        ValueError: unknown option, or ``share_encoder`` with a model whose representation has another width.
+    """
+
+    name = "bernoulli-expert"
+    description = "NVDP: drop rates of every weight from the context"
+
+    def __init__(
+        self,
+        model: BayesianNetwork,
+        width: int = 128,
+        *,
+        clip: str = "logit",
+        rates: str = "product",
+        pooling: str = "mean",
+        share_encoder: bool = False,
+    ) -> None:
+        super().__init__(model, width, pooling=pooling)
+        if clip not in CLIPS:
+            raise ValueError(f"clip: got {clip!r}; it must be one of {', '.join(CLIPS)}")
+        if rates not in RATES:
+            raise ValueError(f"rates: got {rates!r}; it must be one of {', '.join(RATES)}")
+        self.clip = clip
+        self.rate_structure = rates
+        self.encoder = SetEncoder(model.dim_x, model.dim_y, width, width, pooling=pooling)
+        self.share_encoder = share_encoder
+        if share_encoder:
+            if model.representation_dim != width:
+                raise ValueError(
+                    f"share_encoder: the model's representation_dim is {model.representation_dim} and the encoder's "
+                    f"width {width}; they must be equal"
+                )
+            self.representation_encoder = None
+        self.weights = nn.ParameterList([nn.Parameter(initial_weight(shape)) for shape in self.shapes])
+        self.temperatures = nn.Parameter(torch.full((len(self.shapes),), 1.5))
+        self.rate_networks = RateNetworks(width, [self.rate_vector_length(i) for i in range(len(self.shapes))])
+
+    def rate_vector_length(self, index: int) -> int:
+        """Outputs of a layer's rate network: k_in + k_out + 1 + k_out for the product of experts."""
+        k_out, columns = self.shapes[index]
+        return {"product": columns - 1 + k_out + 1 + k_out, "layer": 2, "full": k_out * columns}[self.rate_structure]
+
+    def representation(self, data: Dataset) -> Tensor | None:
+        return self.encoder(data) if self.share_encoder else super().representation(data)
+
+    def layer_rates(self, data: Dataset, clip: tuple[float, float] = POSTERIOR_CLIP) -> list[DropRates]:
+        """The rates of each layer given the data."""
+        logits = self.rate_networks(self.encoder(data))
+        if self.clip == "logit":
+            logits = [u.clamp(*clip) for u in logits]
+        temperatures = self.temperatures.clamp(0.5, 5.0)
+        found = []
+        for (k_out, columns), u, temperature in zip(self.shapes, logits, temperatures, strict=True):
+            p = torch.sigmoid(u / temperature)
+            if self.rate_structure == "product":
+                row, column, layer, bias = p.split([columns - 1, k_out, 1, k_out], -1)
+                rates = DropRates(row, column, layer.squeeze(-1), bias)
+            elif self.rate_structure == "layer":
+                both = p.unsqueeze(-2).expand(*p.shape[:-1], k_out, 2)
+                rates = DropRates(
+                    dense=torch.cat([both[..., :1].expand(*both.shape[:-1], columns - 1), both[..., 1:]], -1)
+                )
+            else:
+                rates = DropRates(dense=p.unflatten(-1, (k_out, columns)))
+            if self.clip == "probability":  # a clipped product is no longer a product
+                rates = DropRates(dense=rates.matrix().clamp(*PROBABILITY_CLIP))
+            found.append(rates)
+        return found
+
+    def layer_distributions(self, data: Dataset, clip: tuple[float, float] = POSTERIOR_CLIP) -> list[TorchDistribution]:
+        return [DropoutNormal(w, r) for w, r in zip(self.weights, self.layer_rates(data, clip), strict=True)]
+
+    def conditional_prior(self, data: Dataset) -> dict[str, Tensor]:
+        """The same family given a whole task, with the wider logit clip: what the objective calls the prior."""
+        return self._sample(data, self.layer_distributions(data, PRIOR_CLIP))
+
+    def rates(self, data: Dataset) -> dict[str, Tensor]:
+        """Drop probabilities ``[*B, k_out, k_in + 1]`` by site, biases in the last column."""
+        return {site: r.matrix() for site, r in zip(self.sites, self.layer_rates(data), strict=True)}

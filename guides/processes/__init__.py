@@ -1,0 +1,1 @@
+"""Guides of neural processes, bootstraps, and adaptation by gradient steps."""

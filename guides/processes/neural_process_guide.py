@@ -1,0 +1,89 @@
+"""The encoder of a neural process as a guide over its global latent and its deterministic path."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from guides.set_encoder import PointEncoder, SetEncoder
+from pp_models.contract import Guide
+from pp_models.data import Dataset
+from pp_models.parameter_module import mlp
+from pp_models.processes.neural_process import NeuralProcess
+from pp_models.task_plates import task_plates
+
+
+class NeuralProcessGuide(Guide):
+    """q(z | D) = N(μ(D), σ²(D)), σ = 0.1 + 0.9 sigmoid, and a point mass on the deterministic path.
+
+    See docs/papers/nvdp.md, eq. 14.
+
+    Which sites it has follows from the model: CNP, NP, NP+CNP or ANP. Trained with ``npvi`` it is the neural process of
+    Garnelo et al. 2018; with ``conditional-prior`` (``kl_reduction="sum"``) the variational-prior variant "+VP".
+
+    Args:
+        model: the decoder.
+        width: width of the encoders.
+        pooling: pooling of the latent path's encoder.
+    """
+
+    name = "neural-process"
+    description = "a Gaussian over the global latent, and the deterministic path"
+
+    #: no site depends on another
+    independent_sites = True
+
+    def __init__(self, model: NeuralProcess, width: int = 128, *, pooling: str = "mean") -> None:
+        super().__init__()
+        if not isinstance(model, NeuralProcess):
+            raise TypeError(f"model: got {type(model).__name__}; NeuralProcessGuide is a guide for a NeuralProcess")
+        self.latent_dim, self.representation_dim = model.latent_dim, model.representation_dim
+        self.attention = model.attention
+        if model.latent_dim:
+            self.latent_encoder = SetEncoder(model.dim_x, model.dim_y, width, width, depth=3, pooling=pooling)
+            self.latent_head = mlp([width, width, 2 * model.latent_dim])
+        if model.representation_dim:
+            sizes = (model.dim_x, model.dim_y, width, model.representation_dim)
+            # with attention the decoder reads every point, so nothing is pooled
+            self.path_encoder = PointEncoder(*sizes, num_blocks=2) if model.attention else SetEncoder(*sizes)
+
+    def forward(self, data: Dataset) -> dict[str, Tensor]:
+        """Samples the latent sites given the data; returns the values by site."""
+        values = {}
+        with task_plates(data.batch_shape, data.x.device):
+            if self.latent_dim:
+                mean, raw = self.latent_head(self.latent_encoder(data)).chunk(2, -1)
+                latent = dist.Normal(mean, 0.1 + 0.9 * torch.sigmoid(raw)).to_event(1)
+                values["z"] = pyro.sample("z", latent)
+            if self.representation_dim and self.attention:
+                embedded = self.path_encoder(data)
+                exists = data.full_mask().unsqueeze(-1).to(embedded.dtype)
+                memory = torch.cat([data.x, embedded, exists], -1)
+                values["memory"] = pyro.sample("memory", dist.Delta(memory, event_dim=2))
+            elif self.representation_dim:
+                values["representation"] = pyro.sample(
+                    "representation", dist.Delta(self.path_encoder(data), event_dim=1)
+                )
+        return values
+
+
+def require_representation_alone(model: object, guide: str) -> None:
+    """Refuses a model for a guide that sets the mean representation of a neural process and nothing else.
+
+    Args:
+        model: the model.
+        guide: name of the guide's class.
+
+    Raises:
+        TypeError: another kind of model.
+        ValueError: a model with a latent or with attention.
+    """
+    if not isinstance(model, NeuralProcess):
+        raise TypeError(f"model: got {type(model).__name__}; {guide} is a guide for a NeuralProcess")
+    if model.latent_dim or model.attention:
+        raise ValueError(
+            f"model: got latent_dim = {model.latent_dim} and attention = {model.attention}; {guide} sets a "
+            "representation alone, and they must be 0 and False"
+        )

@@ -1,0 +1,1 @@
+"""Training of adapters: LRVD in a Trainer, its callback, and the pruning of ranks."""

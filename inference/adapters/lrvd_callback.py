@@ -1,0 +1,71 @@
+"""Pruning of ranks within Hugging Face's Trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from guides.adapters.lrvd_layers import rank_log_alpha
+from inference.adapters.rank_pruning import RankPruning, prune_ranks
+
+try:
+    from transformers import TrainerCallback
+except ImportError as error:
+    raise ImportError(
+        f"inference.adapters.lrvd_callback: {error.name or 'transformers'} is missing; pip install guidebook[adapters]"
+    ) from None
+
+
+class LrvdCallback(TrainerCallback):
+    """Prunes ranks after optimizer steps, and keeps how many are left.
+
+    With several processes ranks are pruned at the end only, for gradients are exchanged in buckets of fixed sizes.
+
+    Args:
+        prune_every: optimizer steps between prunings; None for the end of training only, 0 for never.
+        threshold: see ``prune_ranks``.
+        budget: see ``prune_ranks``.
+        min_steps: no pruning before this step; early every rank is still small.
+
+    Attributes:
+        history: ``(step, RankPruning)`` of every pruning, and at logged steps ``(step, soft count of ranks below the
+            threshold)`` in ``soft_counts``.
+    """
+
+    def __init__(
+        self,
+        prune_every: int | None = None,
+        threshold: float | str = 1.0,
+        budget: int | None = None,
+        min_steps: int = 0,
+    ) -> None:
+        if prune_every is not None and prune_every < 0:
+            raise ValueError(f"prune_every: got {prune_every}; it must be at least 0, or None")
+        self.prune_every, self.threshold, self.budget, self.min_steps = prune_every, threshold, budget, min_steps
+        self.history: list[tuple[int, RankPruning]] = []
+        self.soft_counts: list[tuple[int, int]] = []
+
+    def _prune(self, step: int, model: Any, optimizer: Any) -> None:
+        unwrapped = getattr(model, "module", model)
+        done = prune_ranks(unwrapped, optimizer, self.threshold, budget=self.budget)
+        self.history.append((step, done))
+
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
+    ) -> None:
+        """Prunes where it is time to."""
+        step = state.global_step
+        if self.prune_every and args.world_size == 1 and step % self.prune_every == 0 and step >= self.min_steps:
+            self._prune(step, model, optimizer)
+
+    def on_log(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Counts the ranks below the threshold, pruned or not."""
+        if not isinstance(self.threshold, str):
+            values = rank_log_alpha(getattr(model, "module", model)).values()
+            self.soft_counts.append((state.global_step, sum(int((v < self.threshold).sum()) for v in values)))
+
+    def on_train_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
+    ) -> None:
+        """Prunes once more, at the end."""
+        if self.prune_every != 0 and state.global_step >= self.min_steps:
+            self._prune(state.global_step, model, optimizer)

@@ -1,0 +1,33 @@
+"""The one rule for the dtype of data: that of the model's parameters, whatever the data came in."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pp_models.data import Dataset, TaskBatch
+
+Data = TypeVar("Data", bound=Tensor | Dataset | TaskBatch)
+
+
+def parameter_dtype(*programs: Any) -> torch.dtype | None:
+    """dtype of the first floating-point parameter of some modules, or buffer where there is none; None without any."""
+    modules = [p for p in programs if isinstance(p, nn.Module)]
+    tensors = chain(*(m.parameters() for m in modules), *(m.buffers() for m in modules))
+    return next((t.dtype for t in tensors if t.dtype.is_floating_point), None)
+
+
+def as_computed(data: Data, *programs: Any) -> Data:
+    """Data in the dtype that model and guide compute in, as a fit casts them.
+
+    Args:
+        data: a Dataset, a TaskBatch or a tensor of inputs; class indices and masks stay what they are.
+        *programs: the model, then the guide; callables without parameters leave the data alone.
+    """
+    dtype = parameter_dtype(*programs)
+    if dtype is None or (isinstance(data, Tensor) and not data.dtype.is_floating_point):
+        return data
+    return data.to(dtype=dtype)  # type: ignore[return-value]

@@ -1,0 +1,18 @@
+"""Objectives: which data the guide sees, which data the likelihood scores, and what divergence ties them."""
+
+from .chi2 import Chi2 as Chi2
+from .conditional_prior import ConditionalPrior as ConditionalPrior
+from .dreg import DReG as DReG
+from .elbo import TaskELBO as TaskELBO
+from .iw_em import IWEM as IWEM
+from .iwae import IWAE as IWAE
+from .npml import NPML as NPML
+from .npvi import NPVI as NPVI
+from .pp_avi import PPAVI as PPAVI
+from .renyi import Renyi as Renyi
+from .rws import ReweightedWakeSleep as ReweightedWakeSleep
+from .table import REGISTRY as REGISTRY
+from .table import make as make
+from .task_objective import BoundTerms as BoundTerms
+from .task_objective import TaskObjective as TaskObjective
+from .tempered_elbo import TemperedELBO as TemperedELBO

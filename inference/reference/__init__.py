@@ -1,0 +1,1 @@
+"""Reference posteriors: NUTS on NumPyro twins, and SWAG."""

@@ -1,0 +1,121 @@
+"""The No-U-Turn sampler on the NumPyro twin of a model: a reference for guides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from inference.data_dtype import as_computed
+from inference.prediction import Prediction, likelihood_of_points
+from inference.reference.numpyro_adapters import adapter_twin
+from inference.reference.numpyro_mixture import mixture_twin
+from inference.reference.numpyro_twin import numpyro_twin, precision_of
+from pp_models.adapters.low_rank_adapted import LowRankAdapted
+from pp_models.data import Dataset
+from pp_models.mixtures.mixture_density import MixtureDensityNetwork
+from pp_models.networks.bayesian_network import BayesianNetwork
+from pp_models.task_plates import PARTICLE_PLATE
+
+
+@dataclass(frozen=True)
+class NutsResult:
+    """Draws of a sampler.
+
+    Args:
+        draws: ``[chains * samples, *B, *event]`` by site (without ``*B`` for an adapter, whose latents tasks share),
+            chains one after the other.
+        num_chains: chains.
+        diverging: number of divergent transitions after warm-up.
+        mcmc: NumPyro's ``MCMC`` object, which ``arviz.from_numpyro`` takes.
+        model: the model.
+    """
+
+    draws: dict[str, Tensor]
+    num_chains: int
+    diverging: int
+    mcmc: Any
+    model: BayesianNetwork | MixtureDensityNetwork | LowRankAdapted
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> Prediction:
+        """Posterior predictive at inputs ``[*B, N, Dx]``, as :func:`inference.predict` gives for a guide."""
+        count = next(iter(self.draws.values())).shape[0]
+        x = as_computed(x, self.model)
+        draws = self.draws
+        if isinstance(self.model, LowRankAdapted):  # one draw for all tasks
+            draws = {name: d.reshape(count, *(1,) * (x.dim() - 2), *d.shape[1:]) for name, d in draws.items()}
+        with pyro.plate(PARTICLE_PLATE, count, dim=-1 - (x.dim() - 2)):
+            trace = poutine.trace(poutine.condition(self.model, data=draws)).get_trace(Dataset(x))
+        site: Any = trace.nodes["y"]
+        return Prediction(likelihood_of_points(site), site["value"])
+
+
+def nuts(
+    model: BayesianNetwork | MixtureDensityNetwork | LowRankAdapted,
+    data: Dataset,
+    num_warmup: int = 500,
+    num_samples: int = 500,
+    *,
+    num_chains: int = 1,
+    seed: int = 0,
+    target_accept: float = 0.8,
+    progress: bool = False,
+) -> NutsResult:
+    """Samples a model's posterior by NUTS (Hoffman and Gelman 2014), in NumPyro: a network's, a mixture's weights,
+    or an adapter's multipliers of ranks.
+
+    Task dimensions are sampled together: for many tasks run it on a few.
+
+    Args:
+        model: the network, a mixture of strict experts, or an adapted small network with a proper ``rank_prior``;
+            parameters as they are.
+        data: the observed points, with y; cast to the model's dtype.
+        num_warmup: adaptation steps of each chain.
+        num_samples: draws of each chain.
+        num_chains: chains, one after the other.
+        seed: seed of the sampler.
+        target_accept: target acceptance probability; nearer 1 for smaller steps.
+        progress: show NumPyro's progress bar.
+
+    Raises:
+        ValueError: a number out of range, data without y, or a model without a twin.
+    """
+    for name, value in (("num_warmup", num_warmup), ("num_samples", num_samples), ("num_chains", num_chains)):
+        if value < 1:
+            raise ValueError(f"{name}: got {value}; it must be at least 1")
+    if not 0 < target_accept < 1:
+        raise ValueError(f"target_accept: got {target_accept}; it must lie in (0, 1)")
+    if data.y is None:
+        raise ValueError("data: y is None; a posterior needs observed points")
+    data = as_computed(data, model)
+    if not isinstance(model, LowRankAdapted):
+        model.check(data)
+    import jax
+    from numpyro.infer import MCMC, NUTS
+
+    if isinstance(model, MixtureDensityNetwork):
+        twin = mixture_twin(model)
+    elif isinstance(model, LowRankAdapted):
+        twin = adapter_twin(model)
+    else:
+        twin = numpyro_twin(model)
+    with precision_of(model):
+        kernel = NUTS(twin, target_accept_prob=target_accept)
+        mcmc = MCMC(
+            kernel,
+            num_warmup=num_warmup,
+            num_samples=num_samples,
+            num_chains=num_chains,
+            chain_method="sequential",
+            progress_bar=progress,
+        )
+        mcmc.run(jax.random.PRNGKey(seed), data, extra_fields=("diverging",))
+        draws = {name: torch.from_numpy(np.array(value)) for name, value in mcmc.get_samples().items()}
+        diverging = int(np.asarray(mcmc.get_extra_fields()["diverging"]).sum())
+    return NutsResult(draws, num_chains, diverging, mcmc, model)

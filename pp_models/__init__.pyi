@@ -1,0 +1,36 @@
+"""What is believed: priors, likelihoods, models, tasks and data."""
+
+from . import contract as contract
+from . import tasks as tasks
+from .adapters.low_rank_adapted import LowRankAdapted as LowRankAdapted
+from .data import DataError as DataError
+from .data import Dataset as Dataset
+from .data import TaskBatch as TaskBatch
+from .likelihoods import BernoulliLikelihood as BernoulliLikelihood
+from .likelihoods import CategoricalLikelihood as CategoricalLikelihood
+from .likelihoods import GaussianHeadLikelihood as GaussianHeadLikelihood
+from .likelihoods import GaussianLikelihood as GaussianLikelihood
+from .likelihoods import StudentTHeadLikelihood as StudentTHeadLikelihood
+from .log_uniform import log_uniform_kl as log_uniform_kl
+from .mixtures.conjugate_sweeps import dirichlet_sweeps as dirichlet_sweeps
+from .mixtures.conjugate_sweeps import stick_breaking_sweeps as stick_breaking_sweeps
+from .mixtures.exact_mixture import exact_log_evidence as exact_log_evidence
+from .mixtures.mixture_density import MixtureDensityNetwork as MixtureDensityNetwork
+from .mixtures.mixture_density import effective_experts as effective_experts
+from .mixtures.mixture_density import unused_experts as unused_experts
+from .mixtures.simplex_distributions import ExpertMixture as ExpertMixture
+from .mixtures.simplex_distributions import LogSpaceDirichlet as LogSpaceDirichlet
+from .mixtures.simplex_distributions import StickBreaking as StickBreaking
+from .networks.bayesian_attention import BayesianAttentionNetwork as BayesianAttentionNetwork
+from .networks.bayesian_network import BayesianNetwork as BayesianNetwork
+from .networks.learned_prior import LearnedGaussianPrior as LearnedGaussianPrior
+from .networks.log_uniform_prior import LogUniformPrior as LogUniformPrior
+from .networks.priors import FixedGaussianPrior as FixedGaussianPrior
+from .networks.priors import GivenGaussianPrior as GivenGaussianPrior
+from .processes.conv_neural_process import ConvNeuralProcess as ConvNeuralProcess
+from .processes.distance_informed_process import DistanceInformedProcess as DistanceInformedProcess
+from .processes.neural_process import NeuralProcess as NeuralProcess
+from .processes.transformer_neural_process import TransformerNeuralProcess as TransformerNeuralProcess
+from .tasks.gp_oracle import oracle_joint_log_likelihood as oracle_joint_log_likelihood
+from .tasks.gp_oracle import oracle_log_likelihood as oracle_log_likelihood
+from .tasks.gp_oracle import oracle_predict as oracle_predict

@@ -1,0 +1,1 @@
+"""Low-rank adapters whose ranks are latent: LRVD's model."""

@@ -1,0 +1,66 @@
+"""Approximate conjugate posteriors of mixture weights under a Dirichlet or stick-breaking prior."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def dirichlet_sweeps(
+    concentration: Tensor, expert_log_likelihood: Tensor, mask: Tensor | None = None, sweeps: int = 8
+) -> Tensor:
+    """Concentration of the variational Dirichlet posterior of mixture weights (docs/papers/nmdp.md, eq. 14).
+
+    Given its expert, a point counts for that expert alone, so that responsibilities and concentration are updated in
+    turn, as in variational inference for mixtures:
+
+        r_il ∝ p_l(y_i | x_i) exp ψ(a_l),    a_l = α_l + Σ_i r_il
+
+    Args:
+        concentration: α ``[*B, L]``, positive.
+        expert_log_likelihood: log p_l(y_i | x_i) ``[*B, N, L]``.
+        mask: ``[*B, N]``, True where a point exists.
+        sweeps: updates of both; 5 to 10 suffice.
+
+    Returns:
+        a ``[*B, L]``; α itself where there is no point.
+    """
+    updated = concentration
+    for _ in range(sweeps):
+        responsibility = torch.softmax(expert_log_likelihood + torch.digamma(updated).unsqueeze(-2), -1)
+        if mask is not None:
+            responsibility = responsibility * mask.unsqueeze(-1)
+        updated = concentration + responsibility.sum(-2)
+    return updated
+
+
+def stick_breaking_sweeps(
+    a: Tensor, b: Tensor, expert_log_likelihood: Tensor, mask: Tensor | None = None, sweeps: int = 8
+) -> tuple[Tensor, Tensor]:
+    """The same for a stick v_l ~ Beta(a_l, b_l): a_l += Σ_i r_il, b_l += Σ_i Σ_{j>l} r_ij.
+
+    See docs/papers/nmdp.md, eq. 16.
+
+    Args:
+        a: ``[*B, L - 1]``, positive.
+        b: ``[*B, L - 1]``, positive.
+        expert_log_likelihood: log p_l(y_i | x_i) ``[*B, N, L]``.
+        mask: ``[*B, N]``, True where a point exists.
+        sweeps: updates.
+
+    Returns:
+        The updated a and b ``[*B, L - 1]``.
+    """
+    new_a, new_b = a, b
+    for _ in range(sweeps):
+        both = torch.digamma(new_a + new_b)
+        taken, kept = torch.digamma(new_a) - both, torch.digamma(new_b) - both
+        zero = torch.zeros_like(both[..., :1])
+        expected = torch.cat([taken, zero], -1) + torch.cat([zero, kept.cumsum(-1)], -1)  # E log z
+        responsibility = torch.softmax(expert_log_likelihood + expected.unsqueeze(-2), -1)
+        if mask is not None:
+            responsibility = responsibility * mask.unsqueeze(-1)
+        counts = responsibility.sum(-2)
+        new_a = a + counts[..., :-1]
+        new_b = b + counts.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+    return new_a, new_b

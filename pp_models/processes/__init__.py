@@ -1,0 +1,1 @@
+"""Neural processes: the models that the papers are compared with."""

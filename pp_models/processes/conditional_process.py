@@ -1,0 +1,89 @@
+"""What the models without latents share that read the points of a context themselves."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from pp_models.data import Dataset
+from pp_models.likelihoods import Likelihood, make_likelihood
+from pp_models.observation_model import ObservationModel, network_outputs, observe
+from pp_models.task_plates import task_plates, without_repeats
+
+
+def context_memory(data: Dataset, dim_y: int) -> Tensor:
+    """Points as one tensor ``[*B, N, Dx + dim_y + 1]``: input, output (classes one-hot), 1 where the point exists.
+
+    Args:
+        data: the points, y present.
+        dim_y: width of y, or the number of classes.
+
+    Raises:
+        ValueError: y is None.
+    """
+    if data.y is None:
+        raise ValueError("data: y is None; a guide reads observed points")
+    y = data.y if data.y.dtype.is_floating_point else one_hot(data.y, dim_y).to(data.x.dtype)
+    return torch.cat([data.x, y, data.full_mask().unsqueeze(-1).to(data.x.dtype)], -1)
+
+
+def flat_memory(data: Dataset, width: int) -> dist.TorchDistribution:
+    """A flat prior over a memory ``[N, width]`` with an entry for each point, log-density 0.
+
+    Where it is drawn, without a guide, it is about zero: no entry exists, and the model predicts as without a context.
+    The guide's memory may have another number of entries; with one a point, Pyro finds model and guide to agree when
+    both see the same data set.
+    """
+    like = data.x.new_zeros(data.num_points, width)
+    return dist.Normal(like, torch.full_like(like, 1e-3)).to_event(2).mask(False)
+
+
+class ConditionalProcess(ObservationModel):
+    """p(y | x, D_c) with nothing latent: a network that reads the context's points beside the inputs asked.
+
+    Sites: ``memory`` ``[*B, N_context, Dx + Dy + 1]``, the context points as :func:`context_memory` lays them out, with
+    a flat prior (:class:`guides.ContextPointsGuide` puts a point mass there); ``y``.
+
+    Args:
+        dim_x: input width.
+        dim_y: output width (number of classes for a categorical likelihood).
+        likelihood: as for BayesianNetwork; the per-point Gaussian head (floor 0.1) by default.
+    """
+
+    def __init__(self, dim_x: int, dim_y: int, likelihood: str | Likelihood = "gaussian-head") -> None:
+        super().__init__()
+        for name, value in (("dim_x", dim_x), ("dim_y", dim_y)):
+            if value < 1:
+                raise ValueError(f"{name}: got {value}; it must be at least 1")
+        self.dim_x, self.dim_y = dim_x, dim_y
+        self.likelihood = make_likelihood(likelihood)
+        self.outputs = network_outputs(self.likelihood, dim_y)
+
+    def decode(self, asked: Dataset, context: Dataset) -> Tensor:
+        """The network's outputs ``[P, N, outputs]`` at the inputs asked ``[P, N]`` given contexts ``[P, M]``.
+
+        Both have a mask, and the context's y is ``[P, M, Dy]`` (classes one-hot).
+        """
+        raise NotImplementedError
+
+    def forward(self, data: Dataset) -> Tensor:
+        """Returns the network's outputs ``[*B, N, outputs]``."""
+        self.check(data)
+        with task_plates(data.batch_shape, data.x.device):
+            memory = without_repeats(pyro.sample("memory", flat_memory(data, self.dim_x + self.dim_y + 1)), 2)
+            shape = torch.broadcast_shapes(data.batch_shape, memory.shape[:-2])
+            memory = memory.expand(*shape, -1, -1).reshape(shape.numel(), *memory.shape[-2:])
+            x, y, exists = memory.split([self.dim_x, self.dim_y, 1], -1)
+            count = data.num_points
+            asked = Dataset.unchecked(
+                data.x.expand(*shape, -1, -1).reshape(shape.numel(), count, self.dim_x),
+                None,
+                data.full_mask().expand(*shape, -1).reshape(shape.numel(), count),
+            )
+            outputs = self.decode(asked, Dataset.unchecked(x, y, exists.squeeze(-1) > 0.5))
+            outputs = outputs.reshape(*shape, count, self.outputs)
+            observe(self.likelihood(outputs), data)
+        return outputs

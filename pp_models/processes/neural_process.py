@@ -1,0 +1,88 @@
+"""The neural-process family: a shared decoder conditioned on one global latent and/or a deterministic path."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pp_models.attention import ContextAttention
+from pp_models.data import Dataset
+from pp_models.likelihoods import Likelihood, make_likelihood
+from pp_models.observation_model import ObservationModel, flat_representation, join, network_outputs, observe
+from pp_models.parameter_module import mlp
+from pp_models.task_plates import task_plates, without_repeats
+
+
+class NeuralProcess(ObservationModel):
+    """p(y | x, z, r): a decoder on the input, a latent z ~ N(0, I) of each task and a deterministic representation.
+
+    CNP: ``latent_dim=0``. NP: ``representation_dim=0``. NP+CNP: both. ANP: ``attention=True``, where the decoder
+    attends from each target input over the embedded context points ("memory") instead of reading their mean.
+
+    Sites: ``z`` ``[*B, latent_dim]``; ``representation`` ``[*B, R]``, or with attention ``memory``
+    ``[*B, N_context, Dx + R + 1]`` (input, embedding, 1 where the point exists); ``y``. The deterministic sites have a
+    flat prior, and :class:`guides.NeuralProcessGuide` puts a point mass on them.
+
+    Args:
+        dim_x: input width.
+        dim_y: output width (number of classes for a categorical likelihood).
+        latent_dim: width of z; 0 for none.
+        representation_dim: width of the deterministic representation; 0 for none.
+        attention: deterministic path by cross-attention.
+        width: hidden width of the decoder.
+        depth: linear layers of the decoder.
+        likelihood: as for BayesianNetwork; the per-point Gaussian head (floor 0.1) by default.
+        num_heads: attention heads.
+
+    Raises:
+        ValueError: neither path, or attention without a representation that its heads can divide.
+    """
+
+    def __init__(
+        self,
+        dim_x: int,
+        dim_y: int,
+        latent_dim: int = 128,
+        representation_dim: int = 0,
+        attention: bool = False,
+        width: int = 128,
+        depth: int = 5,
+        likelihood: str | Likelihood = "gaussian-head",
+        num_heads: int = 8,
+    ) -> None:
+        super().__init__()
+        if latent_dim < 1 and representation_dim < 1:
+            raise ValueError("latent_dim, representation_dim: both are 0; the decoder would never see the context")
+        if attention and representation_dim < 1:
+            raise ValueError("representation_dim: got 0; attention needs a deterministic representation")
+        self.dim_x, self.dim_y = dim_x, dim_y
+        self.latent_dim, self.representation_dim, self.attention = latent_dim, representation_dim, attention
+        self.likelihood = make_likelihood(likelihood)
+        self.outputs = network_outputs(self.likelihood, dim_y)
+        self.decoder = mlp([dim_x + latent_dim + representation_dim, *[width] * (depth - 1), self.outputs])
+        if attention:
+            self.attend = ContextAttention(dim_x, width, representation_dim, num_heads)
+
+    def forward(self, data: Dataset) -> Tensor:
+        """Returns the decoder's outputs ``[*B, N, outputs]``."""
+        self.check(data)
+        hidden = data.x
+        with task_plates(data.batch_shape, data.x.device):
+            if self.latent_dim:
+                prior = dist.Normal(data.x.new_zeros(self.latent_dim), data.x.new_ones(self.latent_dim)).to_event(1)
+                hidden = join(hidden, pyro.sample("z", prior))
+            if self.representation_dim and self.attention:
+                # one entry a point, so that Pyro finds model and guide to agree when both see the same data set
+                memory = pyro.sample("memory", self.attend.flat_prior(data.num_points, data.x))
+                found = self.attend(data.x, without_repeats(memory, 2))
+                shape = torch.broadcast_shapes(hidden.shape[:-1], found.shape[:-1])
+                hidden = torch.cat([hidden.expand(*shape, -1), found.expand(*shape, -1)], -1)
+            elif self.representation_dim:
+                hidden = join(
+                    hidden, pyro.sample("representation", flat_representation(self.representation_dim, data.x))
+                )
+            outputs = self.decoder(hidden)
+            observe(self.likelihood(outputs), data)
+        return outputs

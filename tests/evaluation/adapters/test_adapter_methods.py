@@ -1,0 +1,259 @@
+"""Each way to train an adapter on a tiny transformer, and what is done to a trained LoRA afterwards."""
+
+import sys
+
+import pytest
+import torch
+
+from evaluation.adapters.adapter_methods import ADAPTER_METHODS, AdapterBudget, lora_layers
+from evaluation.adapters.adapter_post_hoc import AdapterLaplace, LogitPosterior, truncate_ranks
+from evaluation.adapters.adapter_training import (
+    AdapterTraining,
+    build_reader,
+    load_trained_state,
+    mean_nll,
+    predict_classes,
+    train_adapter,
+    trained_state,
+)
+from pp_models.adapters.text_networks import tiny_network, token_blocks, tokenise
+from pp_models.data import DataError
+from pp_models.tasks.text_tasks import template_sentences
+
+TRAIN, TEST = template_sentences(24, 0), template_sentences(10, 1)
+BUDGET = AdapterBudget(steps=6, batch_size=8, rank=4, learning_rate=5e-3, draws=3)
+
+
+def sets(architecture="minilm"):
+    base = tiny_network(architecture, (*TRAIN.texts, *TEST.texts))
+    return base, tokenise(base, TRAIN), tokenise(base, TEST)
+
+
+def trained(name, seed=0, architecture="minilm"):
+    base, train, test = sets(architecture)
+    return train_adapter(name, base, train, 2, BUDGET, seed), train, test
+
+
+@pytest.mark.parametrize("name", ADAPTER_METHODS)
+def test_a_method_trains_its_adapter_alone_and_the_same_for_a_seed(name):
+    state = torch.get_rng_state()
+    base, train, test = sets()
+    frozen = {n: p.clone() for n, p in base.network.named_parameters()}
+    found = train_adapter(name, base, train, 2, BUDGET, 0)
+    assert torch.equal(torch.get_rng_state(), state)
+    after = {n.replace(".base_layer", ""): p for n, p in found.reader.network.named_parameters()}
+    assert all(torch.equal(after[f"base_model.model.{n}"], p) for n, p in frozen.items())
+    assert len(found.losses) == BUDGET.steps and found.step_ms > 0
+    point = predict_classes(found.reader, test)
+    torch.testing.assert_close(point, predict_classes(found.reader, test))
+    again = trained(name)[0]
+    torch.testing.assert_close(predict_classes(again.reader, test), point)
+    drawn = predict_classes(found.reader, test, found.method, 0, 3)
+    assert drawn.shape == (3, 10, 2)
+    torch.testing.assert_close(drawn.sum(-1), torch.ones(3, 10))
+    torch.testing.assert_close(drawn, predict_classes(found.reader, test, found.method, 0, 3))
+    assert (float((drawn[0] - drawn[1]).abs().max()) > 0) == found.method.stochastic
+    torch.testing.assert_close(predict_classes(found.reader, test), point)  # draws leave nothing behind
+    assert set(found.method.ranks()) == set(lora_layers(found.reader)) and len(found.method.ranks()) == 12
+
+
+@pytest.mark.parametrize("name", [name for name in ADAPTER_METHODS if name != "adalora"])  # peft's own reads the host
+def test_a_step_reads_nothing_off_the_device_and_makes_nothing_elsewhere(name):
+    """Meta tensors have no values: whoever asks for one, or adds a tensor of the CPU, fails."""
+    base, train, _ = sets("deberta")
+    training = AdapterTraining(name, base, train, 2, BUDGET, 0, "meta")
+    assert {training.step().device.type for _ in range(2)} == {"meta"}
+
+
+def test_a_loss_that_is_not_finite_is_named_with_its_step():
+    base, train, _ = sets()
+
+    def spoil(step):
+        if step == 2:
+            next(p for p in base.network.parameters() if p.requires_grad).data.fill_(float("nan"))
+
+    with pytest.raises(
+        ValueError, match="loss: it or its gradient is not finite at step 3 of lora; take a lower learning"
+    ):
+        train_adapter("lora", base, train, 2, BUDGET, on_step=spoil)
+
+
+def test_a_gradient_that_is_not_finite_is_named_though_the_loss_is():
+    """As on processors whose attention turns a NaN query into finite output."""
+    base, train, _ = sets()
+
+    def spoil(step):
+        if step == 2:
+            weight = next(p for p in base.network.parameters() if p.requires_grad)
+            weight.register_hook(lambda gradient: gradient * float("nan"))
+
+    with pytest.raises(ValueError, match="its gradient is not finite at step 3 of lora"):
+        train_adapter("lora", base, train, 2, BUDGET, on_step=spoil)
+
+
+def test_only_variational_methods_have_scales_and_the_control_keeps_its():
+    found = trained("lrvd")[0]
+    steps, last = [step for step, _ in found.scales], found.scales[-1][1]
+    assert steps == [1, 2, 3, 4, 5, 6] and {value.shape for value in last.values()} == {(4,)}
+    assert all(float((value + 4).abs().min()) > 1 for value in last.values())  # the step budget lets them travel
+    control = trained("fixed-noise")[0].scales[-1][1]
+    assert all(torch.equal(value, torch.zeros(4)) for value in control.values())
+    assert trained("lora")[0].scales == []
+
+
+def test_ranks_are_taken_away_by_sora_and_adalora():
+    found = trained("sora")[0]
+    gates = torch.cat([gate.detach() for gate in found.method.gates])
+    assert sum(found.method.ranks().values()) == int((gates != 0).sum()) < 48
+    assert float(gates.max()) < 1.0  # the shrinkage outweighs so short a training
+    base, train, _ = sets()
+    budget = AdapterBudget(steps=40, batch_size=8, rank=4, learning_rate=5e-3)
+    assert sum(train_adapter("adalora", base, train, 2, budget).method.ranks().values()) == 12
+
+
+def test_the_best_state_is_that_of_the_lowest_validation_nll():
+    found, _, test = trained("lora")
+    assert found.best_state is None
+    base, train, test = sets()
+    found = train_adapter("lora", base, train, 2, BUDGET, 0, test)
+    assert 1 <= found.best_step <= BUDGET.steps
+    load_trained_state(found.reader, found.best_state)
+    with pytest.raises(ValueError, match="state: it is of another adapter"):
+        load_trained_state(found.reader, {"x": torch.zeros(1)})
+
+
+def test_language_models_shift_their_labels_once():
+    logits = torch.randn(2, 4, 5)
+    labels = torch.tensor([[1, 2, 3, -100], [0, 4, -100, -100]])
+    log_probs = logits.log_softmax(-1)
+    expected = -(log_probs[0, 0, 2] + log_probs[0, 1, 3] + log_probs[1, 0, 4]) / 3
+    torch.testing.assert_close(mean_nll(logits, labels), expected)
+    base = tiny_network("gpt2", TRAIN.texts)
+    blocks = token_blocks(base, TRAIN.texts, 8)
+    found = train_adapter("lrvd", base, blocks, 0, BUDGET)
+    assert found.method.num_data == len(blocks) * 7
+
+
+def test_adapters_of_a_bfloat16_llama_are_trained_in_float32():
+    questions = template_sentences(8, questions=True)
+    base = tiny_network("llama", questions.texts)
+    base.network.to(torch.bfloat16)
+    found = train_adapter("lrvd", base, tokenise(base, questions), 2, BUDGET)
+    assert {p.dtype for p in found.reader.parameters() if p.requires_grad} == {torch.float32}
+    assert predict_classes(found.reader, tokenise(base, questions)).dtype == torch.float32
+
+
+def test_letters_are_read_behind_the_last_token():
+    questions = template_sentences(6, questions=True)
+    base = tiny_network("llama", questions.texts)
+    tokens = tokenise(base, questions)
+    reader, _ = build_reader("lora", base, 2, 6, BUDGET, 0)
+    reader.eval()
+    alone = reader.network(**tokens.take(torch.tensor([2])).inputs).logits[0, -1, reader.letters]
+    torch.testing.assert_close(reader(tokens.inputs)[2], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_truncation_keeps_the_largest_components():
+    found, _, test = trained("lora")
+    reader, whole = found.reader, predict_classes(found.reader, test)
+    state = trained_state(reader)
+
+    def updates():
+        layers = lora_layers(reader).items()
+        return {path: (at.lora_B["default"].weight @ at.lora_A["default"].weight).detach() for path, at in layers}
+
+    full = updates()
+    assert sum(truncate_ranks(reader.network, 48).values()) == 48
+    torch.testing.assert_close(predict_classes(reader, test), whole, atol=1e-6, rtol=1e-5)
+    values = torch.cat([torch.linalg.svdvals(update)[:4] for update in full.values()]).sort().values
+    left = {}
+    for by in ("svd", "magnitude"):
+        load_trained_state(reader, state)
+        ranks = truncate_ranks(reader.network, 10, by)
+        assert sum(ranks.values()) == 10
+        left[by] = sum(float((full[path] - update).square().sum()) for path, update in updates().items())
+    assert left["svd"] == pytest.approx(float(values[:-10].square().sum()), rel=1e-3)
+    assert left["svd"] < left["magnitude"]
+    with pytest.raises(ValueError, match="total_rank: got 49"):
+        truncate_ranks(reader.network, 49)
+    with pytest.raises(ValueError, match="by: got 'x'"):
+        truncate_ranks(reader.network, 4, "x")
+
+
+@pytest.mark.parametrize("architecture", ["minilm", "deberta"])
+def test_jacobians_and_covariances_of_laplace_are_exact(architecture):
+    """DeBERTa projects relative positions once for all texts, and with the same matrices as the tokens."""
+    found, train, test = trained("lora", architecture=architecture)
+    test.inputs["attention_mask"][1, -2:] = 0  # texts of several lengths
+    laplace = AdapterLaplace(found.reader, (1.0, 100.0)).fit(train, batch_size=5)
+    few = test.take(torch.arange(3))
+    logits, jacobians = laplace._jacobians(few)
+    weights = [linear.weight for linear in laplace.linears]
+    for n, c in ((0, 1), (2, 0)):
+        expected = torch.autograd.grad(found.reader(few.inputs)[n, c], weights)
+        for got, exact in zip(jacobians, expected, strict=True):
+            torch.testing.assert_close(got[n, c], exact, atol=1e-5, rtol=1e-3)
+    # the curvature of two classes is p (1 - p) (J_1 - J_0)², summed over texts
+    logits, jacobians = laplace._jacobians(train)
+    probs = logits.softmax(-1)
+    weight = (probs[:, 0] * probs[:, 1]).reshape(-1, 1, 1)
+    for got, jacobian in zip(laplace.curvature, jacobians, strict=True):
+        expected = (weight * (jacobian[:, 1] - jacobian[:, 0]).square()).sum(0)
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-3)
+    posterior = laplace.posterior(test, batch_size=4)
+    assert bool(
+        (posterior.covariance[0].diagonal(dim1=-1, dim2=-2) > posterior.covariance[1].diagonal(dim1=-1, dim2=-2)).all()
+    )
+    assert laplace.choose(test) in (1.0, 100.0)
+    assert laplace.predict(test, 7).shape == (7, 10, 2)
+
+
+def test_kronecker_factors_of_laplace_are_exact_for_one_token_and_used_in_their_eigenbasis():
+    found, train, test = trained("lora")
+    one = train.take(torch.arange(1))
+    one = one.__class__({name: value[:, :1] for name, value in one.inputs.items()}, one.labels)
+    laplace = AdapterLaplace(found.reader, (0.1, 3.0), "kronecker").fit(one)
+    _, jacobians = laplace._jacobians(one)
+    probs = found.reader(one.inputs).softmax(-1)[0].detach()
+    root = probs.diag() - torch.outer(probs, probs)
+    few = test.take(torch.arange(3))
+    logits, others = laplace._jacobians(few)
+    expected = torch.zeros(3, 2, 2)
+    for number, (jacobian, other) in enumerate(zip(jacobians, others, strict=True)):
+        flat = jacobian[0].flatten(1)
+        dense = flat.T @ root @ flat
+        u, v = laplace.bases[number]
+        rotation = torch.kron(u, v)
+        rebuilt = rotation @ laplace.curvature[number].flatten().diag() @ rotation.T
+        torch.testing.assert_close(rebuilt, dense, atol=1e-4 * float(dense.abs().max()) + 1e-9, rtol=1e-3)
+        covariance = torch.linalg.inv(dense + 3.0 * torch.eye(len(dense)))
+        expected += other.flatten(2) @ covariance @ other.flatten(2).mT
+    posterior = laplace.posterior(few, batch_size=2)
+    torch.testing.assert_close(posterior.mean, logits)
+    torch.testing.assert_close(posterior.covariance[1], expected, atol=1e-5, rtol=1e-3)
+    whole = AdapterLaplace(found.reader, (1.0, 100.0), "kronecker").fit(train, batch_size=5)
+    assert whole.choose(test) in (1.0, 100.0) and whole.predict(test, 7).shape == (7, 10, 2)
+    with pytest.raises(ValueError, match=r"^structure: got 'dense'; it must be 'diagonal' or 'kronecker'$"):
+        AdapterLaplace(found.reader, structure="dense")
+
+
+def test_draws_of_logits_have_the_covariance():
+    covariance = torch.tensor([[[[2.0, 0.5], [0.5, 1.0]]]])
+    draws = LogitPosterior(torch.zeros(1, 2), covariance).draw(0, 20_000)
+    difference = (draws[..., 0] / draws[..., 1]).log()
+    assert float(difference.var()) == pytest.approx(2.0 + 1.0 - 2 * 0.5, rel=0.05)
+
+
+def test_bad_input_gets_one_line(monkeypatch):
+    base, train, _ = sets()
+    with pytest.raises(ValueError, match="method: got 'x'; it must be one of lora"):
+        build_reader("x", base, 2, 10, BUDGET, 0)
+    with pytest.raises(
+        ValueError, match="loss: it or its gradient is not finite at step 1 of lora; take a lower learning rate"
+    ):
+        with torch.no_grad():
+            next(base.network.parameters()).fill_(float("nan"))
+        train_adapter("lora", base, train, 2, BUDGET)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(DataError, match="pip install guidebook\\[adapters\\]"):
+        build_reader("lora", sets()[0], 2, 10, BUDGET, 0)

@@ -1,0 +1,158 @@
+import json
+
+import pytest
+import torch
+
+from evaluation.trust import LEVELS
+from guidebook.inspection import inspect_run
+from guidebook.runs import RunConfiguration, open_run, read_configuration, start
+from inference import CheckpointError, TrainingDiverged, predict
+from pp_models.tasks.task_table import TASKS, TEST_SEED, task_stream
+
+TINY = {"steps": 2, "width": 8, "batch_size": 2}
+QUIET = {"device": "cpu", "progress": False}
+
+
+def test_a_run_is_opened_with_the_parameters_it_ended_with(tmp_path):
+    configuration = RunConfiguration("nvdp+det", "trigonometric", seed=3, beta=0.7, **TINY)
+    result = start(configuration, tmp_path, **QUIET)
+    assert read_configuration(tmp_path) == configuration
+    opened, method, step = open_run(tmp_path)
+    assert opened == configuration and step == 2 and not method.guide.training
+    for fitted, again in ((result.model, method.model), (result.guide, method.guide)):
+        assert fitted.state_dict().keys() == again.state_dict().keys()
+        assert all(torch.equal(t, again.state_dict()[name]) for name, t in fitted.state_dict().items())
+    batch = task_stream("trigonometric", 2, 3, test=True).batch(0)
+    one, two = (
+        predict(m, g, batch.context, batch.full, 1, weights="mean").mean
+        for m, g in ((result.model, result.guide), (method.model, method.guide))
+    )
+    assert torch.equal(one, two)
+
+
+def test_building_is_seeded_and_leaves_the_global_generator_alone():
+    state = torch.get_rng_state()
+    first, again, other = (RunConfiguration("np", "gp-rbf", seed=s, **TINY).build() for s in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    a, b, c = (torch.cat([p.flatten() for p in m.guide.parameters()]) for m in (first, again, other))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize(
+    ("model", "tasks", "objective", "beta", "expected"),
+    [
+        ("nvdp", "gp-rbf", None, None, 1.4),
+        ("nvdp", "digits", None, None, 0.5),
+        ("nvdp", "gp-rbf", None, 0.2, 0.2),
+        ("np", "gp-rbf", None, 3.0, 3.0),
+        ("np", "gp-rbf", None, None, 1.0),
+        ("nvdp", "gp-rbf", "elbo", None, 1.0),
+        ("nvdp", "gp-rbf", "elbo", 0.0, 0.0),
+    ],
+)
+def test_beta_reaches_the_objective_of_every_method(model, tasks, objective, beta, expected):
+    method = RunConfiguration(model, tasks, objective, beta=beta, **TINY).build()
+    assert method.objective.beta == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps: got 0; it must be at least 1"),
+        ({"steps": 1.5}, "steps: got 1.5; it must be of type int"),
+        ({"steps": True}, "steps: got True; it must be of type int"),
+        ({"seed": 2**63}, "seed: got 9223372036854775808; it must be a non-negative integer below 2\\^63"),
+        ({"width": "8"}, "width: got '8'; it must be of type int"),
+        ({"learning_rate": 0}, "learning_rate: got 0; it must be positive and finite"),
+        ({"learning_rate": float("inf")}, "learning_rate: got inf; it must be positive and finite"),
+        ({"beta": -1.0}, "beta: got -1.0; it must be finite and not negative"),
+        ({"num_particles": 0}, "num_particles: got 0; it must be at least 1"),
+        ({"objective": 3}, "objective: got 3; it must be of type str | None"),
+        ({"model": None}, "model: got None; it must be of type str"),
+    ],
+)
+def test_values_out_of_range_are_refused_at_once(options, message):
+    with pytest.raises(ValueError, match=message.replace("|", "\\|")):
+        RunConfiguration(**{"model": "nvdp", "tasks": "gp-rbf", **options})
+
+
+def test_a_fit_that_is_refused_restores_run_json(tmp_path):
+    configuration = RunConfiguration("cnp", "gp-rbf", **TINY)
+    start(configuration, tmp_path, **QUIET)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    fewer = RunConfiguration("cnp", "gp-rbf", steps=1, width=8, batch_size=2)
+    with pytest.raises(ValueError, match="steps: got 1, but the run in .* is already at step 2"):
+        start(fewer, tmp_path, resume=True, **QUIET)
+    more = RunConfiguration("cnp", "gp-rbf", steps=9, width=8, batch_size=2)
+    with pytest.raises(ValueError, match="device: got 'gpu'"):
+        start(more, tmp_path, resume=True, device="gpu")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_fit_that_diverges_keeps_its_run(tmp_path, caplog):
+    configuration = RunConfiguration("cnp", "gp-rbf", steps=9, width=8, batch_size=2, learning_rate=1e30)
+    with pytest.raises(TrainingDiverged, match="Try a smaller learning_rate"):
+        start(configuration, tmp_path, **QUIET)
+    assert read_configuration(tmp_path) == configuration
+
+
+def test_precision_belongs_to_the_run(tmp_path):
+    configuration = RunConfiguration("cnp", "gp-rbf", precision="64-true", **TINY)
+    start(configuration, tmp_path, **QUIET)
+    with pytest.raises(CheckpointError, match="precision: got '32-true', but the run to resume in .* has '64-true'"):
+        start(RunConfiguration("cnp", "gp-rbf", **TINY), tmp_path, resume=True, **QUIET)
+    assert open_run(tmp_path)[2] == 2
+
+
+def test_a_run_file_of_an_earlier_version_takes_the_defaults(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"model": "np", "tasks": "digits", "seed": 4}))
+    assert read_configuration(tmp_path) == RunConfiguration("np", "digits", seed=4)
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        open_run(tmp_path)
+
+
+def test_inspection_scores_as_often_as_it_is_asked_and_the_same(tmp_path):
+    start(RunConfiguration("np+vp", "digits", **TINY), tmp_path, **QUIET)
+    scores, summary, found = inspect_run(tmp_path, 3)
+    again, _, same = inspect_run(tmp_path, 3)
+    assert found == same and found.level in LEVELS
+    assert scores.equals(again) and list(scores.model) == ["np+vp"] and len(summary) == 10
+    assert {"ll", "rll", "pll", "joint_ll", "joint_pll", "crps", "within_1sd", "within_2sd"} < set(scores)
+    with pytest.raises(ValueError, match="draws: got 1; at least 2 are needed"):
+        inspect_run(tmp_path, 1)
+
+
+NEED_FILES = {"mnist", "emnist", "emnist-unseen", "omniglot", "cifar10", "cifar10-subset", "celeba", "svhn"}
+NEED_FILES |= {"ecg200", "ecg5000", "abalone", "era5"}
+NEED_FILES |= {f"{table}{kind}" for table in ("sarcos", "wq", "scm20d") for kind in ("", "-clusters")}
+
+
+@pytest.mark.parametrize("name", [n for n in TASKS if n not in NEED_FILES])
+def test_every_task_name_has_a_training_and_a_test_stream(name):
+    train, test = task_stream(name, 2, 5), task_stream(name, 2, 5, test=True)
+    assert (train.seed, test.seed) == (5, 5 + TEST_SEED)
+    batch, whole = train.batch(0), test.batch(0)
+    assert batch.full.x.shape[0] == whole.full.x.shape[0] == 2
+    points = {"trigonometric": 200, "digits": 64, "ecg-simulated": 600, "synthetic-clusters": 125}.get(name, 400)
+    scored = (
+        whole.target if name in ("synthetic", "mixed-offset", "branches") else whole.full
+    )  # contexts are no part of the grid
+    assert scored.num_points == points >= batch.full.num_points
+
+
+def test_an_unknown_task_name():
+    with pytest.raises(ValueError, match="tasks: got 'gp-rbv'; did you mean 'gp-rbf'"):
+        task_stream("gp-rbv")
+
+
+@pytest.mark.parametrize("objective", [None, "iwae", "pp-avi"])
+def test_particles_reach_the_objective(objective):
+    method = RunConfiguration("mean-field", "gp-rbf", objective, num_particles=5, **TINY).build()
+    assert method.objective.num_particles == 5
+
+
+def test_beta_is_refused_where_there_is_no_kl():
+    with pytest.raises(ValueError, match=r"^beta: objective 'iwae' has no such option; it has "):
+        RunConfiguration("mean-field", "gp-rbf", "iwae", beta=0.5, **TINY).build()
+    with pytest.raises(ValueError, match=r"^beta: got 0.5; npml has no KL to weigh$"):
+        RunConfiguration("mean-field", "gp-rbf", "npml", beta=0.5, **TINY).build()
