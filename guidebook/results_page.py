@@ -9,7 +9,6 @@ pictures, which are copied, smaller, into a folder beside the page.
 from __future__ import annotations
 
 import io
-import json
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from evaluation.experiments.experiment import Check, check_table, summary
-from pp_models.files import write_atomically
+from pp_models.files import read_sealed_json, write_atomically
 
 MARKER = "<!-- measured -->"
 PICTURE_WIDTH = 800
@@ -57,7 +56,7 @@ def measured(runs: str | Path, pictures: Path) -> str:
         raise ValueError(f"runs: {runs} holds no results; run guidebook reproduce first")
     parts = []
     for path in found:
-        result = json.loads(path.read_text())
+        result = read_sealed_json(path)
         parts.append(f"## {result['name']}\n\n```bash\n{result['command']}\n```\n")
         parts += [f"{note}\n" for note in result["notes"]]
         parts.append(markdown_table(summary(pd.DataFrame(result["table"]))) + "\n")

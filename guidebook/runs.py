@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -14,7 +13,7 @@ import torch
 from evaluation.methods import Method, TaskShape, build
 from inference import FitResult, checkpoint, fit
 from inference.objectives import make
-from pp_models.files import make_folder
+from pp_models.files import make_folder, read_sealed_json, sealed_json
 from pp_models.tasks.task_table import TASKS, task_stream
 
 CONFIGURATION = "run.json"
@@ -123,7 +122,7 @@ def start(configuration: RunConfiguration, folder: str | Path, resume: bool | st
                     f"{name}: got {value!r}, but the run to resume in {path} has {getattr(before, name)!r}"
                 )
         earlier = held.read_bytes()
-    checkpoint.write(path, CONFIGURATION, json.dumps(asdict(configuration), indent=1).encode())
+    checkpoint.write(path, CONFIGURATION, sealed_json(asdict(configuration)))
     try:
         return fit(
             method.model,
@@ -154,7 +153,7 @@ def read_configuration(folder: str | Path) -> RunConfiguration:
     """
     path = Path(folder) / CONFIGURATION
     try:
-        return RunConfiguration(**json.loads(path.read_text()))
+        return RunConfiguration(**read_sealed_json(path))
     except (FileNotFoundError, NotADirectoryError):
         raise checkpoint.CheckpointError(f"{folder}: holds no run ({CONFIGURATION} is missing)") from None
     except (OSError, ValueError, TypeError) as error:
@@ -170,7 +169,11 @@ def open_run(folder: str | Path) -> tuple[RunConfiguration, Method, int]:
     configuration = read_configuration(folder)
     method = configuration.build()
     step, tensors, _ = checkpoint.load(folder)
-    checkpoint.load_into({"model": method.model, "guide": method.guide}, tensors)
+    pair = {name: tensor for name, tensor in tensors.items() if not name.startswith("objective.")}
+    if configuration.precision == "64-true":  # a run of that precision holds such weights
+        method.model.double()
+        method.guide.double()
+    checkpoint.load_into({"model": method.model, "guide": method.guide}, pair)
     method.model.eval()
     method.guide.eval()
     return configuration, method, step

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import re
 import sys
@@ -15,9 +14,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pp_models.files import FileError, write_atomically
+from pp_models.files import FileError, read_regular, read_sealed_json, sealed_json, write_atomically
 
 INDEX = "checkpoint.json"
+#: what the state of a fit holds
+STATE = {"optimizer", "schedule", "history", "skipped", "seed", "step"}
 RETIRED = "retired.json"
 KEEP = 2
 
@@ -75,7 +76,7 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        checkpoints = json.loads(path.read_text())["checkpoints"]
+        checkpoints = read_sealed_json(path)["checkpoints"]
         return [
             {"step": int(c["step"])}
             | {kind: _checked(c[kind]) for kind in ("weights", "state")}
@@ -101,7 +102,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
         CheckpointError: the folder cannot be written to; earlier checkpoints stay.
     """
     buffer = io.BytesIO()
-    torch.save(_canonical(state), buffer)
+    torch.save(_canonical({**state, "step": step}), buffer)
     on_host = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     new: dict[str, Any] = {
         "step": step,
@@ -114,8 +115,8 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
     kept = [new | {"interim": True}, *regular[:KEEP]] if interim else [new, *regular][:KEEP]
     retired = sorted(_files(before) - _files(kept))
     if retired:  # said before the index forgets them, so that a kill at any moment leaves nothing that nobody knows
-        write(folder, RETIRED, json.dumps(retired).encode())
-    write(folder, INDEX, json.dumps({"format": 1, "checkpoints": kept}, indent=1).encode())
+        write(folder, RETIRED, sealed_json({"files": retired}))
+    write(folder, INDEX, sealed_json({"checkpoints": kept}))
     _remove_retired(folder, kept)
 
 
@@ -126,11 +127,11 @@ def _files(checkpoints: list[dict[str, Any]]) -> set[str]:
 def _remove_retired(folder: Path, checkpoints: list[dict[str, Any]]) -> None:
     """Removes the files that a checkpoint left the index with, and the note of them."""
     try:
-        retired = json.loads((folder / RETIRED).read_text())
+        retired = read_sealed_json(folder / RETIRED)["files"]
         names = {name for name in retired if re.fullmatch(OWN_FILES, name)} - _files(checkpoints)
     except FileNotFoundError:
         return
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{folder / RETIRED}: is not a list of files ({error})") from None
     for name in names:
         (folder / name).unlink(missing_ok=True)
@@ -175,7 +176,7 @@ def refuse_foreign_files(folder: Path, argument: str) -> None:
 def _verified(folder: Path, entry: dict[str, str], others: list[int]) -> bytes:
     path = folder / entry["file"]
     try:
-        content = path.read_bytes()
+        content = read_regular(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
@@ -208,6 +209,8 @@ def load(folder: str | os.PathLike, which: int = 0) -> tuple[int, dict[str, Tens
     except Exception as error:  # whatever a parser makes of bytes that are not its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{folder}: checkpoint of step {entry['step']} is not readable ({reason})") from None
+    if not isinstance(state, dict) or set(state) != STATE or state["step"] != entry["step"]:
+        raise CheckpointError(f"{folder}: the files of step {entry['step']} do not belong together, or are not a fit's")
     return entry["step"], tensors, state
 
 
@@ -227,6 +230,13 @@ def load_into(modules: dict[str, torch.nn.Module], tensors: dict[str, Tensor]) -
                 f"{name}: shape {list(tensors[name].shape)} in the checkpoint, {list(target.shape)} here; "
                 "the checkpoint is of another model or guide"
             )
+        if target.dtype != tensors[name].dtype:
+            raise CheckpointError(
+                f"{name}: dtype {tensors[name].dtype} in the checkpoint, {target.dtype} here; convert model and guide "
+                "first"
+            )
+        if not bool(torch.isfinite(tensors[name]).all()):
+            raise CheckpointError(f"{name}: holds values that are not finite; no fit writes such a checkpoint")
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(tensors[name])

@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from inference import checkpoint
-from inference.interruption import Interrupted, until_asked
+from inference.interruption import Interrupted, one_fit_at_a_time, until_asked
 from inference.objectives import TaskObjective, make
 from inference.plateau import settled
 from inference.progress import FitProgress
@@ -33,7 +33,7 @@ from inference.training_setup import (
 )
 from pp_models.contract import as_objective
 from pp_models.data import TaskBatch
-from pp_models.files import make_folder
+from pp_models.files import locked, make_folder
 
 #: what a step reports beside its loss
 STATISTICS = ("log_likelihood", "kl", "ess", "ess_below_2")
@@ -202,132 +202,154 @@ def fit(
         objective = make(objective)
     fabric = make_fabric(device, precision)
     folder = None if checkpoint_dir is None else make_folder(checkpoint_dir, "checkpoint_dir")
-    if folder is not None and not resume:
-        checkpoint.refuse_foreign_files(folder, "checkpoint_dir")
-    elif folder is not None:
-        checkpoint.remove_leftovers(folder)
+    with one_fit_at_a_time(), nullcontext() if folder is None else locked(folder, "checkpoint_dir"):
+        if folder is not None and not resume:
+            checkpoint.refuse_foreign_files(folder, "checkpoint_dir")
+        elif folder is not None:
+            checkpoint.remove_leftovers(folder)
 
-    step_module = TrainingStep(model, guide, objective)
-    modules = {"model": model, "guide": guide}
-    if step_module.carried is not None:
-        modules["objective"] = step_module.carried
-    parameters = [p for p in step_module.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("model, guide: neither has a trainable parameter")
-    names = [n for n, p in step_module.named_parameters() if p.requires_grad]
-    released_at = release_steps(release, names)
-    home = next(step_module.parameters()).device
-    fabric.to_device(step_module)
-    inner = make_optimizer(optimizer, parameters, learning_rate)
-    if home != fabric.device:
-        follow(inner)
-    if schedule is None:
-        schedule = "constant" if final_learning_rate is None else "linear"
-    rates = LearningRates(inner, schedule, steps, warmup, final_learning_rate)
-    compiled: Any = torch.compile(step_module) if compile is True else step_module
-    wrapped, fabric_optimizer = fabric.setup(compiled, inner)
-    dtype = next(p.dtype for p in parameters if p.dtype.is_floating_point)
+        step_module = TrainingStep(model, guide, objective)
+        modules = {"model": model, "guide": guide}
+        if step_module.carried is not None:
+            modules["objective"] = step_module.carried
+        parameters = [p for p in step_module.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError("model, guide: neither has a trainable parameter")
+        names = [n for n, p in step_module.named_parameters() if p.requires_grad]
+        released_at = release_steps(release, names)
+        home = next(step_module.parameters()).device
+        fabric.to_device(step_module)
+        inner = make_optimizer(optimizer, parameters, learning_rate)
+        given = [{name: value for name, value in group.items() if name != "params"} for group in inner.param_groups]
+        if home != fabric.device:
+            follow(inner)
+        if schedule is None:
+            schedule = "constant" if final_learning_rate is None else "linear"
+        rates = LearningRates(inner, schedule, steps, warmup, final_learning_rate)
+        compiled: Any = torch.compile(step_module) if compile is True else step_module
+        wrapped, fabric_optimizer = fabric.setup(compiled, inner)
+        dtype = next(p.dtype for p in parameters if p.dtype.is_floating_point)
 
-    result = FitResult(model, guide, objective, 0)
-    done = 0
-    if folder is not None and resume and checkpoint.read_index(folder):
-        done, tensors, state = checkpoint.load(folder, which=1 if resume == "previous" else 0)
-        if done > steps:
-            raise ValueError(f"steps: got {steps}, but the run in {folder} is already at step {done}")
-        if state["seed"] != seed:
-            raise ValueError(f"seed: got {seed}, but the run in {folder} has seed {state['seed']}")
-        checkpoint.load_into(modules, tensors)
-        inner.load_state_dict(state["optimizer"])
-        rates.load_state_dict(state.get("schedule", {}))
-        result.history = list(state["history"])
-        result.skipped = [(int(step), str(name)) for step, name in state["skipped"]]
-    if folder is not None and fabric.global_rank == 0:
-        lines = "".join(json.dumps(row) + "\n" for row in result.history)
-        checkpoint.write(folder, "metrics.jsonl", lines.encode())
+        result = FitResult(model, guide, objective, 0)
+        done = 0
+        if folder is not None and resume and checkpoint.read_index(folder):
+            done, tensors, state = checkpoint.load(folder, which=1 if resume == "previous" else 0)
+            if done > steps:
+                raise ValueError(f"steps: got {steps}, but the run in {folder} is already at step {done}")
+            if state["seed"] != seed:
+                raise ValueError(f"seed: got {seed}, but the run in {folder} has seed {state['seed']}")
+            checkpoint.load_into(modules, tensors)
+            try:
+                inner.load_state_dict(state["optimizer"])
+            except (ValueError, KeyError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                raise ValueError(f"optimizer: the run in {folder} was made with another one ({reason})") from None
+            _same_optimizer(state["optimizer"], given)
+            rates.load_state_dict(state["schedule"])
+            result.history = list(state["history"])
+            result.skipped = [(int(step), str(name)) for step, name in state["skipped"]]
+        if folder is not None and fabric.global_rank == 0:
+            lines = "".join(json.dumps(row) + "\n" for row in result.history)
+            checkpoint.write(folder, "metrics.jsonl", lines.encode())
 
-    def save(step: int, interim: bool = False) -> None:
-        if folder is None or fabric.global_rank != 0:
-            return
-        tensors = {f"{key}.{name}": t for key, module in modules.items() for name, t in module.state_dict().items()}
-        state = {
-            "optimizer": inner.state_dict(),
-            "schedule": rates.state_dict(),
-            "history": result.history,
-            "skipped": [[s, n] for s, n in result.skipped],
-            "seed": seed,
-        }
-        checkpoint.save(folder, step, tensors, state, interim)
+        def save(step: int, interim: bool = False) -> None:
+            if folder is None or fabric.global_rank != 0:
+                return
+            tensors = {f"{key}.{name}": t for key, module in modules.items() for name, t in module.state_dict().items()}
+            state = {
+                "optimizer": inner.state_dict(),
+                "schedule": rates.state_dict(),
+                "history": result.history,
+                "skipped": [[s, n] for s, n in result.skipped],
+                "seed": seed,
+            }
+            checkpoint.save(folder, step, tensors, state, interim)
 
-    batch_at = batches(tasks, done, fabric.global_rank, fabric.world_size)
-    on_device = skips_on_device(inner, precision)
-    skipped = SkippedSteps(names, result.skipped, folder)
-    is_over = settled if stop == "plateau" else stop
-    if callable(is_over) and result.history and is_over(result.history):  # a run that had stopped is resumed
-        steps = done
-    check_every = 1 if fabric.device.type == "cpu" else 10
-    started = time.perf_counter()
-    devices = [fabric.device] if fabric.device.type == "cuda" else []
-    bar = FitProgress(steps, done, enabled=progress and fabric.global_rank == 0)
-    # checking every distribution's arguments would read the device at every step; what is not finite is caught below
-    with (
-        torch.random.fork_rng(devices=devices),
-        pyro.validation_enabled(False),
-        _in_training(step_module, inner, home),
-        until_asked(folder is not None) as asked,
-        bar,
-    ):
-        for step in range(done, steps):
-            torch.manual_seed(step_seed(seed, step, fabric.global_rank))
-            rates.before(step)
-            batch = batch_at(step).to(fabric.device, dtype)
-            with _repeated(objective) as repeats:
-                for _ in range(repeats):
-                    fabric_optimizer.zero_grad()
-                    loss, statistics = wrapped(_Sealed(batch))
-                    fabric.backward(loss)
-                    for p, start in zip(parameters, released_at, strict=True):
-                        if step < start:
-                            p.grad = None  # an optimizer leaves such parameters and their momentum alone
-                    used = [(i, p.grad) for i, p in enumerate(parameters) if p.grad is not None]
-                    norms = torch.stack(torch._foreach_norm([g for _, g in used]))
-                    grad_norm = norms.norm()
-                    bad = skipped.note(step, loss, norms, [i for i, _ in used])
-                    if max_grad_norm is not None:
-                        scale = (max_grad_norm / grad_norm.clamp_min(1e-12)).clamp_max(1.0)
-                        torch._foreach_mul_([g for _, g in used], scale)
-                    if on_device:
-                        inner.found_inf = bad.to(torch.float32)  # type: ignore[attr-defined]
-                        fabric_optimizer.step()
-                    elif not bool(bad):  # an optimizer that cannot skip by itself costs one host read a step
-                        fabric_optimizer.step()
-            rates.after()
-            at_log = (step + 1) % log_every == 0 or step + 1 == steps
-            at_save = (step + 1) % checkpoint_every == 0 or step + 1 == steps
-            if (step + 1) % check_every == 0 or at_log or at_save:
-                skipped.report()
-            result.steps = step + 1
-            if at_log:
-                row = _metrics(step + 1, loss, statistics, grad_norm, len(result.skipped))
-                result.history.append(row)
-                bar.update(step + 1, row)
-                if folder is not None and fabric.global_rank == 0:
-                    with open(folder / "metrics.jsonl", "a") as file:
-                        file.write(json.dumps(row) + "\n")
-                answers = [callback(row) for callback in callbacks]
-                if any(answer is True for answer in answers) or (callable(is_over) and is_over(result.history)):
-                    save(step + 1)
-                    break
-            if at_save:
-                save(step + 1)
-            if asked.number is not None and folder is not None:
-                if not at_save:
+        batch_at = batches(tasks, done, fabric.global_rank, fabric.world_size)
+        on_device = skips_on_device(inner, precision)
+        skipped = SkippedSteps(names, result.skipped, folder)
+        is_over = settled if stop == "plateau" else stop
+        if callable(is_over) and result.history and is_over(result.history):  # a run that had stopped is resumed
+            steps = done
+        check_every = 1 if fabric.device.type == "cpu" else 10
+        started = time.perf_counter()
+        devices = [fabric.device] if fabric.device.type == "cuda" else []
+        bar = FitProgress(steps, done, enabled=progress and fabric.global_rank == 0)
+        # checking all arguments of distributions would read the device at every step; what is not finite is caught below
+        with (
+            torch.random.fork_rng(devices=devices),
+            pyro.validation_enabled(False),
+            _in_training(step_module, inner, home),
+            until_asked(folder is not None) as asked,
+            bar,
+        ):
+            for step in range(done, steps):
+                torch.manual_seed(step_seed(seed, step, fabric.global_rank))
+                rates.before(step)
+                batch = batch_at(step).to(fabric.device, dtype)
+                with _repeated(objective) as repeats:
+                    for _ in range(repeats):
+                        fabric_optimizer.zero_grad()
+                        loss, statistics = wrapped(_Sealed(batch))
+                        fabric.backward(loss)
+                        for p, start in zip(parameters, released_at, strict=True):
+                            if step < start:
+                                p.grad = None  # an optimizer leaves such parameters and their momentum alone
+                        used = [(i, p.grad) for i, p in enumerate(parameters) if p.grad is not None]
+                        norms = torch.stack(torch._foreach_norm([g for _, g in used]))
+                        grad_norm = norms.norm()
+                        bad = skipped.note(step, loss, norms, [i for i, _ in used])
+                        if max_grad_norm is not None:
+                            scale = (max_grad_norm / grad_norm.clamp_min(1e-12)).clamp_max(1.0)
+                            torch._foreach_mul_([g for _, g in used], scale)
+                        if on_device:
+                            inner.found_inf = bad.to(torch.float32)  # type: ignore[attr-defined]
+                            fabric_optimizer.step()
+                        elif not bool(bad):  # an optimizer that cannot skip by itself costs one host read a step
+                            fabric_optimizer.step()
+                rates.after()
+                at_log = (step + 1) % log_every == 0 or step + 1 == steps
+                at_save = (step + 1) % checkpoint_every == 0 or step + 1 == steps
+                if (step + 1) % check_every == 0 or at_log or at_save:
                     skipped.report()
-                    save(step + 1, interim=True)
-                raise Interrupted(step + 1, folder, asked.number)
-    if not result.steps:
-        result.steps = done
-    result.seconds = time.perf_counter() - started
-    return result
+                result.steps = step + 1
+                if at_log:
+                    row = _metrics(step + 1, loss, statistics, grad_norm, len(result.skipped))
+                    result.history.append(row)
+                    bar.update(step + 1, row)
+                    if folder is not None and fabric.global_rank == 0:
+                        with open(folder / "metrics.jsonl", "a") as file:
+                            file.write(json.dumps(row) + "\n")
+                    answers = [callback(row) for callback in callbacks]
+                    if any(answer is True for answer in answers) or (callable(is_over) and is_over(result.history)):
+                        save(step + 1)
+                        break
+                if at_save:
+                    save(step + 1)
+                if asked.number is not None and folder is not None:
+                    if not at_save:
+                        skipped.report()
+                        save(step + 1, interim=True)
+                    raise Interrupted(step + 1, folder, asked.number)
+        if not result.steps:
+            result.steps = done
+        result.seconds = time.perf_counter() - started
+        return result
+
+
+def _same_optimizer(held: dict[str, Any], given: list[dict[str, Any]]) -> None:
+    """Refuses to go on with options that a checkpoint would silently replace.
+
+    Raises:
+        ValueError: an option differs; the message names it.
+    """
+    for group, saved in zip(given, held["param_groups"], strict=True):
+        for name, value in group.items():
+            tensors = isinstance(value, Tensor) or isinstance(saved.get(name), Tensor)
+            if (
+                name not in ("lr", "initial_lr") and not tensors and saved.get(name) != value
+            ):  # rates have their own check
+                raise ValueError(f"optimizer: {name} is {value!r}, but the run to resume has {saved.get(name)!r}")
 
 
 @contextmanager

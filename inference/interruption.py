@@ -1,4 +1,4 @@
-"""A fit that is interrupted finishes its step and writes a checkpoint first."""
+"""A fit that is interrupted finishes its step and writes a checkpoint first; no two fits run in one process."""
 
 from __future__ import annotations
 
@@ -63,3 +63,24 @@ def until_asked(enabled: bool) -> Iterator[Asked]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+_fitting = threading.RLock()
+
+
+@contextmanager
+def one_fit_at_a_time() -> Iterator[None]:
+    """Refuses a fit beside another thread's: Pyro's handlers and validation are global to the process.
+
+    Raises:
+        RuntimeError: another thread is fitting.
+    """
+    if not _fitting.acquire(blocking=False):
+        raise RuntimeError(
+            "fit: another thread of this process is fitting, and Pyro's handlers are global to it; fit one after the "
+            "other, or in processes of their own"
+        )
+    try:
+        yield
+    finally:
+        _fitting.release()

@@ -108,10 +108,18 @@ class LearningRates:
             self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed fit needs: nothing but a scheduler's own state."""
-        return {} if self.scheduler is None else dict(self.scheduler.state_dict())
+        """What a resumed fit needs: the peaks, and a scheduler's own state."""
+        return {"peaks": self.peaks, "scheduler": None if self.scheduler is None else self.scheduler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where ``state_dict`` was taken."""
+        """Continues where ``state_dict`` was taken.
+
+        Raises:
+            ValueError: other learning rates, or a scheduler where there was none.
+        """
+        if list(state["peaks"]) != self.peaks:
+            raise ValueError(f"learning_rate: got {self.peaks}, but the run to resume has {list(state['peaks'])}")
+        if (state["scheduler"] is None) != (self.scheduler is None):
+            raise ValueError("schedule: the run to resume was made with another one")
         if self.scheduler is not None:
-            self.scheduler.load_state_dict(state)
+            self.scheduler.load_state_dict(state["scheduler"])

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class FileError(RuntimeError):
@@ -110,3 +114,93 @@ def make_folder(folder: str | os.PathLike, argument: str) -> Path:
         reason = error.strerror or str(error)
         raise FileError(f"{argument}: {path} is not a folder that can be written to ({reason})") from None
     return path
+
+
+#: a JSON file of settings or results is never larger
+MOST_JSON_BYTES = 64 * 2**20
+FORMAT = 1
+
+
+def read_regular(path: Path, most: int | None = None) -> bytes:
+    """The content of a regular file; devices, pipes and what is too large are refused before anything is read.
+
+    Args:
+        path: the file.
+        most: bytes that it may have.
+
+    Raises:
+        OSError: it cannot be opened or read.
+        FileError: it is no regular file, or larger.
+    """
+    # a pipe without a writer would hang
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise FileError(f"{path}: is not a regular file")
+        if most is not None and about.st_size > most:
+            raise FileError(f"{path}: has {about.st_size} bytes; such a file has at most {most}")
+        return file.read()
+
+
+def sealed_json(content: Mapping[str, Any]) -> bytes:
+    """A JSON object with its format and a checksum of all the rest."""
+    whole = json.loads(json.dumps({**content, "format": FORMAT}))  # as it will be read
+    return json.dumps({**whole, "sha256": _digest(whole)}, indent=1).encode()
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """The object that :func:`sealed_json` wrote, without format and checksum.
+
+    Raises:
+        OSError: it cannot be opened or read.
+        FileError: it is no such file, of another format, or altered.
+    """
+    try:
+        whole = json.loads(read_regular(path, MOST_JSON_BYTES))
+        found = dict(whole)
+        digest, form = found.pop("sha256"), found["format"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:100]}"
+        raise FileError(f"{path}: is not a file of guidebook's ({reason})") from None
+    if digest != _digest(found):
+        raise FileError(f"{path}: truncated or altered (SHA-256 differs)")
+    if form != FORMAT:
+        raise FileError(f"{path}: is of format {form!r}; this version reads format {FORMAT}")
+    del found["format"]
+    return found
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def locked(folder: Path, argument: str) -> Iterator[None]:
+    """Holds a folder for this process alone; the lock goes with the process, however it ends.
+
+    Args:
+        folder: an existing folder.
+        argument: whose value it is, for the message.
+
+    Raises:
+        FileError: another process or thread holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # a system without such locks
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileError(
+                f"{argument}: {folder} is being written to by another run; wait for it, or name another folder"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(descriptor)

@@ -29,7 +29,7 @@ from inference.compare_objectives import compare_objectives
 from inference.objectives import REGISTRY, make
 from inference.progress import Stages
 from pp_models.contract import as_objective
-from pp_models.files import make_folder, write_atomically
+from pp_models.files import make_folder, read_sealed_json, sealed_json, write_atomically
 from pp_models.registry import Registry
 from pp_models.tasks.task_stream import TaskStream, batches_of
 from pp_models.tasks.task_table import task_stream
@@ -263,7 +263,7 @@ def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings
     try:
         if own is not None:
             stored = own / "settings.json"
-            write_atomically(stored, json.dumps(asdict(settings)).encode())
+            write_atomically(stored, sealed_json(asdict(settings)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cell.seed)
             model = makers.model(cell, streams.task)
@@ -298,7 +298,7 @@ def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings
         row |= {"status": "failed", "reason": str(error).splitlines()[0] if str(error) else type(error).__name__}
     found = {"row": row, "gradient_noise": noise}
     if own is not None:
-        write_atomically(own / "result.json", json.dumps(found).encode())
+        write_atomically(own / "result.json", sealed_json(found))
     return found
 
 
@@ -350,12 +350,12 @@ def _finished(folder: Path, cells: list[_Cell], settings: GridSettings) -> dict[
         own = folder / "cells" / cell.folder
         if not (own / "settings.json").exists():
             continue
-        stored = json.loads((own / "settings.json").read_text())
+        stored = read_sealed_json(own / "settings.json")
         for name, value in wanted.items():
             if stored.get(name, value) != value:
                 raise ValueError(
                     f"{name}: got {value!r}, but {own} was run with {stored[name]!r}; use that or another folder"
                 )
         if (own / "result.json").exists():
-            found[cell] = json.loads((own / "result.json").read_text())
+            found[cell] = read_sealed_json(own / "result.json")
     return found

@@ -18,7 +18,7 @@ from evaluation.methods import Method, TaskShape, build
 from evaluation.report import Code, Heading, Picture, Prose, Section, Table, as_png, write_report
 from inference import fit
 from inference.training_setup import make_fabric
-from pp_models.files import make_folder, write_atomically
+from pp_models.files import make_folder, sealed_json, write_atomically
 from pp_models.tasks.task_stream import TaskStream
 
 SCALES = ("smoke", "small", "paper")
@@ -201,7 +201,7 @@ def write_outcome(outcome: Outcome, folder: Path) -> None:
         "notes": outcome.notes,
         "table": json.loads(outcome.table.to_json(orient="records")),
     }
-    write_atomically(folder / "results.json", json.dumps(result, indent=1).encode())
+    write_atomically(folder / "results.json", sealed_json(result))
     write_atomically(folder / "table.csv", outcome.table.to_csv(index=False).encode())
     for title, table in outcome.tables.items():
         name = "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-")

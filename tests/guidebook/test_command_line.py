@@ -12,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from guidebook import command_line
+from pp_models.files import read_sealed_json, sealed_json
 from pp_models.tasks import downloads
 
 ROOT = Path(__file__).parents[2]
@@ -310,29 +311,31 @@ def test_a_truncated_checkpoint(guidebook, run_folder, file, command):
         b"",
         b"\xff\xfe\x00",
         b"[1, 2]",
-        b'{"model": "nvdp"}',
-        b'{"model": "nvdp", "tasks": "gp-rbf", "depth": 3}',
-        b'{"model": "nvdp", "tasks": "gp-rbf", "width": "8"}',
-        b'{"model": ["nvdp"], "tasks": "gp-rbf"}',
-        b'{"model": "nvdp", "tasks": "gp-rbf", "steps": true}',
-        b'{"model": "nvdp", "tasks": "gp-rbf", "learning_rate": NaN}',
+        {"model": "nvdp"},
+        {"model": "nvdp", "tasks": "gp-rbf", "depth": 3},
+        {"model": "nvdp", "tasks": "gp-rbf", "width": "8"},
+        {"model": ["nvdp"], "tasks": "gp-rbf"},
+        {"model": "nvdp", "tasks": "gp-rbf", "steps": True},
+        {"model": "nvdp", "tasks": "gp-rbf", "learning_rate": float("nan")},
     ],
 )
 @pytest.mark.parametrize("command", ["inspect", "resume"])
 def test_a_corrupted_run_file(guidebook, run_folder, content, command):
-    (run_folder / "run.json").write_bytes(content)
+    sealed = isinstance(content, dict)
+    (run_folder / "run.json").write_bytes(sealed_json(content) if sealed else content)
     before = contents(run_folder)
     words = ["inspect", run_folder] if command == "inspect" else ["fit", *TINY, "--out", run_folder, "--resume"]
     message = is_one_error_line(guidebook(*words))
-    assert message.startswith(f"{run_folder / 'run.json'}: is not a run configuration (")
+    what = "is not a run configuration (" if sealed else "is not a file of guidebook's ("
+    assert message.startswith(f"{run_folder / 'run.json'}: {what}")
     assert contents(run_folder) == before
 
 
 def test_a_run_file_that_names_an_unknown_model_or_another_one(guidebook, run_folder):
-    held = json.loads((run_folder / "run.json").read_text())
-    (run_folder / "run.json").write_text(json.dumps(held | {"model": "gan"}))
+    held = read_sealed_json(run_folder / "run.json")
+    (run_folder / "run.json").write_bytes(sealed_json(held | {"model": "gan"}))
     assert is_one_error_line(guidebook("inspect", run_folder)).startswith("model: got 'gan'; it is none of")
-    (run_folder / "run.json").write_text(json.dumps(held | {"width": 16}))
+    (run_folder / "run.json").write_bytes(sealed_json(held | {"width": 16}))
     assert "the checkpoint is of another model or guide" in is_one_error_line(guidebook("inspect", run_folder))
 
 

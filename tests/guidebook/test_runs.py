@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import torch
 
@@ -7,6 +5,7 @@ from evaluation.trust import LEVELS
 from guidebook.inspection import inspect_run
 from guidebook.runs import RunConfiguration, open_run, read_configuration, start
 from inference import CheckpointError, TrainingDiverged, predict
+from pp_models.files import sealed_json
 from pp_models.tasks.task_table import TASKS, TEST_SEED, task_stream
 
 TINY = {"steps": 2, "width": 8, "batch_size": 2}
@@ -105,7 +104,7 @@ def test_precision_belongs_to_the_run(tmp_path):
 
 
 def test_a_run_file_of_an_earlier_version_takes_the_defaults(tmp_path):
-    (tmp_path / "run.json").write_text(json.dumps({"model": "np", "tasks": "digits", "seed": 4}))
+    (tmp_path / "run.json").write_bytes(sealed_json({"model": "np", "tasks": "digits", "seed": 4}))
     assert read_configuration(tmp_path) == RunConfiguration("np", "digits", seed=4)
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         open_run(tmp_path)

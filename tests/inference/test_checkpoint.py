@@ -231,7 +231,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_previous_one_works(whole, 
 )
 def test_a_damaged_index_is_named(run, content):
     (run / "checkpoint.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"checkpoint.json: is not a checkpoint index \(") as caught:
+    with pytest.raises(CheckpointError, match=r"checkpoint.json: is not a ") as caught:
         train(run, resume=True)
     assert "\n" not in str(caught.value)
 
@@ -240,10 +240,10 @@ def test_a_damaged_index_is_named(run, content):
     "entry", [{"file": "weights-00000012.safetensors"}, {"file": "../x", "sha256": "0"}, "weights"]
 )
 def test_an_index_of_another_form_is_named(run, entry):
-    index = json.loads((run / "checkpoint.json").read_text())
+    index = files.read_sealed_json(run / "checkpoint.json")
     index["checkpoints"][0]["weights"] = entry
-    (run / "checkpoint.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"checkpoint.json: is not a checkpoint index \("):
+    (run / "checkpoint.json").write_bytes(files.sealed_json(index))
+    with pytest.raises(CheckpointError, match=r"checkpoint.json: is not a "):
         train(run, resume=True)
 
 
@@ -255,7 +255,7 @@ class Malicious:
 def test_code_in_a_state_file_is_refused_and_never_run(run):
     bomb = Malicious()
     bomb.path = str(run / "executed")
-    index = json.loads((run / "checkpoint.json").read_text())
+    index = files.read_sealed_json(run / "checkpoint.json")
     for content in (pickle.dumps(bomb, protocol=2), None):
         path = run / "state-00000012.pt"
         if content is None:
@@ -264,11 +264,119 @@ def test_code_in_a_state_file_is_refused_and_never_run(run):
             path.write_bytes(content)
         # a forger would write the right hash, too
         index["checkpoints"][0]["state"]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-        (run / "checkpoint.json").write_text(json.dumps(index))
+        (run / "checkpoint.json").write_bytes(files.sealed_json(index))
         with pytest.raises(CheckpointError, match="step 12 is not readable") as caught:
             train(run, resume=True)
         assert "\n" not in str(caught.value)
         assert not (run / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "weights-00000012.safetensors", "state-00000012.pt"])
+def test_every_flipped_bit_is_found_or_harmless(whole, run, name):
+    """A sample of single flipped bits over each file: refused in one line, or resumed to the same bytes."""
+    content = (run / name).read_bytes()
+    for place in range(3, len(content), max(1, len(content) // 12)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << (place % 8)
+        (run / name).write_bytes(damaged)
+        with pytest.raises(CheckpointError) as caught:
+            train(run, resume=True)
+        assert "\n" not in str(caught.value) and name in str(caught.value)
+    (run / name).write_bytes(content)
+    assert contents(run) == whole
+
+
+def test_an_edited_index_does_not_resume_at_another_step(run):
+    index = files.read_sealed_json(run / "checkpoint.json")
+    index["checkpoints"][0]["step"] = 11
+    (run / "checkpoint.json").write_bytes(files.sealed_json(index))
+    with pytest.raises(CheckpointError, match=r"the files of step 11 do not belong together, or are not a fit's$"):
+        train(run, resume=True)
+
+
+def test_another_format_is_refused(run, monkeypatch):
+    index = files.read_sealed_json(run / "checkpoint.json")
+    monkeypatch.setattr(files, "FORMAT", 99)
+    content = files.sealed_json(index)
+    monkeypatch.undo()
+    (run / "checkpoint.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"checkpoint.json: is of format 99; this version reads format 1$"):
+        train(run, resume=True)
+
+
+def test_devices_pipes_and_deep_nesting_are_refused(run):
+    index = run / "checkpoint.json"
+    index.unlink()
+    index.symlink_to("/dev/zero")
+    with pytest.raises(CheckpointError, match=r"checkpoint.json: is not a regular file$"):
+        train(run, resume=True)
+    index.unlink()
+    os.mkfifo(index)
+    with pytest.raises(CheckpointError, match=r"checkpoint.json: is not a regular file$"):
+        train(run, resume=True)
+    index.unlink()
+    index.write_text("[" * 200_000)
+    with pytest.raises(CheckpointError, match=r"checkpoint.json: is not a file of guidebook's \(RecursionError"):
+        train(run, resume=True)
+
+
+def test_weights_of_another_dtype_or_not_finite_are_refused(whole, run):
+    step, tensors, state = checkpoint.load(run)
+    for change, message in (
+        (lambda t: t.double(), r"dtype torch.float64 in the checkpoint, torch.float32 here"),
+        (lambda t: torch.full_like(t, torch.nan), r"holds values that are not finite"),
+    ):
+        checkpoint.save(run, step, {n: change(t) for n, t in tensors.items()}, state)
+        with pytest.raises(CheckpointError, match=message):
+            train(run, resume=True)
+
+
+def test_a_run_goes_on_with_its_own_optimizer_only(run):
+    with pytest.raises(ValueError, match=r"^optimizer: the run in .* was made with another one \("):
+        train(
+            run,
+            steps=14,
+            resume=True,
+            optimizer=lambda p: torch.optim.SGD([{"params": p[:1]}, {"params": p[1:]}], 1e-3),
+        )
+    with pytest.raises(ValueError, match=r"^learning_rate: got \[0.01\], but the run to resume has \[0.001\]$"):
+        train(run, steps=14, resume=True, learning_rate=0.01)
+    with pytest.raises(
+        ValueError, match=r"^optimizer: betas is \(0.5, 0.9\), but the run to resume has \(0.9, 0.999\)$"
+    ):
+        train(run, steps=14, resume=True, optimizer=lambda p: torch.optim.Adam(p, 1e-3, (0.5, 0.9), fused=True))
+
+
+def test_two_resumes_of_one_folder_do_not_meet(run):
+    with (
+        files.locked(run, "checkpoint_dir"),
+        pytest.raises(CheckpointError, match=r"^checkpoint_dir: .* is being written to by another run; wait for it"),
+    ):
+        train(run, steps=14, resume=True)
+    assert train(run, steps=14, resume=True).steps == 14
+
+
+def test_a_fit_in_another_thread_is_refused_and_global_state_is_put_back():
+    import threading
+
+    from tests.conftest import global_state, leaks
+
+    before, errors = global_state(), []
+
+    def second():
+        try:
+            fit(*pair(), tasks.gp(batch_size=2), steps=2, progress=False)
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    def meanwhile(row):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+
+    fit(*pair(), tasks.gp(batch_size=2), steps=2, progress=False, log_every=1, callbacks=[meanwhile])
+    assert len(errors) == 2 and errors[0].startswith("fit: another thread of this process is fitting, and Pyro's")
+    assert leaks(before, global_state()) == []
 
 
 def test_only_one_checkpoint_has_no_previous(tmp_path):
@@ -376,7 +484,7 @@ def test_weights_are_plain_safetensors_with_the_module_names(run):
     assert step == 12
     expected = {f"{k}.{n}" for k, m in (("model", model), ("guide", guide)) for n in m.state_dict()}
     assert set(tensors) == expected
-    assert set(state) == {"optimizer", "schedule", "history", "skipped", "seed"} and state["seed"] == 3
+    assert set(state) == {"optimizer", "schedule", "history", "skipped", "seed", "step"} and state["seed"] == 3
     checkpoint.load_into({"model": model, "guide": guide}, tensors)
     assert all(torch.equal(t, tensors[f"guide.{n}"]) for n, t in guide.state_dict().items())
 
