@@ -11,7 +11,7 @@ from tests.zoo.programs import CASES
 #: as Pyro's own losses say of an observed site of a guide
 pytestmark = pytest.mark.filterwarnings("ignore:Found non-auxiliary vars in guide but not model")
 
-REPEATS = 24
+REPEATS = 20
 #: standard errors of so few repeats are themselves uncertain
 LIMIT = 8.0
 KNOWN = {}
