@@ -20,6 +20,8 @@ from pp_models.parameter_module import ParameterModule
 
 #: pairs of which an objective remembers what it found out
 REMEMBERED = 16
+#: and structures of a pair's traces
+STRUCTURES = 256
 
 
 class NotVectorised(Exception):

@@ -15,15 +15,14 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from pyro.infer.util import is_validation_enabled
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_if_enumerated, check_model_guide_match, check_site_shape
 from torch import Tensor
 
 from inference.objectives.fixed_values import fixed_values
-from inference.objectives.independent_plates import PARTICLES, Independence, Ties, sample_sites
-from inference.objectives.particles import OWN, NotVectorised, Pairs, apart, check_one_alone, one_subsample
+from inference.objectives.independent_plates import PARTICLES, Independence, Ties, check_extra_sites, sample_sites
+from inference.objectives.particles import OWN, STRUCTURES, NotVectorised, Pairs, apart, check_one_alone, one_subsample
 from inference.objectives.ties import Program, find_ties, structure
 from pp_models.contract import ObjectiveOffers, as_guide, as_model
 from pp_models.data import Dataset, TaskBatch
@@ -166,11 +165,11 @@ class TaskObjective(ObjectiveOffers, ELBO):
 
     # -- machinery ----------------------------------------------------------------------------------------------
 
-    def run_guide(self, guide: Callable, args: tuple, kwargs: dict, handler: Messenger | None = None) -> Trace:
-        """One trace of a guide, with a handler around it, where given."""
+    def run_guide(self, guide: Callable, args: tuple, kwargs: dict) -> Trace:
+        """One trace of a guide."""
         # outside the trace, whose record it changes; around the guide alone, for in the model a value may be a point
         # mass's, which keeps its gradient
-        with fixed_values() if self.fixed_particles else nullcontext(), handler or nullcontext():
+        with fixed_values() if self.fixed_particles else nullcontext():
             return poutine.trace(guide).get_trace(*args, **kwargs)
 
     def run_model(self, model: Callable, guide_trace: Trace, args: tuple, kwargs: dict) -> Trace:
@@ -230,9 +229,12 @@ class TaskObjective(ObjectiveOffers, ELBO):
             return self.run_model(model, trace, args, kwargs)
 
         if key not in pair.ties:
+            if len(pair.ties) >= STRUCTURES:  # a program whose every run is another
+                pair.ties.clear()
             with apart():
                 if isinstance(particles, pyro.plate) and particles.dim is not None:
                     traces = check_one_alone(*traces, particles.dim, particles.size, run_guide, run_model)
+                check_extra_sites(*traces, "the model")
                 check_shapes(*traces)
                 pair.ties[key] = find_ties(Program(*traces, run_guide, run_model))
         return pair.ties[key]

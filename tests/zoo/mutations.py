@@ -163,7 +163,11 @@ MUTATIONS: dict[str, Mutation] = {
         {"one_subsample": _OwnSubsample}, "subsampled_locals", "iwae", vectorize=False, repeats=200
     ),
     "particles are run at once, come what may": Mutation(
-        {"check_one_alone": _unchecked, "find_ties": lambda program: Ties(outside={"steps": "x", "data": "steps_"})},
+        {
+            "check_shapes": lambda *_: None,
+            "check_one_alone": _unchecked,
+            "find_ties": lambda program: Ties(outside={"steps": "x", "data": "steps_"}),
+        },
         "random_walk",
         "elbo",
         repeats=400,

@@ -138,8 +138,8 @@ def test_wake_sleep_finds_the_posteriors_spread():
     pyro.clear_param_store()
     torch.manual_seed(0)
     guide = autoguide.AutoStructured(one, conditionals="normal", init_scale=0.3)
-    svi = SVI(one, guide, pyro.optim.Adam({"lr": 0.02}), loss=make("rws", num_particles=32))
-    for _ in range(250):
+    svi = SVI(one, guide, pyro.optim.Adam({"lr": 0.03}), loss=make("rws", num_particles=32))
+    for _ in range(150):
         svi.step()
     with torch.no_grad():
         draws = torch.stack([guide()["z"] for _ in range(2000)])
