@@ -16,6 +16,7 @@ from evaluation import verdict as verdict
 from evaluation import write_zarr as write_zarr
 from inference import CheckpointError as CheckpointError
 from inference import FitResult as FitResult
+from inference import Interrupted as Interrupted
 from inference import LrvdCallback as LrvdCallback
 from inference import LrvdObjective as LrvdObjective
 from inference import LrvdTrainerMixin as LrvdTrainerMixin

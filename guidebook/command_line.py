@@ -29,6 +29,14 @@ app = typer.Typer(
 console = Console()
 
 
+class Stopped(Exception):
+    """What ends a command early with a line and a status of its own."""
+
+    def __init__(self, line: str, status: int) -> None:
+        super().__init__(line)
+        self.status = status
+
+
 def show(title: str, frame, index: bool = False) -> None:
     """Prints a DataFrame as a table."""
     if index:
@@ -113,6 +121,7 @@ def fit_command(
     num_particles: Annotated[int | None, typer.Option(help="draws of each task in the objective")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     precision: Annotated[str, typer.Option(help="32-true, 64-true, bf16-mixed …")] = "32-true",
+    checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints; Ctrl-C writes one too")] = 1_000,
 ) -> None:
     """Fits a method on a task distribution.
 
@@ -120,13 +129,24 @@ def fit_command(
     """
     _known(model=model, tasks=tasks, objective=objective)
     from guidebook.runs import RunConfiguration, start
+    from inference import Interrupted
+    from inference.checkpoint import read_index
 
     _prepare()
 
     configuration = RunConfiguration(
         model, tasks, objective, steps, seed, width, batch_size, learning_rate, beta, num_particles, precision
     )
-    result = start(configuration, out, "previous" if previous else resume, device=device)
+    if resume or previous:
+        held = read_index(out)
+        at = held[1 if previous and len(held) > 1 else 0]["step"] if held else 0
+        say(f"goes on at step {at} of {steps}" if held else f"{out} holds no checkpoint: begins at step 0")
+    again = "previous" if previous else resume
+    try:
+        result = start(configuration, out, again, device=device, checkpoint_every=checkpoint_every)
+    except Interrupted as stop:  # typer would make an exit status of it
+        line = f"interrupted at step {stop.step}; the same command with --resume goes on from there"
+        raise Stopped(line, 128 + stop.number) from None
     last = result.history[-1]
     numbers = ", ".join(
         f"{k} {last[k]:.4f}" if k in last else f"{k} not finite" for k in ("loss", "log_likelihood", "kl")
@@ -321,12 +341,15 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: the words after ``guidebook``; those of the process by default.
 
     Raises:
-        SystemExit: status 1 for an error while running, 2 for a command line that cannot be read, 130 when interrupted.
+        SystemExit: status 1 for an error while running, 2 for a command line that cannot be read, 130 when interrupted
+            by Ctrl-C and 143 by SIGTERM.
     """
     try:
         status = app(arguments, prog_name="guidebook", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         status = 130
+    except Stopped as stopped:
+        _fail(str(stopped), stopped.status)
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own; it has no public class that all its versions share
             message = " ".join(error.format_message().split())
@@ -341,7 +364,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         _fail(str(error).splitlines()[0] if str(error) else type(error).__name__, 1)
     if status == 130:
-        _fail("interrupted; the last checkpoint is complete", 130)
+        _fail("interrupted", 130)
     if isinstance(status, int) and status:
         raise SystemExit(status)
 

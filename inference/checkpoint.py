@@ -77,13 +77,16 @@ def read_index(folder: Path) -> list[dict[str, Any]]:
     try:
         checkpoints = json.loads(path.read_text())["checkpoints"]
         return [
-            {"step": int(c["step"])} | {kind: _checked(c[kind]) for kind in ("weights", "state")} for c in checkpoints
+            {"step": int(c["step"])}
+            | {kind: _checked(c[kind]) for kind in ("weights", "state")}
+            | ({"interim": True} if c.get("interim") is True else {})
+            for c in checkpoints
         ]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise CheckpointError(f"{path}: is not a checkpoint index ({type(error).__name__}: {error})") from None
 
 
-def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], interim: bool = False) -> None:
     """Writes a checkpoint and then makes it the folder's newest; the one before it is kept.
 
     Args:
@@ -91,6 +94,8 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
         step: steps done.
         tensors: parameters and buffers by name (safetensors).
         state: optimizer, tasks and counters; only what ``torch.load(weights_only=True)`` reads.
+        interim: of a fit that was interrupted: the next checkpoint takes its place, so that the folder ends as if
+            nothing had happened.
 
     Raises:
         CheckpointError: the folder cannot be written to; earlier checkpoints stay.
@@ -98,14 +103,15 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, A
     buffer = io.BytesIO()
     torch.save(_canonical(state), buffer)
     on_host = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    new = {
+    new: dict[str, Any] = {
         "step": step,
         "weights": _entry(folder, f"weights-{step:08d}.safetensors", safetensors.torch.save(on_host)),
         "state": _entry(folder, f"state-{step:08d}.pt", buffer.getvalue()),
     }
     before = read_index(folder)
     # a later one can only be of a run that was abandoned (resume="previous")
-    kept = [new, *(c for c in before if c["step"] < step)][:KEEP]
+    regular = [c for c in before if c["step"] < step and not c.get("interim")]
+    kept = [new | {"interim": True}, *regular[:KEEP]] if interim else [new, *regular][:KEEP]
     retired = sorted(_files(before) - _files(kept))
     if retired:  # said before the index forgets them, so that a kill at any moment leaves nothing that nobody knows
         write(folder, RETIRED, json.dumps(retired).encode())

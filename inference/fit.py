@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from inference import checkpoint
+from inference.interruption import Interrupted, until_asked
 from inference.objectives import TaskObjective, make
 from inference.plateau import settled
 from inference.progress import FitProgress
@@ -177,6 +178,8 @@ def fit(
         ValueError: an argument out of range, or tasks that end early.
         CheckpointError: the folder cannot be written, or holds a run that is in the way, does not fit or is damaged.
         TrainingDiverged: three steps in a row were not finite.
+        Interrupted: Ctrl-C or SIGTERM, with a ``checkpoint_dir``: the step was finished and a checkpoint written. A
+            second signal does not wait for either.
     """
     for name, value in (("steps", steps), ("log_every", log_every), ("checkpoint_every", checkpoint_every)):
         if value < 1:
@@ -242,7 +245,7 @@ def fit(
         lines = "".join(json.dumps(row) + "\n" for row in result.history)
         checkpoint.write(folder, "metrics.jsonl", lines.encode())
 
-    def save(step: int) -> None:
+    def save(step: int, interim: bool = False) -> None:
         if folder is None or fabric.global_rank != 0:
             return
         tensors = {f"{key}.{name}": t for key, module in modules.items() for name, t in module.state_dict().items()}
@@ -253,7 +256,7 @@ def fit(
             "skipped": [[s, n] for s, n in result.skipped],
             "seed": seed,
         }
-        checkpoint.save(folder, step, tensors, state)
+        checkpoint.save(folder, step, tensors, state, interim)
 
     batch_at = batches(tasks, done, fabric.global_rank, fabric.world_size)
     on_device = skips_on_device(inner, precision)
@@ -270,6 +273,7 @@ def fit(
         torch.random.fork_rng(devices=devices),
         pyro.validation_enabled(False),
         _in_training(step_module, inner, home),
+        until_asked(folder is not None) as asked,
         bar,
     ):
         for step in range(done, steps):
@@ -315,6 +319,11 @@ def fit(
                     break
             if at_save:
                 save(step + 1)
+            if asked.number is not None and folder is not None:
+                if not at_save:
+                    skipped.report()
+                    save(step + 1, interim=True)
+                raise Interrupted(step + 1, folder, asked.number)
     if not result.steps:
         result.steps = done
     result.seconds = time.perf_counter() - started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
@@ -324,7 +325,7 @@ def check_shapes(guide_trace: Trace, model_trace: Trace) -> None:
         pruned.compute_log_prob()
         for site in pruned.nodes.values():
             if site["type"] == "sample":
-                check_site_shape(site, float("inf"))
+                check_site_shape(site, sys.maxsize)
 
 
 def joined(passes: list[Draws]) -> Draws:
