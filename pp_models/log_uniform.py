@@ -129,7 +129,7 @@ class LogUniform(TorchDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         uniform = torch.rand(shape, dtype=self.low.dtype, device=self.low.device)
         sign = torch.randint(0, 2, shape, device=self.low.device) * 2 - 1
-        return sign * torch.exp(self.low.log() + uniform * (self.high / self.low).log())
+        return sign * torch.exp(self.low.log() + uniform * (self.high.log() - self.low.log()))
 
     def log_prob(self, value):
-        return -single(value).abs().clamp_min(1e-30).log() - torch.log(2 * (self.high / self.low).log())
+        return -single(value).abs().clamp_min(1e-30).log() - torch.log(2 * (self.high.log() - self.low.log()))

@@ -179,8 +179,9 @@ def _noisy_linear(x: Tensor, weight: Tensor, scale: Tensor, noise: str, held: Te
     if noise == "token" and held is None:
         mean = linear(x, weight)
         variance = linear(x.square(), scale.square().expand_as(weight))
-        # 16 bits do not hold the floor, without which the root's slope is infinite
-        return mean + (single(variance) + 1e-12).sqrt().to(mean.dtype) * torch.randn_like(mean)
+        # the root's slope at 0 is infinite, and float16 holds neither 1e-12 nor the slope there
+        floor = 1e-7 if variance.dtype == torch.float16 else 1e-12
+        return mean + (variance + floor).sqrt() * torch.randn_like(mean)
     # the mean goes into the drawn weight: one product, forward and backward, and no second output to add
     if held is not None or noise == "call" or x.dim() == 1:
         eps = torch.randn_like(weight) if held is None else held

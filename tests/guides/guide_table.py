@@ -63,6 +63,8 @@ INVARIANTS = {
     "elbo": "the ELBO trains it",
     "trained": "training moves its parameters",
 }
+#: exported classes that make no guide or model by themselves
+BASES = {"Guide", "Model", "ObservationModel", "WeightGuide"}
 #: sites that hold one entry for each point, in the order of the points
 LISTS = ("memory", "local")
 
@@ -277,6 +279,7 @@ ROWS: dict[str, Row] = {
         {
             "seeded by the set": "points are drawn by their places: the law, not the draw, is that of the set",
             "density": "a resample has none",
+            "elbo": "its KL would need a density",
         },
     ),
     "convolutional": Row(

@@ -15,7 +15,7 @@ from inference.objectives import make
 from inference.objectives.independent_plates import is_point_mass
 from pp_models import DataError, Dataset
 from pp_models.contract import Guide, Model
-from tests.guides.guide_table import INVARIANTS, LISTS, ROWS, latent_sites
+from tests.guides.guide_table import BASES, INVARIANTS, LISTS, ROWS, latent_sites
 
 every_guide = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 
@@ -71,7 +71,7 @@ def assert_same_moments(found, expected, tolerance=1e-9):
 
 def exported(room, base):
     found = (getattr(room, name) for name in room.__all__)
-    return {c.__name__ for c in found if isinstance(c, type) and issubclass(c, base)}
+    return {c.__name__ for c in found if isinstance(c, type) and issubclass(c, base)} - BASES
 
 
 def test_every_guide_and_every_model_that_is_exported_is_in_the_table():
@@ -305,7 +305,7 @@ def test_gradients_reach_every_parameter_that_is_used(row, which):
     model, guide = row.make()
     objective = make("elbo" if which == "elbo" else row.objective, num_particles=2)
     if which == "elbo" and "elbo" in row.exempt:
-        with pytest.raises(ValueError, match=r"^objective: 'elbo' never calls the second encoder"):
+        with pytest.raises(ValueError, match=r"never calls the second encoder|have no density; train it with npml"):
             objective.differentiable_loss(model, guide, row.data(3))
         return
     d = row.data(3)

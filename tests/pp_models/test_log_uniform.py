@@ -10,7 +10,7 @@ import torch
 
 from guides.adapters.lrvd_families import FAMILIES, family_kl, initial_parameters
 from pp_models import log_uniform_kl
-from pp_models.log_uniform import dawson
+from pp_models.log_uniform import LogUniform, dawson
 
 TABLE = {-8: 4.63501, -4: 2.62575, -2: 1.54415, -1: 0.91453, 0: 0.42669, 1: 0.17319, 2: 0.06617, 3: 0.02469, 4: 0.00913}
 APPROXIMATE = [4.6359, 2.63421, 1.54053, 0.91387, 0.43124, 0.17797, 0.06842, 0.02542, 0.00933]
@@ -106,3 +106,14 @@ def test_counting_weights_multiplies_by_their_number():
         assert abs(float(ratio) - per_rank) < 1e-4
     own = initial_parameters("rank", A, B)
     assert abs(float(family_kl("rank", A, B, own)) - 3 * 2.62575) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_holds_the_density(dtype):
+    """A ratio of magnitudes of 1e6 and a value of 0 are beyond 16 bits; their logarithms are not."""
+    fn = LogUniform(torch.tensor(1e-3, dtype=dtype), torch.tensor(1e3, dtype=dtype))
+    exact = LogUniform(torch.tensor(1e-3), torch.tensor(1e3))
+    values = torch.tensor([-2.0, 0.5, 0.0])
+    found = fn.log_prob(values.to(dtype)).float()
+    torch.testing.assert_close(found, exact.log_prob(values), rtol=0.02, atol=0.02)
+    assert bool(torch.isfinite(fn.sample((1000,))).all())

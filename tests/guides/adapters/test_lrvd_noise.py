@@ -5,7 +5,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from guides.adapters.lrvd_families import FAMILIES, factor_scales, family_kl, noisy_output
+from guides.adapters.lrvd_families import FAMILIES, _noisy_linear, factor_scales, family_kl, noisy_output
 from guides.adapters.lrvd_layers import kl_divergence, lrvd_modules, sampling
 from guides.adapters.lrvd_peft import LrvdConfig
 from tests.guides.adapters.adapted_networks import adapted, every_family, logits, one_layer, scatter
@@ -240,3 +240,15 @@ def test_a_random_factor_is_one_product_with_the_drawn_weights(family, noise):
         drawn = weight if scale is None else weight + scale * torch.randn(*each, *weight.shape)
         expected = torch.einsum("ntk,nok->nto", expected, drawn.expand(6, *weight.shape))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_a_token_without_signal_has_a_gradient_in_every_precision(dtype):
+    """Where the variance is 0 the root's slope is that of its floor, which 16 bits do not hold."""
+    x = torch.zeros(3, 5, dtype=dtype, requires_grad=True)
+    weight, scale = (torch.full((4, 5), v, dtype=dtype, requires_grad=True) for v in (0.5, 0.1))
+    found = _noisy_linear(x, weight, scale, "token", None)
+    found.sum().backward()
+    assert found.dtype == dtype and float(found.detach().abs().max()) < 2e-3
+    assert all(bool(torch.isfinite(t.grad).all()) for t in (x, weight, scale))
+    torch.testing.assert_close(x.grad.float(), torch.full((3, 5), 2.0), rtol=1e-2, atol=1e-2)
