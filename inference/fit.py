@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyro
@@ -28,6 +29,7 @@ from inference.training_setup import (
     make_fabric,
     make_optimizer,
     release_steps,
+    scale_hint,
     skips_on_device,
     step_seed,
 )
@@ -275,7 +277,7 @@ def fit(
         started = time.perf_counter()
         devices = [fabric.device] if fabric.device.type == "cuda" else []
         bar = FitProgress(steps, done, enabled=progress and fabric.global_rank == 0)
-        # checking all arguments of distributions would read the device at every step; what is not finite is caught below
+        # to check arguments of distributions would read the device at every step; what is not finite is caught below
         with (
             torch.random.fork_rng(devices=devices),
             pyro.validation_enabled(False),
@@ -311,7 +313,7 @@ def fit(
                 at_log = (step + 1) % log_every == 0 or step + 1 == steps
                 at_save = (step + 1) % checkpoint_every == 0 or step + 1 == steps
                 if (step + 1) % check_every == 0 or at_log or at_save:
-                    skipped.report()
+                    skipped.report(partial(scale_hint, batch))
                 result.steps = step + 1
                 if at_log:
                     row = _metrics(step + 1, loss, statistics, grad_norm, len(result.skipped))
@@ -328,7 +330,7 @@ def fit(
                     save(step + 1)
                 if asked.number is not None and folder is not None:
                     if not at_save:
-                        skipped.report()
+                        skipped.report(partial(scale_hint, batch))
                         save(step + 1, interim=True)
                     raise Interrupted(step + 1, folder, asked.number)
         if not result.steps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -46,8 +47,11 @@ class SkippedSteps:
         self._record.append((step, bad, first, used))
         return bad
 
-    def report(self) -> None:
+    def report(self, hint: Callable[[], str] = str) -> None:
         """Reads what was noted, names the bad steps in the log, and forgets.
+
+        Args:
+            hint: what else may be said where training has diverged.
 
         Raises:
             TrainingDiverged: the last three in a row were bad.
@@ -65,7 +69,7 @@ class SkippedSteps:
             raise TrainingDiverged(
                 f"steps {', '.join(str(s) for s, _ in last)}: loss or gradient not finite, first in {last[-1][1]}; "
                 "stopped with the parameters of the last good step. Try a smaller learning_rate, max_grad_norm=1.0, "
-                f"precision='64-true', or a likelihood with a larger noise floor.{kept}"
+                f"precision='64-true', or a likelihood with a larger noise floor.{hint()}{kept}"
             )
 
 

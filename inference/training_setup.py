@@ -47,6 +47,16 @@ def make_optimizer(optimizer: Any, parameters: list[nn.Parameter], learning_rate
         # the fused step can leave everything as it was when told that a gradient is not finite
         fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
         return torch.optim.Adam(parameters, lr=learning_rate, fused=fused)
+    found = _given_optimizer(optimizer, parameters)
+    if isinstance(found, torch.optim.LBFGS):
+        raise ValueError(
+            "optimizer: LBFGS evaluates the loss several times a step, which a fit does not; use Adam, or SGD with "
+            "momentum"
+        )
+    return found
+
+
+def _given_optimizer(optimizer: Any, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     if isinstance(optimizer, torch.optim.Optimizer):
         return optimizer
     if isinstance(optimizer, pyro.optim.PyroOptim):
@@ -89,9 +99,15 @@ def release_steps(release: Mapping[str, int] | None, names: list[str]) -> list[i
 
 
 def batches(tasks: Any, done: int, rank: int, world: int) -> Callable[[int], Any]:
-    """A function from step to batch, ready for step ``done``."""
+    """A function from step to batch, ready for step ``done``.
+
+    Raises:
+        TypeError: tasks that are no batches; the function raises it too.
+        ValueError: an iterable that ends early, or data that carry a graph.
+    """
     if isinstance(tasks, Dataset | TaskBatch):
-        return lambda step: tasks
+        only = as_batch(tasks, tasks, 0)
+        return lambda step: only
     if isinstance(tasks, TaskStream):  # any batch by its index
         start = tasks.position
         return lambda step: tasks.batch(start + step * world + rank)
@@ -114,9 +130,49 @@ def batches(tasks: Any, done: int, rank: int, world: int) -> Callable[[int], Any
                 next(iterator)
         except StopIteration:
             raise ValueError(f"tasks: the iterable ended at step {step}; it must go on for all steps") from None
-        return batch
+        return as_batch(batch, tasks, step)
 
     return following
+
+
+def as_batch(batch: Any, tasks: Any, step: int) -> Dataset | TaskBatch:
+    """What an iterable gave at a step, if it can be trained on.
+
+    Raises:
+        TypeError: it is no Dataset or TaskBatch.
+        ValueError: it carries a graph, which a second step would go back through.
+    """
+    if not isinstance(batch, Dataset | TaskBatch):
+        what = "itself" if batch is tasks else f"from a {type(tasks).__name__}"
+        raise TypeError(
+            f"tasks: got a {type(batch).__name__} at step {step} ({what}); each batch must be a Dataset or a "
+            "TaskBatch, such as Dataset(x, y)"
+        )
+    for name, part in (
+        {"context": batch.context, "target": batch.target}.items()
+        if isinstance(batch, TaskBatch)
+        else (("data", batch),)
+    ):
+        for axis, tensor in (("x", part.x), ("y", part.y)):
+            if tensor is not None and tensor.requires_grad:
+                raise ValueError(f"tasks: {axis} of the {name} carries a graph; pass {axis}.detach()")
+    return batch
+
+
+#: beyond this size of x or y a network at its initial values does not train
+FAR_FROM_UNIT_SCALE = 100.0
+
+
+def scale_hint(batch: Dataset | TaskBatch) -> str:
+    """A sentence where x or y is far from unit scale; empty where it is not."""
+    data = batch.full if isinstance(batch, TaskBatch) else batch
+    for name, values in (("x", data.x), ("y", data.y)):
+        if values is None or not values.dtype.is_floating_point or not values.numel():
+            continue
+        largest = float(torch.where(data.full_mask().unsqueeze(-1), values, 0.0).abs().max())
+        if not largest < FAR_FROM_UNIT_SCALE:
+            return f" The tasks' {name} reaches {largest:.3g}: scale x and y to about unit size first."
+    return ""
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
