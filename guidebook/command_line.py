@@ -26,7 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-console = Console()
+#: a pipe or a file has no width of its own: tables are then as wide as they need to be
+PIPED_WIDTH = 200
+console = Console(width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 
 class Stopped(Exception):
@@ -41,7 +43,7 @@ def show(title: str, frame, index: bool = False) -> None:
     """Prints a DataFrame as a table."""
     if index:
         frame = frame.reset_index()
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=Text(title), title_justify="left", header_style="bold")
     for i, column in enumerate(frame.columns):
         table.add_column(str(column), justify="left" if i == 0 else "right", overflow="fold")
     for row in frame.itertuples(index=False):
@@ -50,8 +52,13 @@ def show(title: str, frame, index: bool = False) -> None:
 
 
 def say(line: str) -> None:
-    """Prints a line as it is: brackets are no markup, and a long path stays in one piece."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    """Prints a line as it is: brackets are no markup, a long path stays in one piece, and control codes are shown."""
+    console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Text in which control characters, which a path may hold, are escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _words(value: object) -> str:
@@ -298,8 +305,6 @@ def doctor() -> None:
 
     Example: `guidebook doctor`
     """
-    from importlib.metadata import PackageNotFoundError, version
-
     import torch
 
     from pp_models.data import DataError
@@ -307,11 +312,8 @@ def doctor() -> None:
 
     table = Table(title="guidebook doctor", title_justify="left", show_header=False, box=None, padding=(0, 2))
     table.add_row("python", platform.python_version())
-    for name in ("guidebook", "torch", "pyro-ppl", "arviz", "arviz-base", "lightning-fabric", "xarray", "seaborn"):
-        try:
-            table.add_row(name, version(name))
-        except PackageNotFoundError:
-            table.add_row(name, "not installed")
+    for name, found in installed_versions():
+        table.add_row(name, found)
     from evaluation.arviz.arviz_container import choose_container
 
     table.add_row("ArviZ container", choose_container("auto"))
@@ -329,8 +331,28 @@ def doctor() -> None:
     console.print(table)
 
 
+def installed_versions() -> list[tuple[str, str]]:
+    """Every package that guidebook depends on with its version; an optional part that is missing says how to get it."""
+    import re
+    from importlib.metadata import PackageNotFoundError, requires, version
+
+    rows: list[tuple[str, str]] = []
+    for requirement in ["guidebook", *(requires("guidebook") or [])]:
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        extra = re.search(r"extra == [\"']([\w-]+)[\"']", requirement)
+        if extra is not None and extra[1] in ("dev", "docs"):
+            continue
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            found = "not installed" + (f"; pip install guidebook\\[{extra[1]}]" if extra is not None else "")
+        if name not in [row[0] for row in rows]:
+            rows.append((name, found))
+    return rows
+
+
 def _fail(message: str, status: int) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     raise SystemExit(status) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,7 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
             "az.summary(idata, var_names=['layer_0.weight'])"
         ),
         Heading("To reproduce"),
-        Code(f"guidebook demo --images {images} --seed {seed} --steps {steps} --out demo"),
+        Code(f"guidebook demo --images {shlex.quote(images)} --seed {seed} --steps {steps} --out demo"),
     ]
     write_report(folder / "report.html", "guidebook demo: NVDP, BNNP, NMDP and LRVD beside their baselines", sections)
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -106,7 +107,7 @@ def inspect_run(
         ),
         Heading("Configuration"),
         Settings(asdict(configuration)),
-        Code(f"guidebook inspect {path.name} --draws {draws}"),
+        Code(f"guidebook inspect {shlex.quote(path.name)} --draws {draws}"),
     ]
     write_report(path / "report.html", f"{configuration.model} on {configuration.tasks}", sections)
     return scores, summary, found

@@ -450,3 +450,56 @@ def test_errors_of_a_real_process_are_one_line_too(tmp_path, words, status, expe
     assert done.returncode == status and done.stdout == ""
     assert done.stderr.startswith(expected) and done.stderr.count("\n") == 1, done.stderr
     assert contents(tmp_path) == {}
+
+
+# -- what others may have put into a name ------------------------------------------------------------------------------
+
+
+def test_control_codes_in_a_path_are_shown_and_not_obeyed(guidebook, tmp_path):
+    status, out, err = guidebook("inspect", tmp_path / "a\x1b[31m\x07b")
+    assert status == 1 and "\x1b" not in out + err and "\\x1b[31m\\x07b" in err
+
+
+def test_a_command_in_a_report_is_quoted_for_a_shell(fitted, tmp_path):
+    import shutil
+
+    from guidebook.inspection import inspect_run
+
+    folder = Path(shutil.copytree(fitted, tmp_path / "it's; rm -rf x"))
+    inspect_run(folder, 2)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "guidebook inspect &#39;it&#39;&#34;&#39;&#34;&#39;s; rm -rf x&#39; --draws 2" in page
+
+
+def test_a_title_is_no_markup(capsys):
+    import pandas as pd
+
+    command_line.show("[red]a[/blue]", pd.DataFrame({"a long column": [1.0]}))
+    assert "[red]a[/blue]" in capsys.readouterr().out
+
+
+def test_doctor_names_every_dependency_and_how_to_get_what_is_missing(guidebook, monkeypatch):
+    from importlib import metadata
+
+    real = metadata.version
+
+    def version(name):
+        if name == "peft":
+            raise metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    out = guidebook("doctor")[1]
+    found = {line.split()[0]: " ".join(line.split()[1:]) for line in out.splitlines() if len(line.split()) > 1}
+    assert {"guidebook", "torch", "pyro-ppl", "numpyro", "arviz", "transformers", "accelerate"} <= set(found)
+    assert found["peft"] == "not installed; pip install guidebook[adapters]"
+    assert "pytest" not in found and "mkdocs" not in found
+
+
+def test_a_piped_table_is_not_cut():
+    done = subprocess.run(
+        [sys.executable, "-m", "guidebook.command_line", "list", "models"], cwd=ROOT, capture_output=True, text=True,
+        env={k: v for k, v in os.environ.items() if k != "COLUMNS"},
+    )  # fmt: skip
+    line = next(line for line in done.stdout.splitlines() if line.split()[:1] == ["bnnp"])
+    assert line.strip().endswith("layerwise posteriors, learned prior, noise learned below 0.5")
