@@ -17,7 +17,8 @@ import torch
 import typer
 from torch import Tensor
 
-from evaluation.trust import LEVELS, verdict
+from evaluation.findings import LEVELS
+from evaluation.trust import verdict
 from guidebook.results_page import markdown_table
 from inference import fit
 from inference.objectives import make

@@ -4,99 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
 import torch
-from torch import Tensor
 
 from evaluation.diagnostics import khat_threshold, psis
+from evaluation.findings import MOST_BIAS, MOST_SPREAD, STANDARD_ERRORS, Evidence, Verdict
+from evaluation.prediction_findings import judge_predictions
 from evaluation.simulation_calibration import LIKELIHOOD, CalibrationRanks, NothingDrawn, simulation_ranks
 from inference.objectives import REGISTRY
 from inference.objectives.task_objective import effective_sample_size
 from inference.posterior_draws import posterior_log_weights
-from inference.predict import predict
 from inference.progress import Stages
 from pp_models.data import Dataset, TaskBatch
 
-TRUST = "trust"
-REWEIGH = "use with importance weights"
-REJECT = "do not trust"
-LEVELS = (TRUST, REWEIGH, REJECT)
 KINDS = ("posterior", "prediction")
 #: where in a training stream tasks lie that no training reaches, and how many of them a run's verdict rests on
 HELD_OUT_BATCH, HELD_OUT_TASKS = 20_000_000, 32
-#: what is too far off, in posterior standard deviations, and by which factor
-MOST_BIAS, MOST_SPREAD = 0.2, 1.25
-#: how many standard errors a deviation must be before it counts
-STANDARD_ERRORS = 4.0
 #: share of tasks whose weights must be reliable
 RELIABLE = 0.9
 #: below this share of effective draws the guide itself, without weights, is too far from the posterior
 LEAST_EFFICIENCY = 0.5
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Args:
-        name: what.
-        measured: the numbers.
-        rule: what they must be.
-        passed: whether they are; None where it could not be looked at.
-        sentence: what it means.
-    """
-
-    name: str
-    measured: str
-    rule: str
-    passed: bool | None
-    sentence: str
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The answer to "can I trust this fit?".
-
-    Args:
-        level: ``"trust"``, ``"use with importance weights"`` or ``"do not trust"``.
-        reason: one sentence.
-        findings: what it rests on.
-        advice: what to try next.
-        numbers: every number by name.
-        ranks: ranks of simulated truths, for :func:`evaluation.plots.rank_ecdf_plot`; None where nothing was simulated.
-    """
-
-    level: str
-    reason: str
-    findings: list[Finding]
-    advice: list[str] = field(default_factory=list)
-    numbers: dict[str, float] = field(default_factory=dict)
-    ranks: CalibrationRanks | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def sentence(self) -> str:
-        """The reason as a sentence of its own."""
-        return self.reason[0].upper() + self.reason[1:]
-
-    def table(self) -> pd.DataFrame:
-        """The findings, one row each."""
-        word = {True: "yes", False: "NO", None: "not looked at"}
-        return pd.DataFrame(
-            [
-                {"what": f.name, "measured": f.measured, "rule": f.rule, "holds": word[f.passed], "meaning": f.sentence}
-                for f in self.findings
-            ]
-        )
-
-    def __str__(self) -> str:
-        lines = [f"{self.level.upper()}: {self.reason}"]
-        lines += [
-            f"  {'?' if f.passed is None else '+' if f.passed else '-'} {f.name}: {f.measured}" for f in self.findings
-        ]
-        return "\n".join(lines + [f"  try: {advice}" for advice in self.advice])
 
 
 def verdict(
@@ -158,7 +86,7 @@ def verdict(
             objective is not None and objective in REGISTRY and REGISTRY[objective].load().guide_is == "predictor"
         )
         kind = "prediction" if predicts else "posterior"
-    tested = _Evidence(kind)
+    tested = Evidence(kind)
     if kind == "posterior":
         _test_calibration(tested, model, guide, batches, num_simulations, seed, progress)
     with Stages(progress) as shown:
@@ -166,42 +94,8 @@ def verdict(
             _test_weights(tested, model, guide, batches, num_samples, seed, shown)
         split = [batch for batch in batches if isinstance(batch, TaskBatch)]
         if split:
-            _test_predictions(tested, model, guide, split, min(num_samples, 200), seed, shown)
+            judge_predictions(tested, model, guide, split, min(num_samples, 200), seed, shown)
     return tested.verdict()
-
-
-class _Evidence:
-    """Collects findings, and weighs them at the end."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.findings: list[Finding] = []
-        self.numbers: dict[str, float] = {}
-        self.advice: list[str] = []
-        self.calibrated: bool | None = None
-        self.reliable: bool | None = None
-        self.predictive: bool | None = None
-        self.ranks: CalibrationRanks | None = None
-
-    def add(self, name: str, measured: str, rule: str, passed: bool | None, sentence: str, advice: str = "") -> None:
-        self.findings.append(Finding(name, measured, rule, passed, sentence))
-        if passed is False and advice:
-            self.advice.append(advice)
-
-    def verdict(self) -> Verdict:
-        failed = [f for f in self.findings if f.passed is False]
-        if not any(f.passed is not None for f in self.findings):
-            return Verdict(REJECT, "nothing could be tested.", self.findings, self.advice, self.numbers, self.ranks)
-        if not failed:
-            what = "posterior draws and predictions are" if self.kind == "posterior" else "predictions are"
-            level, reason = TRUST, f"as far as these tests see, {what} calibrated."
-        elif self.kind == "posterior" and self.reliable and self.predictive is not False:
-            level = REWEIGH
-            reason = f"{failed[0].sentence} The importance weights are reliable and mend it."
-            self.advice.insert(0, 'draw with sample_posterior(..., correct="psis")')
-        else:
-            level, reason = REJECT, failed[0].sentence
-        return Verdict(level, reason, self.findings, list(dict.fromkeys(self.advice)), self.numbers, self.ranks)
 
 
 def _inputs(batches: Sequence[Any], count: int) -> Dataset:
@@ -216,7 +110,7 @@ def _inputs(batches: Sequence[Any], count: int) -> Dataset:
 
 
 def _test_calibration(
-    tested: _Evidence, model: Any, guide: Any, batches: Sequence[Any], count: int, seed: int, progress: bool
+    tested: Evidence, model: Any, guide: Any, batches: Sequence[Any], count: int, seed: int, progress: bool
 ) -> None:
     try:
         ranks = simulation_ranks(model, guide, _inputs(batches, count), 99, seed=seed, progress=progress)
@@ -285,7 +179,7 @@ def _worst(ranks: CalibrationRanks) -> tuple[str, float, float, bool]:
 
 
 def _test_weights(
-    tested: _Evidence, model: Any, guide: Any, batches: Sequence[Any], num_samples: int, seed: int, shown: Stages
+    tested: Evidence, model: Any, guide: Any, batches: Sequence[Any], num_samples: int, seed: int, shown: Stages
 ) -> None:
     khats, efficiencies = [], []
     shown.begin("importance weights of held-out tasks", len(batches))
@@ -324,80 +218,3 @@ def _test_weights(
         else f"Only {level:.0%} of the guide's draws count once they are weighed.",
         "train longer, or a richer guide",
     )
-
-
-def _test_predictions(
-    tested: _Evidence, model: Any, guide: Any, batches: Sequence[TaskBatch], draws: int, seed: int, shown: Stages
-) -> None:
-    shown.begin("predictions of held-out tasks", len(batches))
-    scores: list[Tensor] = []
-    sizes: list[int] = []
-    own_scores, other_scores = [], []
-    discrete = False
-    for number, batch in enumerate(batches):
-        y = batch.target.y
-        assert y is not None
-        found = predict(model, guide, batch.context, batch.target.without_y(), draws, seed=seed + number)
-        mask = batch.target.full_mask()
-        log_prob = torch.where(mask, found.log_prob(_filled(y, mask)), 0.0)
-        own_scores.append(log_prob.sum(-1) / mask.sum(-1))
-        if len(batch.context) > 1 and batch.context.num_points:
-            order = (torch.arange(len(batch.context)) + 1) % len(batch.context)
-            swapped = predict(model, guide, batch.context[order], batch.target.without_y(), draws, seed=seed + number)
-            other = torch.where(mask, swapped.log_prob(_filled(y, mask)), 0.0)
-            other_scores.append(other.sum(-1) / mask.sum(-1))
-        discrete = discrete or not y.dtype.is_floating_point
-        if not discrete:
-            below = (found.samples < y).double().mean(0).clamp(0.5 / draws, 1 - 0.5 / draws)
-            normal = torch.special.ndtri(below)
-            sizes.append(int(batch.context.counts.double().mean().round()))
-            scores.append(torch.stack([_task_mean(normal, mask), _task_mean(normal.square(), mask)]))
-        shown.advance()
-    if other_scores:
-        gain = (torch.cat(own_scores)[: sum(map(len, other_scores))] - torch.cat(other_scores)).double()
-        error = float(gain.std() / math.sqrt(len(gain))) if len(gain) > 1 else math.inf
-        uses = float(gain.mean()) > 2 * error
-        tested.numbers |= {"context_gain": float(gain.mean())}
-        tested.predictive = uses
-        tested.add(
-            "context",
-            f"own context is worth {float(gain.mean()):+.3f} ± {error:.3f} nats a point over another task's",
-            "above zero by two standard errors",
-            uses,
-            "Predictions use the context." if uses else "Predictions do not depend on the context.",
-            "check that contexts reach the encoder; train longer; a smaller KL weight at the start",
-        )
-    if scores:
-        both = torch.cat(scores, 1)
-        bias, spread = float(both[0].mean()), float(both[1].mean().sqrt())
-        bias_error = float(both[0].std() / math.sqrt(both.shape[1]))
-        spread_error = float(both[1].std() / math.sqrt(both.shape[1])) / (2 * spread)
-        off = abs(bias) > MOST_BIAS and abs(bias) > STANDARD_ERRORS * bias_error
-        wrong = abs(math.log(spread)) > math.log(MOST_SPREAD) and abs(spread - 1) > STANDARD_ERRORS * spread_error
-        tested.numbers |= {"pit_bias": bias, "pit_spread": spread}
-        for size in sorted(set(sizes)):  # by number of context points
-            part = torch.cat([score for score, own in zip(scores, sizes, strict=True) if own == size], 1)
-            tested.numbers[f"pit_spread_{size}"] = float(part[1].mean().sqrt())
-        passed = not (off or wrong)
-        tested.predictive = passed and tested.predictive is not False
-        kind = "too sure of themselves" if spread > 1 else "too cautious"
-        tested.add(
-            "predictions",
-            f"normal scores of the targets: mean {bias:+.2f}, sd {spread:.2f} ({both.shape[1]} tasks)",
-            f"|mean| <= {MOST_BIAS}, sd within a factor {MOST_SPREAD} of 1",
-            passed,
-            "Held-out targets fall where the predictive says." if passed else f"Predictions are {kind}.",
-            "more training tasks or steps; a noise floor that fits the data; compare objectives",
-        )
-
-
-def _filled(y: Tensor, mask: Tensor) -> Tensor:
-    """Observations with zeros where no point exists."""
-    return torch.where(mask.reshape(mask.shape + (1,) * (y.dim() - mask.dim())), y, torch.zeros_like(y))
-
-
-def _task_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the existing points and outputs of a task ``[T]``."""
-    weight = mask.unsqueeze(-1).to(values.dtype).expand_as(values)
-    total = torch.where(weight > 0, values, torch.zeros_like(values)).sum((-1, -2))
-    return total / weight.sum((-1, -2)).clamp_min(1)

@@ -14,12 +14,13 @@ from evaluation.arviz.arviz_container import write_netcdf
 from evaluation.arviz.arviz_conversion import to_arviz
 from evaluation.arviz.arviz_summary import widest_entries
 from evaluation.experiments.bnnp_prior_learning import growing_contexts
+from evaluation.findings import TRUST
 from evaluation.methods import Method, TaskShape, build
 from evaluation.report import Code, Heading, Picture, Prose, Section, Table, as_png, write_report
 from evaluation.scores.metrics import rate_spread
 from evaluation.scores.scoring import parameter_count, score_oracle, score_tasks
 from evaluation.scores.two_sample import energy_distance
-from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, TRUST, verdict
+from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, verdict
 from guidebook.adapter_demo import planted_figures, text_table
 from guidebook.parallel_training import Job, train_jobs
 from inference import nuts, predict, prior_predictive

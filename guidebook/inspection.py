@@ -13,11 +13,12 @@ from evaluation import plots
 from evaluation.arviz.arviz_container import write_netcdf
 from evaluation.arviz.arviz_conversion import fit_attributes, to_arviz
 from evaluation.arviz.arviz_summary import widest_entries, widest_forest
+from evaluation.findings import Verdict
 from evaluation.methods import Method
 from evaluation.report import Code, Heading, Picture, Prose, Section, Settings, Table, write_report
 from evaluation.scores.metrics import rate_spread
 from evaluation.scores.scoring import SCORES, score_oracle, score_tasks
-from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, Verdict, verdict
+from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, verdict
 from guidebook.runs import RunConfiguration, open_run
 from inference import predict
 from inference.progress import Stages

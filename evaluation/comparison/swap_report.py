@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from evaluation import plots
+from evaluation.findings import TRUST
 from evaluation.report import Code, Heading, Picture, Prose, Section, Settings, Table, as_png, write_report
-from evaluation.trust import TRUST
 from pp_models.files import write_atomically
 
 

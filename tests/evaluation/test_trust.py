@@ -8,6 +8,8 @@ import torch
 import evaluation
 from benchmarks.verdict_confusion import BREAKS, FAMILIES, Location, Regression, one_verdict
 from evaluation import plots
+from evaluation.findings import LEVELS, REJECT, REWEIGH, TRUST
+from evaluation.sharpness import references
 from evaluation.simulation_calibration import (
     LIKELIHOOD,
     ecdf_distance,
@@ -15,11 +17,18 @@ from evaluation.simulation_calibration import (
     pit_by_context_size,
     simulation_ranks,
 )
-from evaluation.trust import LEVELS, REJECT, REWEIGH, TRUST
+from evaluation.trust import verdict
 from guides import AmortisedMeanFieldGuide, DirichletMixtureGuide, NeuralProcessGuide
 from inference import fit, sample_posterior
 from inference.progress import Stages
 from pp_models import BayesianNetwork, DataError, Dataset, MixtureDensityNetwork, NeuralProcess, TaskBatch, tasks
+from pp_models.contract import Guide
+from pp_models.likelihoods import GaussianHeadLikelihood
+from pp_models.observation_model import ObservationModel
+from pp_models.task_plates import task_plates
+
+#: what is said of predictions
+PREDICTIVE = ("context", "predictions", "coverage", "sharpness", "fit of the context")
 
 
 @pytest.mark.parametrize("broken", BREAKS)
@@ -49,7 +58,7 @@ def test_a_verdict_says_what_it_rests_on():
     )
     table = found.table()
     assert list(table.columns) == ["what", "measured", "rule", "holds", "meaning"]
-    assert set(table["what"]) == {"calibration", "importance weights", "efficiency", "context", "predictions"}
+    assert set(table["what"]) == {"calibration", "importance weights", "efficiency", *PREDICTIVE}
     assert found.advice[0] == 'draw with sample_posterior(..., correct="psis")'
     assert found.numbers["largest_bias"] == pytest.approx(-0.5, abs=0.15)
     assert str(found).startswith("USE WITH IMPORTANCE WEIGHTS: ")
@@ -98,7 +107,7 @@ def test_a_model_without_latents_is_judged_by_its_predictions():
     found = evaluation.verdict(model, lambda data: None, batch, num_samples=60)
     first = found.findings[0]
     assert first.name == "calibration" and first.passed is None and first.measured == "the guide draws no latent"
-    assert {f.name for f in found.findings} == {"calibration", "context", "predictions"}
+    assert {f.name for f in found.findings} == {"calibration", *PREDICTIVE}
     assert found.ranks is None
 
 
@@ -291,3 +300,90 @@ def test_grades_by_an_exact_reference():
         evaluation.grade(family.model, lambda d: family.guide(d, "exact"), data, {"z": exact["weight"]})
     with pytest.raises(ValueError, match=r"^reference: site 'weight' has draws of shape \[2, 2\]; the guide's have"):
         evaluation.grade(family.model, lambda d: family.guide(d, "exact"), data, {"weight": exact["weight"][:, :2]})
+
+
+# -- what a person would look at ---------------------------------------------------------------------------------------
+
+
+class Level(ObservationModel):
+    """A task is a level drawn from N(0, 1), seen with noise 0.1; predictions are what ``say`` makes of the context."""
+
+    def __init__(self, say):
+        super().__init__()
+        self.dim_x, self.outputs, self.say = 1, 2, say
+        self.likelihood = GaussianHeadLikelihood(1e-3)
+
+    def forward(self, data):
+        with task_plates(data.batch_shape):
+            told = pyro.sample("told", dist.Normal(torch.zeros(2), 1.0).to_event(1).mask(False))
+            loc, scale = told[..., :1].unsqueeze(-2), told[..., 1:].exp().unsqueeze(-2)
+            shape = (*data.x.shape[:-1], 1)
+            pyro.sample("y", dist.Normal(loc, scale).expand(torch.broadcast_shapes(loc.shape, shape)).to_event(2),
+                        obs=data.y)  # fmt: skip
+
+
+class Teller(Guide):
+    def __init__(self, say):
+        super().__init__()
+        self.say = say
+
+    def forward(self, data):
+        with task_plates(data.batch_shape):
+            mean = (data.y * data.full_mask().unsqueeze(-1)).sum((-1, -2)) / data.counts.clamp_min(1)
+            loc, scale = self.say(mean, data)
+            told = torch.stack([loc, torch.as_tensor(scale).expand_as(loc).log()], -1)
+            pyro.sample("told", dist.Delta(told, event_dim=1))
+
+
+def levels(tasks=60, seed=0, shape="level"):
+    generator = torch.Generator().manual_seed(seed)
+    x = 4 * torch.rand(tasks, 24, 1, generator=generator) - 2
+    level = torch.randn(tasks, 1, 1, generator=generator)
+    wave = level if shape == "level" else level + torch.sin(2 * x)
+    return TaskBatch.split(
+        Dataset(x, wave + 0.1 * torch.randn(tasks, 24, 1, generator=generator)), 8 if shape == "level" else 16
+    )
+
+
+def judged(say, batch):
+    found = verdict(Level(say), Teller(say), batch, kind="prediction", num_samples=200)
+    return found, {f.name: f.passed for f in found.findings}
+
+
+def test_a_calibrated_and_sharp_predictor_is_trusted():
+    found, passed = judged(lambda mean, d: (mean, 0.11), levels())
+    assert found.level == "trust" and all(passed[name] for name in PREDICTIVE)
+    assert found.numbers["coverage_95"] == pytest.approx(0.95, abs=0.03)
+    assert found.numbers["own_ll"] == pytest.approx(0.8, abs=0.15) and found.numbers["marginal_ll"] < -1.2
+    assert 0 < found.numbers["own_ll_beside_gp"] - found.numbers["gp_ll"] < 1
+
+
+def test_calibrated_and_useless_is_not_trusted():
+    """The marginal of all tasks: every interval holds what it says, and nothing is known."""
+    found, passed = judged(lambda mean, d: (0 * mean, 1.0), levels())
+    assert passed["coverage"] and not passed["sharpness"] and found.level == "do not trust"
+
+
+def test_intervals_that_hold_88_of_95_percent_are_not_trusted():
+    found, passed = judged(lambda mean, d: (mean, 0.085), levels(200))
+    assert found.numbers["coverage_95"] == pytest.approx(0.88, abs=0.03)
+    assert not passed["coverage"] and found.level == "do not trust"
+
+
+def test_a_mean_that_misses_the_points_it_was_given_is_not_trusted():
+    """The right level with the right spread around it, where every task is a sine as well."""
+    found, passed = judged(lambda mean, d: (mean, 0.75), levels(shape="sine"))
+    assert not passed["fit of the context"] and found.level == "do not trust"
+    assert found.numbers["gp_explained"] > 0.8 > 0.5 > found.numbers["context_explained"]
+
+
+def test_references_are_what_they_say():
+    batch = levels(8, seed=3, shape="sine")
+    beside = references(Level(None), Teller(lambda mean, d: (mean, 0.1)), [batch], 4, 0)
+    pooled = batch.context.y.double().reshape(-1)
+    normal = torch.distributions.Normal(pooled.mean(), pooled.std())
+    torch.testing.assert_close(beside.marginal, normal.log_prob(batch.target.y.double()).mean((-1, -2)))
+    y = batch.context.y[..., 0].double()
+    explained = 1 - (y - y.mean(-1, keepdim=True)).square().sum(-1) / (y - y.mean(-1, keepdim=True)).square().sum(-1)
+    torch.testing.assert_close(beside.own_explained, explained, atol=1e-5, rtol=0)
+    assert bool(torch.isfinite(beside.gp).all()) and float(beside.gp.median()) > 0

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from evaluation.trust import LEVELS
+from evaluation.findings import LEVELS
 from guidebook.inspection import inspect_run
 from guidebook.runs import RunConfiguration, open_run, read_configuration, start
 from inference import CheckpointError, TrainingDiverged, predict

@@ -13,7 +13,7 @@ from evaluation.comparison import swap_matrix
 from evaluation.comparison.families import MODELS
 from evaluation.comparison.swap_matrix import COLUMNS
 from evaluation.comparison.swap_report import failures, summarise, verdicts
-from evaluation.trust import LEVELS
+from evaluation.findings import LEVELS
 from guidebook.command_line import main
 from guides import GUIDES, AmortisedMeanFieldGuide
 from inference.objectives import make

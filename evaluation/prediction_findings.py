@@ -1,0 +1,195 @@
+"""Findings on predictions: whether they use the context, are calibrated and sharp, and fit what they were given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evaluation.findings import MOST_BIAS, MOST_SPREAD, STANDARD_ERRORS, Evidence
+from evaluation.sharpness import references
+from inference.predict import predict
+from inference.progress import Stages
+from pp_models.data import TaskBatch
+
+#: central intervals whose coverage is looked at, how far off it may be, and by how many standard errors
+LEVELS_OF_INTERVALS = (0.5, 0.8, 0.95)
+
+
+MOST_MISCOVERAGE = 0.05
+
+
+COVERAGE_ERRORS = 3.0
+
+
+#: how much less of the variance of given points a mean may explain than a Gaussian process does of unseen ones
+MOST_UNEXPLAINED = 0.2
+
+
+def judge_predictions(
+    tested: Evidence, model: Any, guide: Any, batches: Sequence[TaskBatch], draws: int, seed: int, shown: Stages
+) -> None:
+    shown.begin("predictions of held-out tasks", len(batches))
+    scores: list[Tensor] = []
+    sizes: list[int] = []
+    own_scores, other_scores = [], []
+    coverages: list[Tensor] = []
+    counts: list[Tensor] = []
+    discrete = False
+    for number, batch in enumerate(batches):
+        y = batch.target.y
+        assert y is not None
+        found = predict(model, guide, batch.context, batch.target.without_y(), draws, seed=seed + number)
+        mask = batch.target.full_mask()
+        log_prob = torch.where(mask, found.log_prob(filled(y, mask)), 0.0)
+        own_scores.append(log_prob.sum(-1) / mask.sum(-1))
+        if len(batch.context) > 1 and batch.context.num_points:
+            order = (torch.arange(len(batch.context)) + 1) % len(batch.context)
+            swapped = predict(model, guide, batch.context[order], batch.target.without_y(), draws, seed=seed + number)
+            other = torch.where(mask, swapped.log_prob(filled(y, mask)), 0.0)
+            other_scores.append(other.sum(-1) / mask.sum(-1))
+        discrete = discrete or not y.dtype.is_floating_point
+        if not discrete:
+            below = (found.samples < y).double().mean(0).clamp(0.5 / draws, 1 - 0.5 / draws)
+            normal = torch.special.ndtri(below)
+            sizes.append(int(batch.context.counts.double().mean().round()))
+            scores.append(torch.stack([task_mean(normal, mask), task_mean(normal.square(), mask)]))
+            inside = [task_mean(((2 * below - 1).abs() <= level).double(), mask) for level in LEVELS_OF_INTERVALS]
+            coverages.append(torch.stack(inside))
+            counts.append(batch.context.counts.reshape(-1))
+        shown.advance()
+    if other_scores:
+        gain = (torch.cat(own_scores)[: sum(map(len, other_scores))] - torch.cat(other_scores)).double()
+        error = float(gain.std() / math.sqrt(len(gain))) if len(gain) > 1 else math.inf
+        uses = float(gain.mean()) > 2 * error
+        tested.numbers |= {"context_gain": float(gain.mean())}
+        tested.predictive = uses
+        tested.add(
+            "context",
+            f"own context is worth {float(gain.mean()):+.3f} ± {error:.3f} nats a point over another task's",
+            "above zero by two standard errors",
+            uses,
+            "Predictions use the context." if uses else "Predictions do not depend on the context.",
+            "check that contexts reach the encoder; train longer; a smaller KL weight at the start",
+        )
+    if scores:
+        both = torch.cat(scores, 1)
+        bias, spread = float(both[0].mean()), float(both[1].mean().sqrt())
+        bias_error = float(both[0].std() / math.sqrt(both.shape[1]))
+        spread_error = float(both[1].std() / math.sqrt(both.shape[1])) / (2 * spread)
+        off = abs(bias) > MOST_BIAS and abs(bias) > STANDARD_ERRORS * bias_error
+        wrong = abs(math.log(spread)) > math.log(MOST_SPREAD) and abs(spread - 1) > STANDARD_ERRORS * spread_error
+        tested.numbers |= {"pit_bias": bias, "pit_spread": spread}
+        for size in sorted(set(sizes)):  # by number of context points
+            part = torch.cat([score for score, own in zip(scores, sizes, strict=True) if own == size], 1)
+            tested.numbers[f"pit_spread_{size}"] = float(part[1].mean().sqrt())
+        passed = not (off or wrong)
+        tested.predictive = passed and tested.predictive is not False
+        kind = "too sure of themselves" if spread > 1 else "too cautious"
+        tested.add(
+            "predictions",
+            f"normal scores of the targets: mean {bias:+.2f}, sd {spread:.2f} ({both.shape[1]} tasks)",
+            f"|mean| <= {MOST_BIAS}, sd within a factor {MOST_SPREAD} of 1",
+            passed,
+            "Held-out targets fall where the predictive says." if passed else f"Predictions are {kind}.",
+            "more training tasks or steps; a noise floor that fits the data; compare objectives",
+        )
+        judge_coverage(tested, torch.cat([c.flatten(1) for c in coverages], 1), torch.cat(counts))
+        if not discrete:
+            judge_sharpness(tested, torch.cat([s.reshape(-1) for s in own_scores]), model, guide, batches, draws, seed)
+
+
+def judge_coverage(tested: Evidence, inside: Tensor, counts: Tensor) -> None:
+    """Coverage of central intervals ``[levels, T]``, for all tasks and for those with few and with many points."""
+    nominal = torch.tensor(LEVELS_OF_INTERVALS, dtype=inside.dtype)
+    found, error = inside.mean(1), inside.std(1) / math.sqrt(inside.shape[1])
+    off = (found - nominal).abs()
+    bad = (off > MOST_MISCOVERAGE) & (off > COVERAGE_ERRORS * error)
+    few = counts <= counts.double().median()
+    for level, share, each in zip(LEVELS_OF_INTERVALS, found.tolist(), inside, strict=True):
+        tested.numbers[f"coverage_{100 * level:.0f}"] = share
+        for name, part in (("few", each[few]), ("many", each[~few])):  # context points
+            if len(part):
+                tested.numbers[f"coverage_{100 * level:.0f}_{name}"] = float(part.mean())
+    passed = not bool(bad.any())
+    if tested.kind == "prediction":  # a posterior that is too wide or narrow may be mended by its weights
+        tested.predictive = passed and tested.predictive is not False
+    worst = int(off.argmax())
+    level, share = LEVELS_OF_INTERVALS[worst], float(found[worst])
+    tested.add(
+        "coverage",
+        ", ".join(
+            f"{100 * n:.0f} % intervals hold {100 * c:.0f} ± {100 * e:.0f} %"
+            for n, c, e in zip(LEVELS_OF_INTERVALS, found.tolist(), error.tolist(), strict=True)
+        ),
+        f"each within {100 * MOST_MISCOVERAGE:.0f} points (beyond {COVERAGE_ERRORS:g} standard errors)",
+        passed,
+        "Central intervals hold the share of targets that they say."
+        if passed
+        else f"The {100 * level:.0f} % intervals hold {100 * share:.0f} % of the targets.",
+        "more training tasks or steps; a likelihood with a noise of its own at each point",
+    )
+
+
+def judge_sharpness(
+    tested: Evidence, own: Tensor, model: Any, guide: Any, batches: Sequence[TaskBatch], draws: int, seed: int
+) -> None:
+    """Log-likelihoods ``[T]`` beside those of the references: calibrated and useless is not to be trusted."""
+    beside = references(model, guide, batches, draws, seed)
+    gain = (own.double() - beside.marginal)[torch.isfinite(own.double() - beside.marginal)]
+    if not len(gain):
+        return
+    error = float(gain.std() / math.sqrt(len(gain))) if len(gain) > 1 else math.inf
+    fitted = torch.isfinite(beside.gp)
+    tested.numbers |= {"own_ll": float(own.nanmean()), "marginal_ll": float(beside.marginal.nanmean())}
+    measured = (
+        f"{float(own.nanmean()):+.2f} nats a point; the marginal of all tasks {float(beside.marginal.nanmean()):+.2f}"
+    )
+    if bool(fitted.any()):
+        tested.numbers |= {"gp_ll": float(beside.gp[fitted].median()), "own_ll_beside_gp": float(own[fitted].median())}
+        measured += f"; in the median of {int(fitted.sum())} tasks {float(own[fitted].median()):+.2f}"
+        measured += f", a Gaussian process fitted to each context {float(beside.gp[fitted].median()):+.2f}"
+    passed = float(gain.mean()) > 2 * error
+    tested.predictive = passed and tested.predictive is not False
+    tested.add(
+        "sharpness",
+        measured,
+        "above the marginal by two standard errors",
+        passed,
+        "Predictions say more than the spread of all tasks does."
+        if passed
+        else "Predictions say no more than the spread of all tasks does: useless, calibrated or not.",
+        "train longer; a richer guide; check that contexts reach the encoder",
+    )
+    if not bool(fitted.any()):
+        return
+    given, unseen = float(beside.own_explained.nanmedian()), float(beside.gp_explained.nanmedian())
+    tested.numbers |= {"context_explained": given, "gp_explained": unseen}
+    fits = given >= unseen - MOST_UNEXPLAINED
+    tested.predictive = fits and tested.predictive is not False
+    tested.add(
+        "fit of the context",
+        f"the mean explains {given:.0%} of the variance of the points it was given; that of a Gaussian process fitted "
+        f"to them {unseen:.0%} of points it never saw (medians over tasks)",
+        f"no more than {MOST_UNEXPLAINED:.0%} behind",
+        fits,
+        "Predictions go through the points they were given as far as the noise allows."
+        if fits
+        else "Predictions miss the points they were given.",
+        "train longer, with a schedule; a guide or model that reads every point (a path, attention, a regression)",
+    )
+
+
+def filled(y: Tensor, mask: Tensor) -> Tensor:
+    """Observations with zeros where no point exists."""
+    return torch.where(mask.reshape(mask.shape + (1,) * (y.dim() - mask.dim())), y, torch.zeros_like(y))
+
+
+def task_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the existing points and outputs of a task ``[T]``."""
+    weight = mask.unsqueeze(-1).to(values.dtype).expand_as(values)
+    total = torch.where(weight > 0, values, torch.zeros_like(values)).sum((-1, -2))
+    return total / weight.sum((-1, -2)).clamp_min(1)
