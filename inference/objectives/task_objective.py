@@ -294,8 +294,8 @@ class TaskObjective(ObjectiveOffers, ELBO):
             if why not in self._pairs.said:
                 self._pairs.said.add(why)
                 logger.warning(
-                    "particles of this model and guide are run one by one, for %s; write it for leading dimensions, as "
-                    "in a[..., idx], sum(-1) or cumsum(-1), to have them run at once (or say vectorize_particles=False)",
+                    "particles of this model and guide are run one by one, for %s; write it for leading dimensions, "
+                    "as in a[..., idx] or cumsum(-1), to have them run at once (or say vectorize_particles=False)",
                     why,
                 )
         return joined(each)
