@@ -78,6 +78,8 @@ class Pairs:
 
     def __init__(self) -> None:
         self.known: OrderedDict[Hashable, Pair] = OrderedDict()
+        #: what was logged: a pair that is made anew at every step says it once
+        self.said: set[str] = set()
 
     def of(self, model: Any, guide: Any) -> Pair:
         """What is known of a pair."""

@@ -291,11 +291,13 @@ class TaskObjective(ObjectiveOffers, ELBO):
                     f"inner_steps: got {self.inner_steps}; the program's particles must be run at once, but {why}"
                 )
             self._pair.sequential = True
-            logger.warning(
-                "particles of this model and guide are run one by one, for %s; write it for leading dimensions, as in "
-                "a[..., idx], sum(-1) or cumsum(-1), to have them run at once (or say vectorize_particles=False)",
-                why,
-            )
+            if why not in self._pairs.said:
+                self._pairs.said.add(why)
+                logger.warning(
+                    "particles of this model and guide are run one by one, for %s; write it for leading dimensions, "
+                    "as in a[..., idx] or cumsum(-1), to have them run at once (or say vectorize_particles=False)",
+                    why,
+                )
         return joined(each)
 
     def _nesting(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> int:

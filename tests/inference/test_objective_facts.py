@@ -88,6 +88,28 @@ def test_other_programs_are_looked_into_once():
     assert copy.deepcopy(objective)._pairs.known == pickle.loads(pickle.dumps(objective))._pairs.known == {}
 
 
+def test_a_pair_made_anew_at_every_step_is_logged_once(caplog):
+    def pair():
+        def guide(x):
+            with pyro.plate("steps", 3):
+                pyro.sample("z", dist.Normal(x, 1.0))
+
+        def model(x):
+            with pyro.plate("steps", 3):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with pyro.plate("data", 3):
+                pyro.sample("x", dist.Normal(z.cumsum(0), 1.0), obs=x)
+
+        return model, guide
+
+    objective = make("iwae", num_particles=3)
+    with caplog.at_level("WARNING", "guidebook"):
+        for _ in range(3):
+            objective.loss(*pair(), X)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("particles of this model and guide are run one by one, for site 'x' has another density")
+
+
 def test_the_experiments_leave_the_random_state_alone():
     draws = []
     for name in ("elbo", "iwae"):
