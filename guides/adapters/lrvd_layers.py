@@ -69,11 +69,16 @@ def lrvd_modules(model: nn.Module) -> dict[str, LrvdModule]:
 
 def layer_states(model: nn.Module) -> dict[str, LayerState]:
     """State of every variational layer by module path (by ``path:adapter`` beyond the first active adapter)."""
-    found = {}
-    for path, module in lrvd_modules(model).items():
-        for i, (adapter, state) in enumerate(module.lrvd_states().items()):
-            found[path if i == 0 else f"{path}:{adapter}"] = state
-    return found
+    return {
+        rank_key(path, module, adapter): state
+        for path, module in lrvd_modules(model).items()
+        for adapter, state in module.lrvd_states().items()
+    }
+
+
+def rank_key(path: str, module: RankModule, adapter: str) -> str:
+    """What the ranks of one adapter in one layer go by: the path, and the adapter's name unless it is the first."""
+    return path if adapter == next(iter(module.ranks())) else f"{path}:{adapter}"
 
 
 def rank_log_alpha(model: nn.Module) -> dict[str, Tensor]:

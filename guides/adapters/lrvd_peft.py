@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -136,6 +138,14 @@ class LrvdConfig(LoraConfig):
         self._register_custom_module(layers)
         _guard_weighted_adapters()
 
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As in peft, but patterns stay in their order: the first that matches counts, and peft sorts them."""
+        super().save_pretrained(save_directory, **kwargs)
+        file = Path(save_directory) / "adapter_config.json"
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content |= {name: getattr(self, name) for name in ("rank_pattern", "alpha_pattern")}
+        file.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
 
 def _guard_weighted_adapters() -> None:
     """Makes peft's ``add_weighted_adapter`` refuse LRVD adapters; it would mix A and B and start noise levels anew.
@@ -202,23 +212,26 @@ class LrvdLinear(Linear, LrvdModule):
     def factors(self) -> tuple[nn.Parameter, nn.Parameter] | None:
         return next((self._factors(name) for name in self.active_adapters if name in self.lora_A), None)
 
-    def update_scale(self) -> float:
-        return self.scaling[self._adapter()]
+    def ranks(self) -> dict[str, int]:
+        return {name: len(self._factors(name)[0]) if name in self.lora_A else 0 for name in self.active_adapters}
+
+    def update_scale(self, adapter: str | None = None) -> float:
+        return self.scaling[adapter or self._adapter()]
 
     def _adapter(self) -> str:
         """The first active adapter that has ranks here."""
         return next(name for name in self.active_adapters if name in self.lora_A)
 
-    def rank_parameters(self) -> list[RankParameter]:
-        name = self._adapter()
+    def rank_parameters(self, adapter: str | None = None) -> list[RankParameter]:
+        name = adapter or self._adapter()
         found = [RankParameter(self.lora_A[name], "weight", 0), RankParameter(self.lora_B[name], "weight", 1)]
         for parameter in FAMILIES[self.lrvd_family[name]] if name in self.lora_variant else ():
             dim = 1 if parameter == "log_variance_B" else 0
             found.append(RankParameter(getattr(self, f"lora_lrvd_{parameter}"), name, dim))
         return found
 
-    def set_rank(self, rank: int) -> None:
-        name = self._adapter()
+    def set_rank(self, rank: int, adapter: str | None = None) -> None:
+        name = adapter or self._adapter()
         tables: Any = self
         tables.r[name] = tables.lora_A[name].out_features = tables.lora_B[name].in_features = rank
         if rank == 0:  # peft passes a layer by that does not have the active adapter

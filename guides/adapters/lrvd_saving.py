@@ -110,6 +110,8 @@ def lrvd_load(
     except Exception as error:  # whatever a parser makes of bytes that are not its own
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"path: {weights} is not readable ({reason})") from None
+    if not any(".lora_A." in key for key in tensors):
+        raise ValueError(f"path: {weights} holds no rank: pruned to rank 0 everywhere, it is the base model")
     _check_fits(base, tensors)
     if isinstance(base, PeftModel):
         model = base

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import pyro
 import torch
 from torch import Tensor, nn
 
-from guides.adapters.lrvd_layers import lrvd_modules, module_path, rank_log_alpha
+from guides.adapters.lrvd_layers import lrvd_modules, module_path, rank_key, rank_log_alpha
+from inference.adapters.optimizer_cutting import check_optimizers, forget, shrink, steps_done, torch_optimizers
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
 from pp_models.adapters.low_rank_layer import RankModule, RankParameter
 
@@ -80,14 +79,16 @@ def prune_ranks(
     min_steps: int = 0,
     guide: Any = None,
     allow_empty: bool = False,
+    adapter: str | None = None,
 ) -> RankPruning:
     """Removes ranks with log α at or above a threshold: rows of A, columns of B, noise levels, and their moments.
 
     The scale s = lora_alpha / r of the update stays as it was, so that the function loses the removed ranks and nothing
     else; a module at rank 0 passes its input by. Call it after ``optimizer.step()``; the parameters it cuts are
-    replaced by new ones, in the optimizer too. In a peft model ``rank_pattern``, ``alpha_pattern`` and
-    ``exclude_modules`` of the active adapter's configuration follow, so that ``save_pretrained`` writes the pruned
-    adapter. With ``DistributedDataParallel`` wrap the model anew afterwards.
+    replaced by new ones, in the optimizer too. In a peft model every active adapter is cut by its own noise levels, and
+    ``rank_pattern``, ``alpha_pattern`` and ``exclude_modules`` of its configuration follow, so that ``save_pretrained``
+    writes the pruned adapter. What is refused is refused before anything is cut. With ``DistributedDataParallel`` wrap
+    the model anew afterwards.
 
     Args:
         model: a model with LRVD layers, or a ``LowRankAdapted`` (then give its guide).
@@ -98,17 +99,26 @@ def prune_ranks(
         min_steps: do nothing before the optimizer has made so many steps; early on every rank is still small.
         guide: the guide whose log α count; for a ``LowRankAdapted``.
         allow_empty: whether every rank may go.
+        adapter: of a peft model, the only active adapter to prune; None for all of them.
+
+    Returns:
+        what was done, ranks by module path (by ``path:adapter`` beyond the first active adapter).
 
     Raises:
-        ValueError: an argument out of range, or every rank would go.
+        ValueError: an argument out of range, an optimizer that cannot be cut, an adapter that is merged, or every rank
+            would go.
     """
+    if guide is None and isinstance(model, LowRankAdapted):
+        raise ValueError("guide: got None; the noise levels of a LowRankAdapted are its guide's, so give that too")
+    targets = _targets(model, adapter)
     log_alpha = rank_log_alpha(model) if guide is None else guide.rank_log_alpha()
+    log_alpha = {key: v for key, v in log_alpha.items() if key in targets}
     paths = {path: len(v) for path, v in log_alpha.items()}
-    optimizers = list(_torch_optimizers(optimizer))
+    optimizers = list(torch_optimizers(optimizer))
     if min_steps > 0:
         if not optimizers:
             raise ValueError(f"min_steps: got {min_steps}, which needs the optimizer that counts the steps")
-        if _steps_done(optimizers) < min_steps:
+        if steps_done(optimizers) < min_steps:
             return RankPruning(paths, 0, float("inf"))
     limit = rank_threshold(log_alpha, threshold, budget)
     keep = {path: (v < limit).nonzero().squeeze(-1) for path, v in log_alpha.items()}
@@ -122,27 +132,57 @@ def prune_ranks(
             f"{given}; it would prune all {total} ranks (the lowest log alpha is {lowest:.3g}); train longer or with a "
             "weaker KL, choose it higher, or pass allow_empty=True"
         )
-    modules = rank_modules(model)
-    for path, index in keep.items():
-        if len(index) == paths[path]:
-            continue
-        module = modules[path.partition(":")[0]]
-        cuts = module.rank_parameters() + ([] if guide is None else guide.rank_parameters(path))
-        for cut in cuts:
-            _shrink(cut, index, optimizers, optimizer)
+    changed = [key for key, index in keep.items() if len(index) < paths[key]]
+    cuts = {key: targets[key].rank_parameters() for key in changed}
+    for key in changed if guide is not None else ():
+        cuts[key] += guide.rank_parameters(key)
+    check_optimizers([cut for each in cuts.values() for cut in each], optimizers)
+    owner, configurations = _configurations(model, {targets[key].adapter for key in log_alpha})
+    for key in changed:
+        target, index = targets[key], keep[key]
+        for cut in cuts[key]:
+            shrink(cut, index, optimizers, optimizer)
         if len(index) == 0:
-            _forget([getattr(c.owner, c.name) for c in cuts], optimizers)
-        module.set_rank(len(index))
+            forget([getattr(c.owner, c.name) for c in cuts[key]], optimizers)
+            if target.adapter in configurations:
+                _exclude(configurations[target.adapter], target.path.removeprefix(owner))
+        target.module.set_rank(len(index), target.adapter or None)
+    for name, config in configurations.items():
+        _update_patterns(config, owner, [targets[key] for key, index in keep.items() if len(index)], name)
     kept = {path: len(index) for path, index in keep.items()}
-    _update_configuration(model, modules, kept, paths)
     return RankPruning(kept, total - sum(kept.values()), limit)
 
 
-def rank_modules(model: nn.Module) -> dict[str, RankModule]:
-    """The adapted layers by module path, ours or peft's."""
-    if isinstance(model, LowRankAdapted):
-        return model.rank_modules()
-    return dict(lrvd_modules(model))
+class _Target(NamedTuple):
+    """The ranks of one adapter in one layer."""
+
+    path: str
+    module: RankModule
+    adapter: str
+
+    def rank_parameters(self) -> list[RankParameter]:
+        return self.module.rank_parameters(self.adapter or None)
+
+
+def _targets(model: nn.Module, adapter: str | None) -> dict[str, _Target]:
+    """What may be cut, under the names that its noise levels go by.
+
+    Raises:
+        ValueError: the adapter is not active, or its mean is merged into the base weights.
+    """
+    ours = isinstance(model, LowRankAdapted)
+    modules: dict[str, RankModule] = model.rank_modules() if ours else dict(lrvd_modules(model))  # type: ignore[operator]
+    active = {name for module in modules.values() for name in module.ranks()}
+    if adapter is not None and adapter not in active:
+        raise ValueError(f"adapter: got {adapter!r}; active are {', '.join(sorted(active - {''})) or 'none'}")
+    found = {}
+    for path, module in modules.items():
+        for name in module.ranks():
+            if adapter in (None, name):
+                if name in getattr(module, "merged_adapters", ()):
+                    raise ValueError(f"model: adapter {name!r} is merged into {path!r}; call unmerge_adapter() first")
+                found[path if ours else rank_key(path, module, name)] = _Target(path, module, name)
+    return found
 
 
 def _fill(log_alpha: dict[str, Tensor], keep: dict[str, Tensor], limit: float, budget: int) -> dict[str, Tensor]:
@@ -155,113 +195,60 @@ def _fill(log_alpha: dict[str, Tensor], keep: dict[str, Tensor], limit: float, b
     return filled
 
 
-# -- optimizers --------------------------------------------------------------------------------------------------------
-
-
-def _torch_optimizers(optimizer: Any) -> Iterable[torch.optim.Optimizer]:
-    if optimizer is None:
-        return
-    if isinstance(optimizer, torch.optim.Optimizer) and not hasattr(optimizer, "optimizer"):
-        yield optimizer
-    elif isinstance(optimizer, pyro.optim.PyroOptim):
-        yield from optimizer.optim_objs.values()
-    elif hasattr(optimizer, "optimizer"):  # accelerate's and Fabric's wrappers
-        yield from _torch_optimizers(optimizer.optimizer)
-    elif isinstance(optimizer, list | tuple):
-        for one in optimizer:
-            yield from _torch_optimizers(one)
-    else:
-        raise ValueError(f"optimizer: got {type(optimizer).__name__}; it must be a torch or Pyro optimizer, or a list")
-
-
-def _steps_done(optimizers: list[torch.optim.Optimizer]) -> int:
-    counts = [int(state["step"]) for o in optimizers for state in o.state.values() if "step" in state]
-    return max(counts, default=0)
-
-
-def _shrink(cut: RankParameter, index: Tensor, optimizers: list[torch.optim.Optimizer], given: Any) -> None:
-    """Replaces a parameter by its entries at ``index``, in its module, the optimizers and Pyro's store."""
-    old = getattr(cut.owner, cut.name)
-    index = index.to(old.device)
-    # a new parameter, for graphs that are still alive remember the old one's shape
-    new = nn.Parameter(old.detach().index_select(cut.dim, index).contiguous(), requires_grad=old.requires_grad)
-    if old.grad is not None:
-        new.grad = old.grad.index_select(cut.dim, index)
-    setattr(cut.owner, cut.name, new)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["params"] = [new if p is old else p for p in group["params"]]
-        if old in optimizer.state:
-            optimizer.state[new] = {
-                key: _sliced(key, value, old, cut.dim, index) for key, value in optimizer.state.pop(old).items()
-            }
-    for pyro_optimizer in [given] if isinstance(given, pyro.optim.PyroOptim) else []:
-        for table in (pyro_optimizer.optim_objs, pyro_optimizer.grad_clip):
-            if old in table:
-                table[new] = table.pop(old)
-    store = pyro.get_param_store()
-    for name in [n for n, p in store._params.items() if p is old]:
-        del store[name]  # announced anew, with the new shape, at the next call
-
-
-def _sliced(key: str, value: Any, old: Tensor, dim: int, index: Tensor) -> Any:
-    if not isinstance(value, Tensor) or value.dim() == 0:
-        return value
-    if value.shape != old.shape:
-        raise ValueError(
-            f"optimizer: its state {key!r} has shape {list(value.shape)} for a parameter of shape {list(old.shape)}; "
-            "only moments of the parameter's own shape can be cut (Adam, AdamW, SGD with momentum, RMSprop ...)"
-        )
-    return value.index_select(dim, index)
-
-
-def _forget(parameters: list[Tensor], optimizers: list[torch.optim.Optimizer]) -> None:
-    """Takes parameters without entries out of the optimizers."""
-    gone = {id(p) for p in parameters}
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if id(p) not in gone]
-        for p in [p for p in optimizer.state if id(p) in gone]:
-            del optimizer.state[p]
-
-
 # -- peft's configuration ----------------------------------------------------------------------------------------------
 
 
-def _update_configuration(
-    model: nn.Module, modules: dict[str, RankModule], kept: dict[str, int], before: dict[str, int]
-) -> None:
-    """Writes the new ranks into the configuration of the active adapter, as patterns that plain peft follows."""
-    peft_model: Any = next((m for m in model.modules() if hasattr(m, "peft_config")), None)
-    if peft_model is None:
-        return
-    active = peft_model.active_adapter
-    config = peft_model.peft_config[active if isinstance(active, str) else active[0]]
-    ranks, alphas, empty = {}, {}, []
-    for path, rank in kept.items():
-        if rank == before[path] or ":" in path:
+def _configurations(model: nn.Module, adapters: set[str]) -> tuple[str, dict[str, Any]]:
+    """What peft (or transformers) keeps about adapters: the path before its layers' own, and configurations by adapter.
+
+    Raises:
+        ValueError: an adapter without one.
+    """
+    found = ((name, m) for name, m in model.named_modules() if getattr(m, "peft_config", None))
+    name, keeper = next(found, ("", None))
+    known: dict[str, Any] = {} if keeper is None else dict(keeper.peft_config)  # type: ignore[arg-type]
+    missing = sorted(adapters - set(known) - {""})
+    if missing:
+        raise ValueError(
+            f"model: {type(model).__name__} has layers of adapter {missing[0]!r} but no configuration of it"
+        )
+    owner = module_path(name)
+    return f"{owner}." if owner else "", {adapter: known[adapter] for adapter in adapters if adapter}
+
+
+def _exclude(config: Any, path: str) -> None:
+    """Takes a layer out of an adapter."""
+    excluded = config.exclude_modules
+    if not isinstance(excluded, str):
+        excluded = "|".join(rf"(?:.*\.)?{re.escape(name)}" for name in sorted(excluded or ()))
+    config.exclude_modules = "|".join(filter(None, [excluded, re.escape(path)]))
+
+
+def _update_patterns(config: Any, owner: str, targets: list[_Target], adapter: str) -> None:
+    """Writes ranks and scales into a configuration, as patterns that plain peft follows.
+
+    Patterns of the user's own are resolved layer by layer, so that no two match one layer and their order means
+    nothing.
+    """
+    ranks, alphas = {}, {}
+    for target in targets:
+        if target.adapter != adapter:
             continue
-        if rank == 0:
-            empty.append(re.escape(path))
-            continue
-        pattern = "^" + re.escape(path)  # the whole path: peft would match any module whose path ends like it
-        scale = modules[path].update_scale()
-        ranks[pattern] = rank
-        alphas[pattern] = scale * (rank**0.5 if config.use_rslora else rank)
-    config.rank_pattern = ranks | {k: v for k, v in (config.rank_pattern or {}).items() if k not in ranks}
-    config.alpha_pattern = alphas | {k: v for k, v in (config.alpha_pattern or {}).items() if k not in alphas}
-    if empty:
-        excluded = config.exclude_modules
-        if not isinstance(excluded, str):
-            excluded = "|".join(rf"(?:.*\.)?{re.escape(name)}" for name in sorted(excluded or ()))
-        config.exclude_modules = "|".join(filter(None, [excluded, *empty]))
+        pattern = "^" + re.escape(target.path.removeprefix(owner))  # whole: peft also matches paths that end like it
+        rank = target.module.ranks()[adapter]
+        alpha = target.module.update_scale(adapter) * (rank**0.5 if config.use_rslora else rank)
+        if rank != config.r:
+            ranks[pattern] = rank
+        if alpha != config.lora_alpha:
+            alphas[pattern] = alpha
+    config.rank_pattern, config.alpha_pattern = ranks, alphas
 
 
 def module_ranks(model: nn.Module) -> dict[str, int]:
-    """Rank of every adapted layer by module path, 0 where it has none left."""
+    """Rank of every adapted layer by module path (and adapter, beyond the first), 0 where it has none left."""
     found = {}
     for name, module in model.named_modules():
         if isinstance(module, RankModule):
-            factors = module.factors()
-            found[module_path(name.removeprefix("backbone."))] = 0 if factors is None else len(factors[0])
+            for adapter, rank in module.ranks().items():
+                found[rank_key(module_path(name.removeprefix("backbone.")), module, adapter)] = rank
     return found

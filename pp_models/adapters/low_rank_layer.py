@@ -56,15 +56,20 @@ class RankModule:
         """A ``[r, k_in]`` and B ``[k_out, r]``; None where no rank is left."""
         raise NotImplementedError
 
-    def update_scale(self) -> float:
+    def ranks(self) -> dict[str, int]:
+        """Ranks left by active adapter; of a layer that knows no adapters, under one empty name."""
+        factors = self.factors()
+        return {"": 0 if factors is None else len(factors[0])}
+
+    def update_scale(self, adapter: str | None = None) -> float:
         """s = lora_alpha / r of the ranks there were at first; pruning does not change it."""
         raise NotImplementedError
 
-    def rank_parameters(self) -> list[RankParameter]:
-        """The parameters that have an entry for each rank."""
+    def rank_parameters(self, adapter: str | None = None) -> list[RankParameter]:
+        """The parameters that have an entry for each rank, of the first active adapter where none is named."""
         raise NotImplementedError
 
-    def set_rank(self, rank: int) -> None:
+    def set_rank(self, rank: int, adapter: str | None = None) -> None:
         """Called when those have been cut down to ``rank`` entries."""
 
 
@@ -144,10 +149,10 @@ class LowRankLinear(nn.Module, RankModule):
     def factors(self) -> tuple[nn.Parameter, nn.Parameter] | None:
         return (self.lora_A, self.lora_B) if self.lora_A.shape[0] else None
 
-    def update_scale(self) -> float:
+    def update_scale(self, adapter: str | None = None) -> float:
         return self.scaling
 
-    def rank_parameters(self) -> list[RankParameter]:
+    def rank_parameters(self, adapter: str | None = None) -> list[RankParameter]:
         return [RankParameter(self, "lora_A", 0), RankParameter(self, "lora_B", 1)]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,6 +182,11 @@ def adapt(
     if targets is None:
         if not adapted:
             raise ValueError("targets: got None, but the backbone has no LRVD layer; name the linear layers to adapt")
+        several = [m.ranks() for m in adapted if len(m.ranks()) > 1]
+        if several:  # the multipliers of one would be those of the others too
+            raise ValueError(
+                f"backbone: adapters {', '.join(map(repr, several[0]))} are active together; leave one by set_adapter"
+            )
         for name, parameter in backbone.named_parameters():
             if "lora_lrvd_" in name:
                 parameter.requires_grad_(False)  # a guide has its own

@@ -5,7 +5,7 @@ import copy
 import pyro
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
@@ -13,7 +13,7 @@ from guides import MCDropoutAdapterGuide, RankwiseGuide
 from guides.adapters.lrvd_families import FAMILIES, LOG_ALPHA_RANGE
 from guides.adapters.lrvd_layers import kl_divergence, lrvd_modules, rank_log_alpha, sampling
 from guides.adapters.lrvd_peft import LrvdConfig
-from guides.adapters.lrvd_saving import lrvd_load
+from guides.adapters.lrvd_saving import lrvd_load, read_config
 from inference import fit, predict, prune_ranks
 from inference.adapters.rank_pruning import largest_gap, module_ranks, rank_threshold
 from pp_models import Dataset, LowRankAdapted
@@ -40,7 +40,7 @@ def trained(family="rank", steps=3, **options):
     modules = list(lrvd_modules(model).values())
     with torch.no_grad():
         for i, module in enumerate(modules):
-            own = torch.randn(4) * 2 + 9 * (i < 2)
+            own = torch.randn(*module.ranks().values()) * 2 + 9 * (i < 2)
             for name, p in module.lrvd_state("default").parameters.items():
                 p.copy_((own.unsqueeze(-1) if name == "log_variance_A" else own) - 3 * ("variance" in name))
     return model.eval(), optimizer
@@ -297,3 +297,187 @@ def test_a_guide_without_ratios_cannot_prune():
     model, _, _ = pair()
     with pytest.raises(ValueError, match=r"^guide: MCDropoutAdapterGuide has no noise-to-signal ratio for each rank"):
         prune_ranks(model, guide=MCDropoutAdapterGuide(model))
+
+
+# -- several adapters, and all or nothing ------------------------------------------------------------------------------
+
+
+def two_adapters():
+    """Adapter "one" uses all of its four ranks, "two" two of its own."""
+    model = get_peft_model(tiny_bert(), LrvdConfig(r=4, target_modules=["query"]), adapter_name="one")
+    model.add_adapter("two", LrvdConfig(r=4, target_modules=["query"]))
+    model.base_model.set_adapter(["one", "two"])
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_A" in name or "lora_B" in name:
+                p.normal_(std=0.3)
+            elif "log_alpha" in name:
+                p.copy_(torch.tensor([-5.0] * 4 if name.endswith(".one") else [-5.0, 5.0, -5.0, 5.0]))
+    return model.eval()
+
+
+def test_each_of_two_active_adapters_is_cut_by_its_own_noise_levels():
+    model = two_adapters()
+    kept = {name: p.detach().clone() for name, p in model.named_parameters() if ".lora_" in name}
+    done = prune_ranks(model)
+    paths = [path for path in done.kept if ":" not in path]
+    assert len(paths) == 2
+    assert done.kept == {p: 4 for p in paths} | {f"{p}:two": 2 for p in paths} == module_ranks(model)
+    for name, p in model.named_parameters():
+        if "lora_A.one" in name:
+            assert torch.equal(p, kept[name])
+        elif "lora_A.two" in name:
+            assert torch.equal(p, kept[name][[0, 2]])
+    assert model.peft_config["one"].rank_pattern == {} and set(model.peft_config["two"].rank_pattern.values()) == {2}
+
+
+def test_one_adapter_by_name_and_the_wrong_name():
+    model = two_adapters()
+    assert prune_ranks(model, threshold=-9.0, adapter="two", allow_empty=True).removed == 8
+    assert set(module_ranks(model).values()) == {4, 0} and set(rank_log_alpha(model)) == set(
+        path for path, rank in module_ranks(model).items() if rank == 4
+    )
+    with pytest.raises(ValueError, match=r"^adapter: got 'c'; active are one, two$"):
+        prune_ranks(model, adapter="c")
+
+
+def test_a_plain_lora_adapter_beside_is_left_alone():
+    model = get_peft_model(tiny_bert(), LoraConfig(r=4, target_modules=["query"]), adapter_name="plain")
+    with pytest.raises(ValueError, match=r"^model: PeftModel has no LRVD layer"):
+        prune_ranks(model)
+    model = two_adapters()
+    model.add_adapter("plain", LoraConfig(r=4, target_modules=["query"]))
+    model.base_model.set_adapter(["plain", "two"])
+    prune_ranks(model)
+    sizes = {name.split("lora_A.")[1][:3]: len(p) for name, p in model.named_parameters() if "lora_A" in name}
+    assert sizes == {"one": 4, "two": 2, "pla": 4}
+
+
+def test_two_active_adapters_are_no_backbone():
+    with pytest.raises(
+        ValueError, match=r"^backbone: adapters 'one', 'two' are active together; leave one by set_adapter$"
+    ):
+        LowRankAdapted(two_adapters())
+
+
+def broken_cases():
+    def adafactor():
+        model, _ = trained()
+        optimizer = torch.optim.Adafactor([p for p in model.parameters() if p.requires_grad])
+        step(model, optimizer)
+        return model, optimizer
+
+    def lbfgs():
+        model, _ = trained()
+        return model, torch.optim.LBFGS([p for p in model.parameters() if p.requires_grad])
+
+    def second_of_two():
+        model, good = trained()
+        bad = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        last = [p for n, p in model.named_parameters() if "lora_lrvd" in n][-1]
+        bad.state[last]["history"] = [last.detach().clone()]
+        return model, [good, bad]
+
+    def merged():
+        model, optimizer = trained()
+        model.merge_adapter()
+        return model, optimizer
+
+    def without_configuration():
+        model = tiny_bert().eval()
+        model.add_adapter(LrvdConfig(r=4, target_modules=["query"]))
+        next(iter(lrvd_modules(model).values())).lora_lrvd_log_alpha["default"].data[1:] = 5.0
+        del model.peft_config["default"]
+        return model, None
+
+    return [
+        (adafactor, r"^optimizer: its state 'row_var' has shape .* only moments of the parameter's"),
+        (lbfgs, r"^optimizer: LBFGS keeps one state for all parameters, which cannot be cut; use Adam or SGD$"),
+        (second_of_two, r"^optimizer: its state 'history' has type list for a parameter of shape \[4\]; only moments"),
+        (merged, r"^model: adapter 'default' is merged into '.*'; call unmerge_adapter\(\) first$"),
+        (without_configuration, r"^model: .* has layers of adapter 'default' but no configuration of it$"),
+    ]
+
+
+@pytest.mark.parametrize(("build", "message"), broken_cases())
+def test_what_is_refused_leaves_everything_whole(build, message):
+    model, optimizer = build()
+    before, shapes = logits(model), {name: p.shape for name, p in model.named_parameters()}
+    with pytest.raises(ValueError, match=message) as caught:
+        prune_ranks(model, optimizer)
+    assert "\n" not in str(caught.value)
+    assert {name: p.shape for name, p in model.named_parameters()} == shapes
+    assert torch.equal(logits(model), before)
+
+
+def test_a_pair_needs_its_guide():
+    with pytest.raises(ValueError, match=r"^guide: got None; the noise levels of a LowRankAdapted are its guide's"):
+        prune_ranks(pair()[0])
+
+
+def test_pyro_schedulers_are_cut_too():
+    model, guide, data = pair()
+    optimizer = pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.01}, "gamma": 0.9})
+    svi = SVI(model, guide, optimizer, Trace_ELBO())
+    svi.step(data)
+    assert prune_ranks(model, optimizer, budget=3, guide=guide).total_rank == 3
+    svi.step(data)
+
+
+# -- the configuration -------------------------------------------------------------------------------------------------
+
+FIRST = "encoder.layer.0.attention.self.query"
+PATTERNS = [
+    {"rank_pattern": {r".*\.query": 6}},
+    {"rank_pattern": {f"^bert.{FIRST}": 6}},
+    {"rank_pattern": {"query": 6, r".*\.0\..*\.query": 3}},
+    {"rank_pattern": {r"layer\.0\..*\.query": 3, "query": 6}, "alpha_pattern": {r"z?layer\.0\..*": 5, r".*": 9}},
+    {"alpha_pattern": {r".*\.query": 3}, "use_rslora": True},
+]
+
+
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments:UserWarning")
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("patterns", PATTERNS)
+def test_patterns_of_the_users_own_survive_saving_and_opening(patterns, pruned, tmp_path):
+    model, optimizer = trained(target_modules=["query", "value"], **patterns)
+    if pruned:
+        prune_ranks(model, optimizer, budget=7)
+        prune_ranks(model, optimizer, budget=4)
+    expected = logits(model)
+    scales = {path: m.update_scale() for path, m in lrvd_modules(model).items() if m.factors()}
+    model.save_pretrained(tmp_path)
+    for load in (lrvd_load, PeftModel.from_pretrained):
+        loaded = load(tiny_bert(), tmp_path).eval()
+        torch.testing.assert_close(logits(loaded), expected, atol=1e-6, rtol=0)
+    opened = lrvd_load(tiny_bert(), tmp_path)
+    assert {path: m.update_scale() for path, m in lrvd_modules(opened).items()} == pytest.approx(scales)
+
+
+def test_what_transformers_added_is_pruned_saved_and_opened(tmp_path):
+    model = tiny_bert()
+    model.add_adapter(LrvdConfig(r=4, target_modules=["query", "value"]), adapter_name="mine")
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_A" in name or "lora_B" in name:
+                p.normal_(std=0.3)
+            elif "log_alpha" in name:
+                p.copy_(torch.tensor([-5.0, 5.0, -5.0, 5.0]) + 9 * ("layer.0" in name and "query" in name))
+    done = prune_ranks(model)
+    assert sorted(done.kept.values()) == [0, 2, 2, 2]
+    expected = logits(model.eval())
+    model.save_pretrained(tmp_path)
+    opened = tiny_bert()
+    opened.load_adapter(str(tmp_path), peft_config=read_config(tmp_path))
+    torch.testing.assert_close(logits(opened.eval()), expected, atol=1e-6, rtol=0)
+
+
+def test_a_saved_adapter_without_a_rank_says_so(tmp_path):
+    model, optimizer = trained()
+    prune_ranks(model, optimizer, -100.0, allow_empty=True)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^path: .* holds no rank: pruned to rank 0 everywhere, it is the base model$"
+    ):
+        lrvd_load(tiny_bert(), tmp_path)
