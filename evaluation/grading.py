@@ -14,7 +14,7 @@ from torch import Tensor
 from evaluation.diagnostics import psis, wasserstein
 from inference.posterior_draws import posterior_log_weights, sample_posterior
 from inference.progress import Stages
-from pp_models.data import Dataset
+from pp_models.data import Dataset, require_data
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,6 +68,7 @@ def grade(
     Raises:
         ValueError: a site of the reference that the guide has not, or draws of other shapes.
     """
+    require_data(data, "data", "from_pyro_svi(model, guide, *args) beside arviz.from_pyro(mcmc)")
     draws: Mapping[str, Tensor] = reference if isinstance(reference, Mapping) else reference.draws
     found = sample_posterior(model, guide, data, num_samples, seed=seed)
     missing = sorted(set(draws) - set(found))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from inference.objectives import REGISTRY
 from inference.objectives.task_objective import effective_sample_size
 from inference.posterior_draws import posterior_log_weights
 from inference.progress import Stages
-from pp_models.data import Dataset, TaskBatch
+from pp_models.data import Dataset, TaskBatch, require_data
 
 KINDS = ("posterior", "prediction")
 #: where in a training stream tasks lie that no training reaches, and how many of them a run's verdict rests on
@@ -78,7 +78,9 @@ def verdict(
     for name, value, least in (("num_simulations", num_simulations, 20), ("num_samples", num_samples, 50)):
         if value < least:
             raise ValueError(f"{name}: got {value}; it must be at least {least}")
-    batches = [tasks] if isinstance(tasks, TaskBatch | Dataset) else list(tasks)
+    batches = [tasks] if isinstance(tasks, TaskBatch | Dataset) or not isinstance(tasks, Iterable) else list(tasks)
+    for batch in batches:
+        require_data(batch, "tasks", "from_pyro_svi(model, guide, *args), whose k-hat says whether to trust the guide")
     if not batches:
         raise ValueError("tasks: got none; held-out tasks are needed to test a guide on")
     if kind is None:

@@ -14,7 +14,7 @@ from inference.objectives.importance_weights import weigh
 from inference.objectives.independent_plates import sample_sites
 from inference.pareto_smoothing import psis_weights
 from inference.random_state import seeded
-from pp_models.data import DataError, Dataset, TaskBatch, context_of
+from pp_models.data import DataError, Dataset, TaskBatch, context_of, require_data
 from pp_models.task_plates import PARTICLE_PLATE
 
 CORRECTIONS = ("psis", "sir")
@@ -52,6 +52,7 @@ def sample_posterior(
         ValueError: ``num_samples`` below 1, or an unknown correction.
         DataError: a correction for data without y.
     """
+    require_data(data, "data", "pyro.infer.Predictive(guide, num_samples=...)")
     if num_samples < 1:
         raise ValueError(f"num_samples: got {num_samples}; it must be at least 1")
     if correct is not None and correct not in CORRECTIONS:

@@ -14,7 +14,7 @@ from inference.data_dtype import as_computed
 from inference.prediction import Prediction, likelihood_of_points, stack_distributions, widen_draws
 from inference.random_state import seeded
 from pp_models.contract import as_model
-from pp_models.data import DataError, Dataset, context_of
+from pp_models.data import DataError, Dataset, context_of, require_data
 from pp_models.task_plates import PARTICLE_PLATE
 
 
@@ -66,6 +66,7 @@ def predict(
         ValueError: an argument out of range.
         DataError: shapes that do not fit.
     """
+    require_data(context, "context", "pyro.infer.Predictive(model, guide=guide, num_samples=...)")
     if num_samples < 1:
         raise ValueError(f"num_samples: got {num_samples}; it must be at least 1")
     if weights not in ("samples", "mean"):

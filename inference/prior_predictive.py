@@ -36,9 +36,15 @@ def prior_predictive(
         A Prediction whose ``function_samples`` are ``[S, *B, N, Dy]``; its ``samples`` have the noise as well.
 
     Raises:
+        TypeError: another kind of model.
         ValueError: ``num_samples`` below 1, or a model whose guide supplies a representation.
         DataError: inputs of another width.
     """
+    if not isinstance(model, BayesianNetwork):
+        raise TypeError(
+            f"model: got a {type(model).__name__}; it must be a BayesianNetwork. For another Pyro model there is "
+            "pyro.infer.Predictive(model, num_samples=...)"
+        )
     if num_samples < 1:
         raise ValueError(f"num_samples: got {num_samples}; it must be at least 1")
     if as_model(model).representation_dim:

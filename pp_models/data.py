@@ -312,3 +312,21 @@ class TaskBatch:
 def context_of(data: Dataset | TaskBatch) -> Dataset:
     """The points that a guide is given: the context of a TaskBatch, all of a Dataset."""
     return data.context if isinstance(data, TaskBatch) else data
+
+
+def require_data(value: object, argument: str, instead: str) -> None:
+    """Refuses what is no Dataset or TaskBatch, as a call for models of the library gets it from somebody else's.
+
+    Args:
+        value: what was given.
+        argument: its name.
+        instead: what serves a Pyro model of other arguments.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if not isinstance(value, Dataset | TaskBatch):
+        raise DataError(
+            f"{argument}: got a {type(value).__name__}; it must be a Dataset or a TaskBatch, such as Dataset(x, y). "
+            f"For a Pyro model of other arguments there is {instead}"
+        )

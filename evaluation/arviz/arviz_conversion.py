@@ -23,7 +23,7 @@ from inference.objectives.independent_plates import sample_sites
 from inference.pareto_smoothing import psis
 from inference.random_state import seeded
 from pp_models.contract import as_objective
-from pp_models.data import Dataset, TaskBatch
+from pp_models.data import Dataset, TaskBatch, require_data
 
 OBSERVED = "y"
 
@@ -86,6 +86,7 @@ def to_arviz(
         ValueError: y is unknown, an option is out of range, the likelihood does not split into points, or coords
             name a dimension that is not there or has another length.
     """
+    require_data(data, "data", "from_pyro_svi(model, guide, *args)")
     container = choose_container(container)
     for name, value in (("num_samples", num_samples), ("chunk_size", chunk_size)):
         if value < 1:

@@ -17,7 +17,7 @@ from inference.reference.numpyro_adapters import adapter_twin
 from inference.reference.numpyro_mixture import mixture_twin
 from inference.reference.numpyro_twin import numpyro_twin, precision_of
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
-from pp_models.data import Dataset
+from pp_models.data import Dataset, require_data
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.task_plates import PARTICLE_PLATE
@@ -86,6 +86,7 @@ def nuts(
     Raises:
         ValueError: a number out of range, data without y, or a model without a twin.
     """
+    require_data(data, "data", "pyro.infer.MCMC(pyro.infer.NUTS(model), ...)")
     for name, value in (("num_warmup", num_warmup), ("num_samples", num_samples), ("num_chains", num_chains)):
         if value < 1:
             raise ValueError(f"{name}: got {value}; it must be at least 1")
