@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from guides.adapters.lrvd_families import (
     noisy_output,
 )
 from guides.adapters.lrvd_layers import KLWatch, LayerState, LrvdModule, kl_divergence, rank_log_alpha, sampling
+from pp_models.adapters.called_layers import check_called, watch_layers
 from pp_models.adapters.low_rank_layer import RankParameter, linear_sizes, low_rank_output
 
 try:
@@ -58,7 +60,8 @@ QUANTISED = re.compile(r"4bit|8bit|Quant|HQQ|Aqlm|WQLinear|Eetq|EETQ|Params4|Int
 def _quantised(layer: nn.Module) -> bool:
     weight = getattr(layer, "weight", None)
     names = [c.__name__ for c in (*type(layer).__mro__, *type(weight).__mro__)]
-    return any(QUANTISED.search(name) for name in names)
+    # torch's attention has a class of its own for its output projection, called so because it is not quantised
+    return any(QUANTISED.search(name) for name in names if name != "NonDynamicallyQuantizableLinear")
 
 
 class _Unsupported(type):
@@ -139,6 +142,7 @@ class LrvdConfig(LoraConfig):
         self._register_custom_module(layers)
         _guard_weighted_adapters()
         _guard_hotswap()
+        _watch_injections()
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """As in peft, but patterns stay in their order: the first that matches counts, and peft sorts them."""
@@ -172,6 +176,33 @@ def _guard_weighted_adapters() -> None:
 
     add_weighted_adapter.refuses_lrvd = True  # type: ignore[attr-defined]
     LoraModel.add_weighted_adapter = add_weighted_adapter  # type: ignore[method-assign]
+
+
+def _watch_injections() -> None:
+    """Makes peft watch the layers of a model that gets an LRVD adapter (``check_called``); wrapped once, as above."""
+    original: Any = LoraModel.inject_adapter
+    if getattr(original, "watches_lrvd", False):
+        return
+
+    @functools.wraps(original)
+    def inject_adapter(self: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        original(self, model, adapter_name, *args, **kwargs)
+        if not isinstance(self.peft_config.get(adapter_name), LrvdConfig):
+            return
+        watch_layers(model)
+        if check_called not in model._forward_hooks.values():
+            model.register_forward_hook(check_called)
+        bases = {id(m.get_base_layer()): name for name, m in model.named_modules() if isinstance(m, LrvdLinear)}
+        for name, module in model.named_modules(remove_duplicate=False):
+            if id(module) in bases and not name.endswith(".base_layer"):
+                warnings.warn(
+                    f"target_modules: {name!r} and {bases[id(module)]!r} are one layer, of which peft adapts the "
+                    "latter alone",
+                    stacklevel=2,
+                )
+
+    inject_adapter.watches_lrvd = True  # type: ignore[attr-defined]
+    LoraModel.inject_adapter = inject_adapter  # type: ignore[method-assign]
 
 
 def _guard_hotswap() -> None:
@@ -234,6 +265,11 @@ class LrvdLinear(Linear, LrvdModule):
         family = self.lrvd_family[adapter]
         parameters = {name: getattr(self, f"lora_lrvd_{name}")[adapter] for name in FAMILIES[family]}
         return LayerState(family, *self._factors(adapter), parameters, self.lrvd_prior[adapter])
+
+    @property
+    def weight(self) -> Any:
+        self.read = True
+        return self.get_base_layer().weight
 
     def kl_watches(self) -> list[KLWatch]:
         return [self.lrvd_watch[name] for name in self.active_adapters if name in self.lora_variant]
