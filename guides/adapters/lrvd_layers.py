@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -30,6 +31,33 @@ class LayerState(NamedTuple):
     prior: str = "log-uniform"
 
 
+class KLWatch:
+    """Notices that an adapter trains and its KL is never asked for; one object for all layers of an adapter."""
+
+    #: training calls of each layer without a KL before something is said; a step may accumulate batches
+    PATIENCE = 32
+
+    def __init__(self) -> None:
+        self.layers, self.calls, self.asked = 0, 0, False
+
+    def called(self) -> None:
+        """A layer was called in training."""
+        if not self.asked:
+            self.calls += 1
+            if self.calls == self.PATIENCE * self.layers:
+                self.warn()
+
+    def warn(self) -> None:
+        """Says once that no KL is trained."""
+        if not self.asked:
+            self.asked = True
+            warnings.warn(
+                "LRVD layers train without their KL, so that no rank will ever be found useless; derive the Trainer "
+                "from LrvdTrainerMixin, or add LrvdObjective(num_data).penalty(model, step) to the loss",
+                stacklevel=2,
+            )
+
+
 class LrvdModule(RankModule):
     """A layer that draws its own noise: from its training noise in training, from :func:`sampling` elsewhere."""
 
@@ -39,6 +67,10 @@ class LrvdModule(RankModule):
     def lrvd_states(self) -> dict[str, LayerState]:
         """State of each active adapter that is variational and has a rank left."""
         raise NotImplementedError
+
+    def kl_watches(self) -> list[KLWatch]:
+        """Of the active variational adapters."""
+        return []
 
     def hold(self, held: dict[str, dict[str, Tensor]] | None) -> None:
         """Sets the noise of the next calls by adapter; None draws anew at each."""
@@ -107,6 +139,9 @@ def kl_divergence(model: nn.Module, count: str = "rank", approximate: bool | Non
         ValueError: the model has no LRVD layer, or an unknown count.
     """
     check_count(count)
+    for module in lrvd_modules(model).values():
+        for watch in module.kl_watches():
+            watch.asked = True
     # log α of all modules that are scored alike in one row, with what each of them counts for
     rows: dict[tuple[str, bool], list[tuple[Tensor, float]]] = {}
     for state in layer_states(model).values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,15 @@ from guides.adapters.lrvd_families import (
     needs_nonzero_B,
     noisy_output,
 )
-from guides.adapters.lrvd_layers import LayerState, LrvdModule, kl_divergence, rank_log_alpha, sampling
+from guides.adapters.lrvd_layers import KLWatch, LayerState, LrvdModule, kl_divergence, rank_log_alpha, sampling
+from pp_models.adapters.called_layers import check_called, watch_layers
 from pp_models.adapters.low_rank_layer import RankParameter, linear_sizes, low_rank_output
 
 try:
     from peft import LoraConfig
     from peft.tuners.lora import LoraModel
     from peft.tuners.lora.layer import Linear, LoraVariant
+    from peft.utils import hotswap
 except ImportError as error:
     raise ImportError(f"LrvdConfig: {error.name or 'peft'} is missing; pip install guidebook[adapters]") from None
 
@@ -57,7 +60,8 @@ QUANTISED = re.compile(r"4bit|8bit|Quant|HQQ|Aqlm|WQLinear|Eetq|EETQ|Params4|Int
 def _quantised(layer: nn.Module) -> bool:
     weight = getattr(layer, "weight", None)
     names = [c.__name__ for c in (*type(layer).__mro__, *type(weight).__mro__)]
-    return any(QUANTISED.search(name) for name in names)
+    # torch's attention has a class of its own for its output projection, called so because it is not quantised
+    return any(QUANTISED.search(name) for name in names if name != "NonDynamicallyQuantizableLinear")
 
 
 class _Unsupported(type):
@@ -137,6 +141,8 @@ class LrvdConfig(LoraConfig):
         layers: Any = {Unsupported: _refuse, nn.Linear: LrvdLinear, Conv1D: LrvdLinear}
         self._register_custom_module(layers)
         _guard_weighted_adapters()
+        _guard_hotswap()
+        _watch_injections()
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """As in peft, but patterns stay in their order: the first that matches counts, and peft sorts them."""
@@ -172,6 +178,60 @@ def _guard_weighted_adapters() -> None:
     LoraModel.add_weighted_adapter = add_weighted_adapter  # type: ignore[method-assign]
 
 
+def _watch_injections() -> None:
+    """Makes peft watch the layers of a model that gets an LRVD adapter (``check_called``); wrapped once, as above."""
+    original: Any = LoraModel.inject_adapter
+    if getattr(original, "watches_lrvd", False):
+        return
+
+    @functools.wraps(original)
+    def inject_adapter(self: Any, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        original(self, model, adapter_name, *args, **kwargs)
+        if not isinstance(self.peft_config.get(adapter_name), LrvdConfig):
+            return
+        watch_layers(model)
+        if check_called not in model._forward_hooks.values():
+            model.register_forward_hook(check_called)
+        bases = {id(m.get_base_layer()): name for name, m in model.named_modules() if isinstance(m, LrvdLinear)}
+        for name, module in model.named_modules(remove_duplicate=False):
+            if id(module) in bases and not name.endswith(".base_layer"):
+                warnings.warn(
+                    f"target_modules: {name!r} and {bases[id(module)]!r} are one layer, of which peft adapts the "
+                    "latter alone",
+                    stacklevel=2,
+                )
+
+    inject_adapter.watches_lrvd = True  # type: ignore[attr-defined]
+    LoraModel.inject_adapter = inject_adapter  # type: ignore[method-assign]
+
+
+def _guard_hotswap() -> None:
+    """Makes peft's hot swap refuse LRVD adapters: half-way it meets noise levels, and it takes no pruned rank's scale.
+
+    Wrapped once, as above.
+    """
+    for name in ("hotswap_adapter_from_state_dict", "prepare_model_for_compiled_hotswap"):
+        original: Any = getattr(hotswap, name, None)
+        if original is not None and not getattr(original, "refuses_lrvd", False):
+            setattr(hotswap, name, _refusing_hotswap(original))
+
+
+def _refusing_hotswap(original: Any) -> Any:
+    @functools.wraps(original)
+    def refusing(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        tensors: Any = kwargs.get("state_dict", args[0] if args else ())
+        saved = isinstance(tensors, dict) and any("lora_lrvd_" in key for key in tensors)
+        if saved or any(isinstance(module, LrvdModule) for module in model.modules()):
+            raise ValueError(
+                "hotswap: LRVD adapters cannot be swapped in place, for their ranks and noise levels differ; open the "
+                "other one beside by lrvd_load(model, path, adapter_name=...) and choose by set_adapter"
+            )
+        return original(model, *args, **kwargs)
+
+    refusing.refuses_lrvd = True  # type: ignore[attr-defined]
+    return refusing
+
+
 class LrvdLinear(Linear, LrvdModule):
     """peft's LoRA layer over ``Linear`` or ``Conv1D``, with noise levels beside A and B. Made by peft."""
 
@@ -179,6 +239,7 @@ class LrvdLinear(Linear, LrvdModule):
     lrvd_family: dict[str, str]
     lrvd_noise: dict[str, str]
     lrvd_prior: dict[str, str]
+    lrvd_watch: dict[str, KLWatch]
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: LoraConfig, **options: Any) -> None:
         super().__init__(base_layer, adapter_name, config=config, **options)
@@ -205,6 +266,29 @@ class LrvdLinear(Linear, LrvdModule):
         parameters = {name: getattr(self, f"lora_lrvd_{name}")[adapter] for name in FAMILIES[family]}
         return LayerState(family, *self._factors(adapter), parameters, self.lrvd_prior[adapter])
 
+    @property
+    def weight(self) -> Any:
+        self.read = True
+        return self.get_base_layer().weight
+
+    def kl_watches(self) -> list[KLWatch]:
+        return [self.lrvd_watch[name] for name in self.active_adapters if name in self.lora_variant]
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        tables: Any = self
+        for name in tables.lora_A:
+            there = state_dict.get(f"{prefix}lora_A.{name}.weight")
+            if there is not None and len(there) != self.ranks_of(name):
+                raise ValueError(
+                    f"state_dict: adapter {name!r} has rank {len(there)} at {prefix.rstrip('.')!r}, and the model "
+                    f"{self.ranks_of(name)}; a pruned adapter is opened by lrvd_load, or resumed by LrvdTrainerMixin"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def ranks_of(self, adapter: str) -> int:
+        """Ranks that an adapter, active or not, has left here."""
+        return len(self._factors(adapter)[0]) if adapter in self.lora_A else 0
+
     def _factors(self, adapter: str) -> tuple[nn.Parameter, nn.Parameter]:
         tables: Any = self
         return tables.lora_A[adapter].weight, tables.lora_B[adapter].weight
@@ -213,7 +297,7 @@ class LrvdLinear(Linear, LrvdModule):
         return next((self._factors(name) for name in self.active_adapters if name in self.lora_A), None)
 
     def ranks(self) -> dict[str, int]:
-        return {name: len(self._factors(name)[0]) if name in self.lora_A else 0 for name in self.active_adapters}
+        return {name: self.ranks_of(name) for name in self.active_adapters}
 
     def update_scale(self, adapter: str | None = None) -> float:
         return self.scaling[adapter or self._adapter()]
@@ -257,11 +341,14 @@ class LrvdVariant(LoraVariant):
                 module.adapter_layer_names = (*module.adapter_layer_names, attribute)
             getattr(module, attribute)[adapter_name] = nn.Parameter(value)
         if not hasattr(module, "lrvd_family"):
-            module.lrvd_family, module.lrvd_noise, module.lrvd_prior = {}, {}, {}
-            module.other_param_names = (*module.other_param_names, "lrvd_family", "lrvd_noise", "lrvd_prior")
+            module.lrvd_family, module.lrvd_noise, module.lrvd_prior, module.lrvd_watch = {}, {}, {}, {}
+            tables = ("lrvd_family", "lrvd_noise", "lrvd_prior", "lrvd_watch")
+            module.other_param_names = (*module.other_param_names, *tables)
         module.lrvd_family[adapter_name] = family
         module.lrvd_noise[adapter_name] = config.noise
         module.lrvd_prior[adapter_name] = config.prior
+        watch = module.lrvd_watch[adapter_name] = config.__dict__.setdefault("kl_watch", KLWatch())  # of all its layers
+        watch.layers += 1
         if needs_nonzero_B(family) and config.init_lora_weights and lora_B.device.type != "meta":
             nn.init.uniform_(lora_B, -1e-3, 1e-3)
 
@@ -273,6 +360,8 @@ class LrvdVariant(LoraVariant):
         x = module.lora_dropout[active_adapter](x)
         if module.draws is not None:
             return result + low_rank_output(x, state.lora_A, state.lora_B, module.draws) * scaling
+        if module.training and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            module.lrvd_watch[active_adapter].called()
         noise = module.lrvd_sampling
         if noise is None:
             noise = module.lrvd_noise[active_adapter] if module.training else "none"

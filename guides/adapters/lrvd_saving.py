@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from guides.adapters.lrvd_peft import LrvdConfig  # says in one line where peft is missing
 
 from peft import PeftModel, get_peft_model, set_peft_model_state_dict  # isort: skip
+from peft.utils.other import get_pattern_key
+
+from guides.adapters.lrvd_layers import lrvd_modules
 from pp_models.adapters.low_rank_layer import linear_sizes
 
 WEIGHTS = "adapter_model.safetensors"
@@ -58,6 +61,45 @@ def read_config(path: str | os.PathLike) -> LrvdConfig:
     known = {f.name for f in fields(LrvdConfig) if f.init}
     options = {k: v for k, v in content.items() if k in known and k not in ("peft_type", "runtime_config")}
     return LrvdConfig(**options)
+
+
+def _tensors(weights: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(str(weights))
+    except Exception as error:  # whatever a parser makes of bytes that are not its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"path: {weights} is not readable ({reason})") from None
+
+
+def take_ranks(model: nn.Module, path: str | os.PathLike, adapter_name: str = "default") -> None:
+    """Gives an adapter of a model the ranks of a saved one, whose weights can then be loaded into it.
+
+    Layers of other ranks start anew, in new parameters: make the optimizer afterwards.
+
+    Args:
+        model: a model with that adapter.
+        path: see :func:`lrvd_load`.
+        adapter_name: its name here.
+
+    Raises:
+        ValueError: no such adapter, another kind, or one of another architecture.
+    """
+    saved, tensors = read_config(path), _tensors(_file(path, WEIGHTS))
+    keeper: Any = next(m for m in model.modules() if adapter_name in (getattr(m, "peft_config", None) or ()))
+    config = keeper.peft_config[adapter_name]
+    _check_fits(model, tensors)
+    for name in ("rank_pattern", "alpha_pattern", "exclude_modules"):
+        setattr(config, name, getattr(saved, name))
+    for where, module in lrvd_modules(model).items():
+        layer: Any = module
+        factor = tensors.get(f"base_model.model.{where}.lora_A.weight")
+        rank = 0 if factor is None else len(factor)
+        if rank == 0 and adapter_name in layer.lora_A:
+            layer.set_rank(0, adapter_name)
+        elif rank != layer.ranks_of(adapter_name):
+            pattern = get_pattern_key(config.alpha_pattern, where)
+            alpha = config.alpha_pattern.get(pattern, config.lora_alpha)
+            layer.update_layer(adapter_name, rank, lora_alpha=alpha, config=config)
 
 
 def _check_fits(base: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -105,11 +147,7 @@ def lrvd_load(
     config = read_config(path)
     weights = _file(path, WEIGHTS)
     config.inference_mode = not is_trainable
-    try:
-        tensors = load_file(str(weights))
-    except Exception as error:  # whatever a parser makes of bytes that are not its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"path: {weights} is not readable ({reason})") from None
+    tensors = _tensors(weights)
     if not any(".lora_A." in key for key in tensors):
         raise ValueError(f"path: {weights} holds no rank: pruned to rank 0 everywhere, it is the base model")
     _check_fits(base, tensors)

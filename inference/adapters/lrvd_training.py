@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -162,6 +163,28 @@ class LrvdTrainerMixin:
         self._bad: Tensor | None = None
         super().__init__(*args, **kwargs)
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's training; checkpoints of other ranks may be opened in it."""
+        from inference.adapters.lrvd_callback import LrvdCallback
+
+        this: Any = self
+        for callback in this.callback_handler.callbacks:
+            if isinstance(callback, LrvdCallback):
+                callback.in_lrvd_trainer = True
+        return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The Trainer's, after the model was given the checkpoint's ranks (the optimizer is made later)."""
+        this: Any = self
+        _take_ranks(this.model if model is None else model, resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def _load_best_model(self) -> None:
+        """The same for the best checkpoint, at the end of training."""
+        this: Any = self
+        _take_ranks(this.model, this.state.best_model_checkpoint)
+        super()._load_best_model()  # type: ignore[misc]
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's optimizer with the noise levels in a group of their own."""
         this: Any = self
@@ -259,6 +282,17 @@ class LrvdTrainerMixin:
                     "total_rank": sum(len(s.lora_A) for s in layer_states(model).values()),
                 }
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
+
+
+def _take_ranks(model: nn.Module, checkpoint: str | Path) -> None:
+    """Gives each LRVD adapter the ranks it has in a Trainer's checkpoint, where there is one."""
+    from guides.adapters.lrvd_saving import WEIGHTS, take_ranks
+
+    configurations: Any = getattr(model, "peft_config", None) or {}
+    for name, config in configurations.items():
+        folder = Path(checkpoint) if name == "default" else Path(checkpoint) / name
+        if hasattr(config, "init_log_alpha") and (folder / WEIGHTS).is_file():
+            take_ranks(model, folder, name)
 
 
 def __getattr__(name: str) -> Any:

@@ -35,6 +35,10 @@ class RankPruning:
         return sum(self.kept.values())
 
 
+class NoRankLeft(ValueError):
+    """A pruning that would leave no rank at all."""
+
+
 def largest_gap(values: Tensor) -> float:
     """The middle of the largest gap between sorted values of log α; infinite for fewer than two."""
     ordered = values.sort().values
@@ -55,7 +59,7 @@ def rank_threshold(log_alpha: dict[str, Tensor], threshold: float | str = 1.0, b
     Raises:
         ValueError: an argument out of range.
     """
-    together = torch.cat([v.detach().double().cpu() for v in log_alpha.values()])
+    together = torch.cat([v.detach().double().cpu() for v in log_alpha.values()] or [torch.empty(0)])
     if budget is not None:
         if budget < 0:
             raise ValueError(f"budget: got {budget}; it must be at least 0")
@@ -128,7 +132,7 @@ def prune_ranks(
     if total and not allow_empty and not any(len(v) for v in keep.values()):
         lowest = min(float(v.min()) for v in log_alpha.values() if len(v))
         given = f"budget: got {budget}" if budget is not None else f"threshold: got {threshold!r}"
-        raise ValueError(
+        raise NoRankLeft(
             f"{given}; it would prune all {total} ranks (the lowest log alpha is {lowest:.3g}); train longer or with a "
             "weaker KL, choose it higher, or pass allow_empty=True"
         )
@@ -151,6 +155,21 @@ def prune_ranks(
         _update_patterns(config, owner, [targets[key] for key, index in keep.items() if len(index)], name)
     kept = {path: len(index) for path, index in keep.items()}
     return RankPruning(kept, total - sum(kept.values()), limit)
+
+
+def check_pruning(
+    model: nn.Module, optimizer: Any = None, threshold: float | str = 1.0, budget: int | None = None
+) -> None:
+    """Refuses what :func:`prune_ranks` would, given the same, except that no rank would be left.
+
+    Raises:
+        ValueError: it would.
+    """
+    targets = _targets(model, None)
+    rank_threshold(rank_log_alpha(model), threshold, budget)
+    with_ranks = [t for t in targets.values() if t.module.ranks()[t.adapter]]
+    check_optimizers([c for t in with_ranks for c in t.rank_parameters()], list(torch_optimizers(optimizer)))
+    _configurations(model, {t.adapter for t in with_ranks})
 
 
 class _Target(NamedTuple):

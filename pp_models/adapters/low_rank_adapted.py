@@ -18,6 +18,7 @@ from pyro.poutine.substitute_messenger import SubstituteMessenger
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from pp_models.adapters.called_layers import check_called, watch_layers
 from pp_models.adapters.low_rank_layer import FactorDraws, RankModule, RankParameter, adapt, linear_sizes
 from pp_models.adapters.low_rank_priors import CentredCauchy, check_rank_prior
 from pp_models.adapters.tempering import Tempering
@@ -118,7 +119,9 @@ class LowRankAdapted(Model):
         self.base_dropout, self.call = base_dropout, call
         self.likelihood = make_likelihood(likelihood, noise_scale)
         adapt(backbone, targets, rank, lora_alpha, lora_dropout, trainable)
+        watch_layers(backbone)
         self.backbone = backbone
+        self._checked = False
         # layers stay the same objects, and to find them takes a walk through the whole backbone
         self._rank_modules = {
             name.removeprefix("base_model.model."): module
@@ -296,6 +299,13 @@ class LowRankAdapted(Model):
             module.draws = draws.get(path)
 
     def _call(self, x: Tensor) -> Tensor:
+        outputs = self._run(x)
+        if not self._checked and not torch.compiler.is_compiling():
+            check_called(self.backbone)
+            self._checked = True
+        return outputs
+
+    def _run(self, x: Tensor) -> Tensor:
         if self.call is not None:
             return self.call(self.backbone, x)
         if not _is_hugging_face(self.backbone):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,8 @@ class RankModule:
     """
 
     draws: FactorDraws | None = None
+    #: whether the layer was called, and whether its weight was read by somebody else, since it was adapted
+    called, read = False, False
 
     def factors(self) -> tuple[nn.Parameter, nn.Parameter] | None:
         """A ``[r, k_in]`` and B ``[k_out, r]``; None where no rank is left."""
@@ -155,6 +158,17 @@ class LowRankLinear(nn.Module, RankModule):
     def rank_parameters(self, adapter: str | None = None) -> list[RankParameter]:
         return [RankParameter(self, "lora_A", 0), RankParameter(self, "lora_B", 1)]
 
+    @property
+    def weight(self) -> Any:
+        """The frozen weight, for networks that ask for its dtype before they call the layer."""
+        self.read = True
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Any:
+        """The frozen bias."""
+        return getattr(self.base_layer, "bias", None)
+
     def forward(self, x: Tensor) -> Tensor:
         """``[..., k_in]`` to ``[..., k_out]``."""
         outputs = self.base_layer(x)
@@ -195,7 +209,7 @@ def adapt(
         raise ValueError("backbone: it is adapted already; pass targets=None for a peft model with guides.LrvdConfig")
     if rank < 1:
         raise ValueError(f"rank: got {rank}; it must be at least 1")
-    linears = {name: m for name, m in backbone.named_modules() if linear_sizes(m) is not None}
+    linears = {n: m for n, m in backbone.named_modules(remove_duplicate=False) if linear_sizes(m) is not None}
     chosen = [name for name in linears if _matches(name, targets)]
     wanted = [] if isinstance(targets, str) else list(targets)
     missing = [t for t in wanted if not any(_matches(name, [t]) for name in linears)]
@@ -206,13 +220,23 @@ def adapt(
             f"{', '.join(sorted({name.rpartition('.')[2] for name in linears})[:8]) or 'none'}"
         )
     backbone.requires_grad_(False)
+    layers: dict[int, LowRankLinear] = {}
+    names: dict[int, list[str]] = {}
+    for name, module in linears.items():
+        names.setdefault(id(module), []).append(name)
     for name in chosen:
-        parent, _, child = name.rpartition(".")
-        setattr(
-            backbone.get_submodule(parent) if parent else backbone,
-            child,
-            LowRankLinear(linears[name], rank, lora_alpha, dropout),
-        )
+        layer = linears[name]
+        if id(layer) in layers:
+            continue
+        layers[id(layer)] = LowRankLinear(layer, rank, lora_alpha, dropout)
+        same = names[id(layer)]
+        if len(same) > 1:
+            warnings.warn(
+                f"targets: {' and '.join(map(repr, same))} are one layer, which has one adapter", stacklevel=3
+            )
+        for each in same:
+            parent, _, child = each.rpartition(".")
+            setattr(backbone.get_submodule(parent) if parent else backbone, child, layers[id(layer)])
     for ending in trainable:
         found = [m for name, m in backbone.named_modules() if _matches(name, [ending])]
         if not found:

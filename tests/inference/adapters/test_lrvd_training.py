@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
+from peft.utils import hotswap
 from safetensors.torch import load_file
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from guides import RankwiseGuide
-from guides.adapters.lrvd_layers import kl_divergence, lrvd_modules, rank_log_alpha
+from guides.adapters.lrvd_layers import KLWatch, kl_divergence, lrvd_modules, rank_log_alpha
 from guides.adapters.lrvd_peft import LrvdConfig
 from inference import TrainingDiverged
 from inference.adapters.lrvd_training import (
@@ -283,3 +284,146 @@ save_file(rank_log_alpha(noisy), {str(tmp_path)!r} + f"/noisy-{{rank}}.safetenso
     first, second = (load_file(tmp_path / f"noisy-{rank}.safetensors") for rank in range(2))
     assert all(torch.equal(first[path], second[path]) for path in first)
     assert not all(torch.equal(first[path], start) for path in first)
+
+
+# -- pruning in a Trainer, its checkpoints, and what is said -----------------------------------------------------------
+
+
+def pruned_trainer(folder, callback, kind=LrvdTrainer, **options):
+    options = {"max_steps": 8, "save_strategy": "steps", "save_steps": 2} | options
+    model = adapted()
+    with torch.no_grad():
+        for i, module in enumerate(lrvd_modules(model).values()):
+            module.lora_lrvd_log_alpha["default"][:] = torch.tensor([-9.0, 30.0, -9.0]) + 40 * (i == 1)
+    args = TrainingArguments(
+        output_dir=str(folder), use_cpu=True, report_to=[], disable_tqdm=True, seed=0, logging_steps=100,
+        per_device_train_batch_size=2, learning_rate=1e-2, **options,
+    )  # fmt: skip
+    own = {"lrvd": LrvdObjective(num_data=16)} if kind is LrvdTrainer else {}
+    return kind(model=model, args=args, train_dataset=rows(16), eval_dataset=rows(), callbacks=[callback], **own)
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_a_pruned_training_is_resumed_to_the_same_numbers(tmp_path):
+    whole = pruned_trainer(tmp_path / "whole", LrvdCallback(prune_every=4, threshold=20.0))
+    whole.train()
+    assert sorted(module_ranks(whole.model).values()) == [0, 2, 2, 2]
+    again = pruned_trainer(tmp_path / "again", LrvdCallback(prune_every=4, threshold=20.0))
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    expected, found = weights(whole.model), weights(again.model)
+    assert expected.keys() == found.keys()
+    for name, p in expected.items():
+        torch.testing.assert_close(found[name], p, rtol=0, atol=0)
+    assert again.model.peft_config["default"].rank_pattern == whole.model.peft_config["default"].rank_pattern
+
+
+@pytest.mark.filterwarnings("ignore:step 8. nothing was pruned:UserWarning")
+def test_the_best_model_of_other_ranks_is_loaded_at_the_end(tmp_path):
+    callback = LrvdCallback(prune_every=4, threshold=20.0)
+    trainer = pruned_trainer(
+        tmp_path,
+        callback,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+    )
+    losses, real = iter([0.1, 0.2, 0.3, 0.4]), trainer.evaluate
+    trainer.evaluate = lambda *a, **k: real(*a, **k) | {"eval_loss": next(losses)}
+    ranks = []
+    trainer._load_best = trainer._load_best_model
+    trainer._load_best_model = lambda: (trainer._load_best(), ranks.append(module_ranks(trainer.model)))
+    trainer.train()
+    assert [set(each.values()) for each in ranks] == [{3}]  # the best checkpoint is older than the first pruning
+    assert [step for step, _ in callback.history] == [4, 8, 8]  # what was loaded is pruned again
+    best = load_file(tmp_path / "checkpoint-2" / "adapter_model.safetensors")
+    for path, module in lrvd_modules(trainer.model).items():
+        if module.factors() is not None:
+            saved = best[f"base_model.model.{path}.lora_A.weight"]
+            assert torch.equal(module.factors()[0], saved[[0, 2]])
+
+
+def test_training_is_kept_where_every_rank_would_go(tmp_path):
+    callback = LrvdCallback(prune_every=4, threshold=-20.0)
+    trainer = pruned_trainer(tmp_path, callback)
+    with pytest.warns(UserWarning, match=r"^step [48]: nothing was pruned; threshold: got -20.0; it would prune"):
+        trainer.train()
+    assert trainer.state.global_step == 8 and callback.history == []
+    assert set(module_ranks(trainer.model).values()) == {3}
+
+
+def test_the_default_callback_does_not_end_a_training(tmp_path):
+    trainer = pruned_trainer(tmp_path, LrvdCallback())
+    with torch.no_grad():
+        for module in lrvd_modules(trainer.model).values():
+            module.lora_lrvd_log_alpha["default"][:] = 30.0
+    with pytest.warns(UserWarning, match=r"^step 8: nothing was pruned; threshold: got 1.0; it would prune"):
+        trainer.train()
+    assert trainer.state.global_step == 8
+
+
+def test_a_trainer_without_the_mixin_says_that_no_kl_is_trained(tmp_path):
+    trainer = pruned_trainer(tmp_path, LrvdCallback(prune_every=0), Trainer, max_steps=2)
+    with pytest.warns(UserWarning, match=r"^LRVD layers train without their KL.*LrvdTrainerMixin") as said:
+        trainer.train()
+    assert len(said) == 1
+
+
+def test_a_loop_without_a_kl_is_noticed_and_one_with_it_is_not():
+    model = adapted().train()
+    for _ in range(KLWatch.PATIENCE - 1):
+        model(token_ids())
+    with pytest.warns(UserWarning, match=r"^LRVD layers train without their KL") as said:
+        for _ in range(10):
+            model(token_ids())
+    assert len(said) == 1
+    model = adapted().train()
+    kl_divergence(model)
+    for _ in range(KLWatch.PATIENCE + 3):
+        model(token_ids())
+
+
+@pytest.mark.parametrize(
+    ("callback", "options", "message"),
+    [
+        ({"prune_every": 4}, {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2},
+         r"^load_best_model_at_end: got True with prune_every=4, .*derive the Trainer from LrvdTrainerMixin"),
+        ({"threshold": "half"}, {}, r"^threshold: got 'half'; it must be a number or 'gap'$"),
+        ({"budget": -1}, {}, r"^budget: got -1; it must be at least 0$"),
+        ({}, {"optim": "adafactor"}, r"^optimizer: its state 'exp_avg_sq_row' has shape"),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:LRVD layers train without:UserWarning")
+def test_what_cannot_be_pruned_is_refused_before_it_is_trained(callback, options, message, tmp_path):
+    trainer = pruned_trainer(tmp_path, LrvdCallback(**callback), Trainer, **options)
+    with pytest.raises(ValueError, match=message) as caught:
+        trainer.train()
+    assert "\n" not in str(caught.value) and trainer.state.global_step <= 1
+
+
+@pytest.mark.filterwarnings("ignore:LRVD layers train without:UserWarning")
+def test_a_plain_trainer_cannot_resume_a_pruned_adapter_and_says_who_can(tmp_path):
+    pruned_trainer(tmp_path, LrvdCallback(prune_every=4, threshold=20.0), max_steps=4).train()
+    trainer = pruned_trainer(tmp_path, LrvdCallback(), Trainer)
+    with pytest.raises(ValueError, match=r"has rank 2 at '.*', and the model 3; .* by LrvdTrainerMixin$") as caught:
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments:UserWarning")
+def test_a_hot_swap_is_refused_before_anything_is_swapped(tmp_path):
+    model = adapted()
+    model.save_pretrained(tmp_path)
+    before = weights(model)
+    plain = get_peft_model(tiny_bert(), LoraConfig(r=3, target_modules=["query", "value"]))
+    for other in (model, plain):
+        with pytest.raises(ValueError, match=r"^hotswap: LRVD adapters cannot be swapped in place"):
+            hotswap.hotswap_adapter(other, str(tmp_path), "default", torch_device="cpu")
+    with pytest.raises(ValueError, match=r"^hotswap: LRVD adapters cannot be swapped in place"):
+        hotswap.prepare_model_for_compiled_hotswap(model, target_rank=5)
+    assert all(torch.equal(p, before[name]) for name, p in weights(model).items())
+    target = tmp_path / "plain"
+    plain.save_pretrained(target)
+    hotswap.hotswap_adapter(plain, str(target), "default", torch_device="cpu")
