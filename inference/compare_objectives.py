@@ -38,9 +38,9 @@ def compare_objectives(
     Parameters, their ``.grad`` and the process's random state are left as they were.
 
     Args:
-        model: the model.
+        model: the model; of a bare function no parameters are known, and its ratio is NaN.
         guide: its guide.
-        batch: a TaskBatch or Dataset.
+        batch: a TaskBatch or Dataset, or whatever both are called with.
         objectives: names, or a function from K to an objective by label; all of the registry by default.
         num_particles: values of K.
         repeats: evaluations of each, at least 2.
@@ -123,7 +123,7 @@ def _measure(
     model: nn.Module, guide: nn.Module, objective: pyro.infer.ELBO, batch: Any, repeats: int, seed: int
 ) -> dict[str, float]:
     parts = {
-        name: [p for p in module.parameters() if p.requires_grad]
+        name: [p for p in module.parameters() if p.requires_grad] if isinstance(module, nn.Module) else []
         for name, module in (("guide", guide), ("model", model))
     }
     moments = {name: _Moments() for name in (*parts, "bound", "ess", "below")}
