@@ -100,10 +100,10 @@ def test_svi_and_torch_see_the_same_parameters():
 
 def test_instances_never_share_names():
     data = Dataset(torch.randn(2, 5, 1), torch.randn(2, 5, 1))
-    for _ in range(2):
-        model, guide = learning_pair()
+    pairs = [learning_pair() for _ in range(2)]
+    for model, guide in pairs:
         SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO()).step(data)
-    count = sum(1 for m in (model, guide) for _ in m.parameters())
+    count = sum(1 for m in pairs[0] for _ in m.parameters())
     assert len(pyro.get_param_store()) == 2 * count
 
 
