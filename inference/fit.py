@@ -204,10 +204,11 @@ def fit(
         objective = make(objective)
     fabric = make_fabric(device, precision)
     folder = None if checkpoint_dir is None else make_folder(checkpoint_dir, "checkpoint_dir")
-    with one_fit_at_a_time(), nullcontext() if folder is None else locked(folder, "checkpoint_dir"):
-        if folder is not None and not resume:
+    writes = folder is not None and fabric.global_rank == 0  # of several processes one
+    with one_fit_at_a_time(), locked(folder, "checkpoint_dir") if folder is not None and writes else nullcontext():
+        if folder is not None and writes and not resume:
             checkpoint.refuse_foreign_files(folder, "checkpoint_dir")
-        elif folder is not None:
+        elif folder is not None and writes:
             checkpoint.remove_leftovers(folder)
 
         step_module = TrainingStep(model, guide, objective)
