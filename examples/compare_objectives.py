@@ -25,6 +25,6 @@ def compare(name: str, steps: int = 100, **options) -> tuple[float, float, float
 
 
 if __name__ == "__main__":
-    for name in ("elbo", "iwae", "rws", "pp-avi"):  # "guidebook list objectives" prints all eleven
+    for name in ("elbo", "iwae", "rws", "pp-avi"):  # "guidebook list objectives" prints all
         held_out, bound, ess = compare(name, num_particles=16)
         print(f"{name:8s} held-out {held_out:6.2f} nats a point, bound {bound:7.1f} a task, ESS {ess:4.1f} of 16")
