@@ -14,7 +14,7 @@ from multiprocessing import get_context
 import pytest
 import torch
 
-from tests.zoo.comparison import OBJECTIVES, applicable, check, evidence_error, fresh
+from tests.zoo.comparison import OBJECTIVES, applicable, check, evidence_error, fresh, notice
 from tests.zoo.mutations import MUTATIONS
 from tests.zoo.programs import CASES
 
@@ -44,10 +44,7 @@ def _mutated(name: str, repeats: int) -> list[str]:
     mutation = MUTATIONS[name]
     with pytest.MonkeyPatch.context() as patch:
         mutation.apply(patch)
-        try:
-            noticed = check(mutation.case, mutation.objective, mutation.vectorize, repeats, {})
-        except Exception as error:
-            noticed = str(error)
+        noticed = notice(mutation, max(repeats, mutation.repeats))
     return [] if noticed else [f"put back, and not noticed by {mutation.objective} on {mutation.case}"]
 
 

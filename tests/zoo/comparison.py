@@ -120,3 +120,20 @@ def splits(case_name: str, name: str = "iwae") -> tuple[set[str], dict[str, str]
     registered, options = OBJECTIVES[name]
     terms = make(registered, num_particles=2, **options).terms(case.model, case.guide, *case.args)
     return set(terms.independent.plates), dict(terms.independent.ties)
+
+
+def notice(mutation: Any, repeats: int, limit: float = STANDARD_ERRORS) -> str:
+    """What shows that a fault was put back: a wrong number, another split of plates, or an error; else nothing.
+
+    Args:
+        mutation: the fault, already put back.
+        repeats: evaluations.
+        limit: standard errors.
+    """
+    try:
+        found = check(mutation.case, mutation.objective, mutation.vectorize, repeats, {}, limit)
+        if not found and splits(mutation.case)[0] != set(fresh(mutation.case).split):
+            return "another split"
+        return found
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
