@@ -40,11 +40,12 @@ def factor(step: int, steps: int, schedule: str, warmup: int = 0, floor: float =
     """
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    if schedule == "constant":
-        return 1.0
-    done = (step - warmup) / max(steps - 1 - warmup, 1)
-    left = 1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return floor + (1 - floor) * left
+    return floor + (1 - floor) * decay(schedule, (step - warmup) / max(steps - 1 - warmup, 1))
+
+
+def decay(schedule: str, done: float) -> float:
+    """What is left of a learning rate when a share ``done`` of its way is behind it."""
+    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[schedule]
 
 
 class LearningRates:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from guides.adapters.lrvd_families import weights_per_rank
 from guides.adapters.lrvd_layers import kl_divergence, layer_states
+from inference.schedules import SCHEDULES, decay
 from inference.skipped_steps import TrainingDiverged
 from pp_models.adapters.tempering import Tempering
 
 #: how far log α may travel in a training run, in nats: the sum of its learning rates over the steps
 TRAVEL = 14.0
-SCHEDULES = ("constant", "linear", "cosine")
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,7 @@ def _factor(step: int, steps: int, schedule: str, warmup_steps: int) -> float:
     """A learning rate relative to its peak, as transformers' schedules have it."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    rest = (step - warmup_steps) / max(steps - warmup_steps, 1)
-    return {"constant": 1.0, "linear": 1 - rest, "cosine": 0.5 * (1 + math.cos(math.pi * rest))}[schedule]
+    return decay(schedule, (step - warmup_steps) / max(steps - warmup_steps, 1))
 
 
 def noise_parameters(model: nn.Module, guide: nn.Module | None = None) -> list[nn.Parameter]:
