@@ -101,11 +101,7 @@ def inspect_run(
         Heading("Posterior"),
         Prose("The entries with the largest posterior standard deviation; posterior.nc holds all of it."),
         Table(summary),
-        *(
-            []
-            if forest is None
-            else [Picture(forest, "ArviZ's forest plot of them: medians, central 50 % and 90 % HDI.")]
-        ),
+        Picture(forest, "ArviZ's forest plot of them: medians, 50 % and 90 % HDI."),
         Heading("Configuration"),
         Settings(asdict(configuration)),
         Code(f"guidebook inspect {shlex.quote(path.name)} --draws {draws}"),
