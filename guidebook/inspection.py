@@ -125,6 +125,7 @@ def _verdict(configuration: RunConfiguration, method: Method, draws: int, progre
         method.guide,
         stream.batch(HELD_OUT_BATCH),
         objective=name,
+        trained_on=[stream.batch(i) for i in range(4)],
         num_simulations=SIMULATIONS,
         num_samples=max(draws, 50),
         seed=configuration.seed % 2**31,
