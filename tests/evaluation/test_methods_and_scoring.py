@@ -109,7 +109,7 @@ def test_what_a_method_is_trained_with(name, attribute, value):
 
 
 def test_an_unknown_method():
-    with pytest.raises(ValueError, match="model: got 'gan'; it is none of 28 names such as nvdp"):
+    with pytest.raises(ValueError, match="model: got 'gan'; it is none of 31 names such as nvdp"):
         build("gan", TaskShape(1, 1))
 
 
