@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from evaluation.methods import Method, TaskShape, build
 from evaluation.report import Code, Heading, Picture, Prose, Section, Table, as_png, write_report
 from inference import fit
 from inference.training_setup import make_fabric
-from pp_models.files import make_folder, sealed_json, write_atomically
+from pp_models.files import STRICT, make_folder, sealed_json, write_atomically
 from pp_models.tasks.task_stream import TaskStream
 
+RESULTS = "results.json"
 SCALES = ("smoke", "small", "paper")
 
 
@@ -67,6 +68,8 @@ class Check:
     measured: str
     holds: bool | None
 
+    __pydantic_config__ = STRICT
+
     def __post_init__(self) -> None:
         if self.holds is not None:  # comparisons of table entries give NumPy's own, which JSON does not know
             object.__setattr__(self, "holds", bool(self.holds))
@@ -93,6 +96,19 @@ class Outcome:
     figures: dict[str, tuple[Any, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What ``results.json`` holds of an outcome."""
+
+    name: str
+    command: str
+    checks: list[Check]
+    notes: list[str]
+    table: list[dict[str, str | float | bool | None]]
+
+    __pydantic_config__ = STRICT
 
 
 class Workshop:
@@ -193,15 +209,9 @@ def write_outcome(outcome: Outcome, folder: Path) -> None:
         CheckpointError: the folder cannot be written to.
     """
     folder = make_folder(folder, "out")
-    checks = [vars(check) for check in outcome.checks]
-    result = {
-        "name": outcome.name,
-        "command": outcome.command,
-        "checks": checks,
-        "notes": outcome.notes,
-        "table": json.loads(outcome.table.to_json(orient="records")),
-    }
-    write_atomically(folder / "results.json", sealed_json(result))
+    rows = json.loads(outcome.table.to_json(orient="records"))
+    result = Results(outcome.name, outcome.command, outcome.checks, outcome.notes, rows)
+    write_atomically(folder / RESULTS, sealed_json(asdict(result)))
     write_atomically(folder / "table.csv", outcome.table.to_csv(index=False).encode())
     for title, table in outcome.tables.items():
         name = "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-")
@@ -210,7 +220,7 @@ def write_outcome(outcome: Outcome, folder: Path) -> None:
     for stem, png in pngs.items():
         write_atomically(folder / f"{stem}.png", png)
     sections: list[Section] = []
-    if checks:
+    if outcome.checks:
         sections += [Heading(_verdict(outcome.checks)), Table(check_table(outcome.checks))]
     sections += [Heading("Results"), Table(summary(outcome.table)), *(Prose(n) for n in outcome.notes)]
     for title, table in outcome.tables.items():

@@ -190,7 +190,7 @@ def test_a_metric_that_cannot_be_written_is_one_line_and_no_half_line_stays(tmp_
 
     rows = tmp_path / "metrics.jsonl"
     rows.write_text('{"step": 2}\n')
-    monkeypatch.setattr(files, "open", lambda *a, **k: Full(open(*a, **k)), raising=False)
+    monkeypatch.setattr(files, "open", lambda *a, **k: Full(open(*a, **k)), raising=False)  # noqa: SIM115
     with pytest.raises(CheckpointError, match=r"cannot be written \(No space left on device\); the lines before are"):
         files.append_line(rows, '{"step": 4}')
     monkeypatch.undo()
