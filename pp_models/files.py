@@ -172,12 +172,21 @@ def read_regular(path: Path, most: int | None = None, part: bool = False) -> byt
             raise FileError(f"{path}: is not a regular file")
         if most is not None and about.st_size > most and not part:
             raise FileError(f"{path}: has {about.st_size} bytes; such a file has at most {most}")
-        if part:
-            return file.read(most)
-        content = file.read() if most is None else file.read(most + 1)
-    if most is not None and len(content) > most:  # it grew, or its system does not know its size
+        if most is None:
+            return file.read()
+        content = read_at_most(file, most)
+    if len(content) > most and not part:  # it grew, or its system does not know its size
         raise FileError(f"{path}: has more than {most} bytes; such a file has no more")
-    return content
+    return content[:most]
+
+
+def read_at_most(file: Any, most: int) -> bytes:
+    """What is left of a file, or one byte more than ``most`` of it; no memory is taken before there is content."""
+    parts, left = [], most + 1
+    while left and (part := file.read(min(left, 2**20))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def sealed_json(content: Mapping[str, Any]) -> bytes:
