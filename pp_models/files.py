@@ -150,6 +150,8 @@ MOST_JSON_BYTES = 64 * 2**20
 FORMAT = 1
 #: how dataclasses that are read from files are filled: no key left over, no word taken for a number
 STRICT: Any = {"strict": True, "extra": "forbid"}
+#: the same of files that say more than is read
+LENIENT: Any = {"strict": True, "extra": "ignore"}
 
 
 def read_regular(path: Path, most: int | None = None, part: bool = False) -> bytes:

@@ -12,13 +12,13 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from pp_models.data import DataError
-from pp_models.files import checked
+from pp_models.files import LENIENT, checked
 from pp_models.tasks import hub_text
 from pp_models.tasks.data_files import text_of
 from pp_models.tasks.docstring_texts import LIBRARIES, ODD_LIBRARY, docstring_sentences, library_sentences
@@ -27,8 +27,6 @@ from pp_models.tasks.downloads import find
 #: names of the answers of a multiple-choice question, in order
 LETTERS = "ABCDE"
 T = TypeVar("T")
-#: lines of a published file may say more than is read
-LENIENT: Any = {"extra": "ignore"}
 
 
 @dataclass(frozen=True, eq=False)
