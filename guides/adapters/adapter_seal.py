@@ -75,10 +75,10 @@ def read_adapter_config(file: Path) -> tuple[dict[str, Any], str | None]:
     try:
         content = dict(json.loads(read_regular(file, MOST_CONFIG_BYTES)))
         seal = content.pop(SEAL, None)
-        form, digest, weights = (
-            (None, None, None) if seal is None else (seal[k] for k in ("format", "sha256", "weights"))
-        )
-        own = None if seal is None else _digest(content, weights)
+        if seal is None:
+            return content, None
+        form, digest, weights = seal["format"], seal["sha256"], seal["weights"]
+        own = _digest(content, weights)
     except (ValueError, TypeError, KeyError, OSError, RecursionError, FileError) as error:
         reason = f"{type(error).__name__}: {str(error)[:100]}"
         raise ValueError(f"path: {file} is not an adapter configuration ({reason})") from None
@@ -115,7 +115,7 @@ def read_weights(file: Path, digest: str | None) -> dict[str, Tensor]:
     """
     try:
         content = read_regular(file)
-        tensors = safetensors.torch.load(content)
+        tensors = dict(sorted(safetensors.torch.load(content).items()))
         for name, tensor in tensors.items():
             if not tensor.dtype.is_floating_point:
                 raise ValueError(f"{name} has dtype {tensor.dtype}; an adapter's are floating point")
