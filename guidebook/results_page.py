@@ -36,10 +36,10 @@ def markdown_table(frame: pd.DataFrame) -> str:
 
 def small_picture(path: Path) -> bytes:
     """A PNG at most ``PICTURE_WIDTH`` wide with a palette: a tenth of the bytes, and as readable on a page."""
-    picture = Image.open(io.BytesIO(read_regular(path, MOST_TABLE_BYTES)), formats=("PNG",))
-    if picture.width * picture.height > MOST_PIXELS:
-        raise ValueError(f"{path}: has {picture.width} x {picture.height} pixels; a picture of a run has fewer")
-    picture = picture.convert("RGB")
+    stored = Image.open(io.BytesIO(read_regular(path, MOST_TABLE_BYTES)), formats=("PNG",))
+    if stored.width * stored.height > MOST_PIXELS:
+        raise ValueError(f"{path}: has {stored.width} x {stored.height} pixels; a picture of a run has fewer")
+    picture = stored.convert("RGB")
     width = min(PICTURE_WIDTH, picture.width)
     picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

@@ -13,7 +13,7 @@ import torch
 from evaluation.methods import Method, TaskShape, build
 from inference import FitResult, checkpoint, fit
 from inference.objectives import make
-from pp_models.files import STRICT, make_folder, read_checked_json, sealed_json
+from pp_models.files import STRICT, locked, make_folder, read_checked_json, sealed_json
 from pp_models.tasks.downloads import no_downloads
 from pp_models.tasks.task_table import TASKS, task_stream
 
@@ -114,6 +114,14 @@ def start(configuration: RunConfiguration, folder: str | Path, resume: bool | st
     """
     method = configuration.build()
     path = make_folder(folder, "out")
+    with locked(path, "out"):
+        return _start(configuration, method, path, resume, options)
+
+
+def _start(
+    configuration: RunConfiguration, method: Method, path: Path, resume: bool | str, options: dict[str, Any]
+) -> FitResult:
+    """The same in a folder that nobody else writes to."""
     held = path / CONFIGURATION
     earlier = None
     if held.exists():

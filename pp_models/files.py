@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import stat
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,6 +111,23 @@ def append_line(path: Path, line: str) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise FileError(f"{path}: cannot be written ({reason}); the lines before are intact") from None
+
+
+def reserve(path: Path, size: int) -> None:
+    """Proves that a file of so many bytes can be written, for writers that do not survive a full disk.
+
+    Raises:
+        OSError: it cannot.
+    """
+    try:
+        with os.fdopen(create_exclusively(path), "wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, max(size, 1))
+            else:
+                for start in range(0, size, 2**20):
+                    file.write(bytes(min(2**20, size - start)))
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _keep_name(folder: Path) -> None:
@@ -267,9 +285,13 @@ def checked(content: Any, schema: type[T]) -> T:
         raise ValueError(f"{where}: {reason}{got}" if where else reason) from None
 
 
+#: threads that hold a folder, by its device and number
+_holders: dict[tuple[int, int], int] = {}
+
+
 @contextmanager
 def locked(folder: Path, argument: str) -> Iterator[None]:
-    """Holds a folder for this process alone; the lock goes with the process, however it ends.
+    """Holds a folder for this thread alone, which may ask again; the lock goes with the process, however it ends.
 
     Args:
         folder: an existing folder.
@@ -287,6 +309,12 @@ def locked(folder: Path, argument: str) -> Iterator[None]:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise FileError(f"{argument}: {folder} cannot be opened ({error.strerror or error})") from None
+    about = os.fstat(descriptor)
+    key = (about.st_dev, about.st_ino)
+    if _holders.get(key) == threading.get_ident():  # by a caller of this one
+        os.close(descriptor)
+        yield
+        return
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -296,6 +324,9 @@ def locked(folder: Path, argument: str) -> Iterator[None]:
             ) from None
         except OSError:  # a file system without locks
             pass
+        _holders[key] = threading.get_ident()
         yield
     finally:
+        if _holders.get(key) == threading.get_ident():
+            del _holders[key]
         os.close(descriptor)

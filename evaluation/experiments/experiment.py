@@ -129,6 +129,10 @@ class Workshop:
         self.progress = progress
         self.console = Console(stderr=True, quiet=not progress)
 
+    def say(self, line: str) -> None:
+        """Shows a line as it is: brackets are no markup."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def train(
         self, key: str, name: str, task: TaskShape, tasks: TaskStream, scale: Scale, seed: int, steps: int | None = None
     ) -> tuple[Method, list[dict[str, float]]]:
@@ -147,7 +151,7 @@ class Workshop:
             The method and its training history.
         """
         steps = steps or scale.steps
-        self.console.print(f"{key}: {name}, seed {seed}, {steps} steps")
+        self.say(f"{key}: {name}, seed {seed}, {steps} steps")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             method = build(name, task)
@@ -190,7 +194,7 @@ class Workshop:
         Returns:
             The model, the guide and the training history.
         """
-        self.console.print(f"{key}: {name}, seed {seed}, {options['steps']} steps")
+        self.say(f"{key}: {name}, seed {seed}, {options['steps']} steps")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, guide = build()
