@@ -87,7 +87,10 @@ def write_page(runs: str | Path, page: str | Path) -> None:
         ValueError: the page has no marker line, or there are no results.
     """
     page = Path(page)
-    head, marker, _ = page.read_text().partition(MARKER)
+    try:
+        head, marker, _ = read_regular(page, MOST_TABLE_BYTES).decode().partition(MARKER)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"page: {page} cannot be read ({error})") from None
     if not marker:
         raise ValueError(f"page: {page} has no line {MARKER}")
     pictures = page.with_suffix("")

@@ -102,6 +102,23 @@ class _State:
     format: int
 
 
+def _check_flat(state: dict[str, Any]) -> None:
+    """Refuses what is nested deeper than a state is: a pickle of a hundred bytes may say 2^40 entries, each the same.
+
+    Raises:
+        ValueError: it is.
+    """
+    deep = (dict, list, tuple, set)
+    rows = {"peaks": [state["schedule"].get("peaks")]} if isinstance(state["schedule"], dict) else {}
+    for name, found in {"history": state["history"], "skipped": state["skipped"], **rows}.items():
+        for row in found if isinstance(found, list) else [found]:
+            inner = row.values() if isinstance(row, dict) else row if isinstance(row, list | tuple) else ()
+            if any(isinstance(value, deep) for value in inner):
+                raise ValueError(f"its {name} is nested")
+    if any(isinstance(state[name], deep) for name in ("seed", "step", "format")):
+        raise ValueError("its counters are no numbers")
+
+
 def _names(step: int) -> tuple[str, str]:
     return f"weights-{step:08d}.safetensors", f"state-{step:08d}.pt"
 
@@ -310,6 +327,7 @@ def _read_state(path: Path, content: bytes) -> dict[str, Any]:
         state = torch.load(io.BytesIO(content), weights_only=True)
         if not isinstance(state, dict) or set(state) != STATE:
             raise ValueError("its keys are not a state's")
+        _check_flat(state)
         rest = {name: value for name, value in state.items() if name not in ("optimizer", "schedule")}
         schedule = dict(state["schedule"])
         if schedule.get("scheduler") is not None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+#: of what an optimizer keeps of one parameter
+MOST_ENTRIES = 10_000
 #: what an optimizer cannot make a step without, once it has made one
 NEEDED: dict[type, set[str]] = {
     torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
@@ -48,7 +51,10 @@ def check_optimizer_state(
                 raise ValueError(f"{other} (it has no option {name})")
             tensors = isinstance(value, Tensor) or isinstance(saved[name], Tensor)
             if name not in ("lr", "initial_lr") and not tensors and saved[name] != value:  # rates have their own check
-                raise ValueError(f"optimizer: {name} is {value!r}, but the run to resume has {saved[name]!r}")
+                held_value = reprlib.repr(saved[name])  # it may be anything
+                raise ValueError(f"optimizer: {name} is {value!r}, but the run to resume has {held_value}")
+        if unknown := sorted(set(map(str, saved)) - set(group) - {"params", "initial_lr"}):
+            raise ValueError(f"{other} (an option {unknown[0]})")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for index, state in states.items():
         if not isinstance(index, int) or not 0 <= index < len(parameters) or not isinstance(state, dict):
@@ -63,9 +69,30 @@ def _check_entry(state: Mapping[str, Any], parameter: Tensor, needed: set[str], 
     if missing:
         raise ValueError(f"{opening}{missing[0]} is missing)")
     for name, value in state.items():
-        if not isinstance(value, Tensor):
-            continue
-        if value.shape != parameter.shape and value.numel() != 1:
-            raise ValueError(f"{opening}{name} has shape {list(value.shape)} instead of {list(parameter.shape)})")
-        if value.is_complex() != parameter.is_complex() or not bool(torch.isfinite(value).all()):
-            raise ValueError(f"{opening}{name} holds values that no step writes)")
+        for tensor in _tensors(value, f"{opening}{name} "):
+            if name in needed and tensor.shape != parameter.shape and tensor.numel() != 1:
+                raise ValueError(f"{opening}{name} has shape {list(tensor.shape)} instead of {list(parameter.shape)})")
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                raise ValueError(f"{opening}{name} says shape {list(tensor.shape)}, more than it holds)")
+            if tensor.is_complex() != parameter.is_complex() or not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{opening}{name} holds values that no step writes)")
+
+
+def _tensors(value: Any, opening: str) -> list[Tensor]:
+    """Tensors in what an optimizer keeps of one parameter, which may be lists of them.
+
+    Raises:
+        ValueError: there are more entries than any optimizer keeps.
+    """
+    found, left = [], [value]
+    for _ in range(MOST_ENTRIES):
+        if not left:
+            return found
+        each = left.pop()
+        if isinstance(each, Tensor):
+            found.append(each)
+        elif isinstance(each, dict):
+            left += each.values()
+        elif isinstance(each, list | tuple | set):
+            left += each
+    raise ValueError(f"{opening}has more than {MOST_ENTRIES} entries)")

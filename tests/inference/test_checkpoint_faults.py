@@ -92,6 +92,7 @@ def test_the_optimizer_in_a_state_is_checked_before_it_is_used(run):
     for change, message in (
         (without(first, "exp_avg"), r": exp_avg is missing\)$"),
         (first | {"exp_avg": huge}, r": exp_avg has shape \[1000000000000\] instead of \["),
+        (first | {"other": huge}, r": other says shape \[1000000000000\], more than it holds\)$"),
         (first | {"exp_avg_sq": first["exp_avg_sq"] * torch.nan}, r": exp_avg_sq holds values that no step writes\)$"),
         (first | {"exp_avg": first["exp_avg"] + 1j}, r": exp_avg holds values that no step writes\)$"),
     ):
@@ -101,6 +102,44 @@ def test_the_optimizer_in_a_state_is_checked_before_it_is_used(run):
     for changed in (without(optimizer, "state"), optimizer | {"param_groups": []}, [], optimizer | {"state": {99: {}}}):
         forge(run, STATE, saved(state | {"optimizer": changed}))
         refused(run, r"^optimizer: the run in .* was made with another one \(", ValueError)
+
+
+def test_a_state_of_a_hundred_bytes_and_a_million_million_entries_is_refused_at_once(run):
+    """Lists of twice the same list: small as a pickle, endless for whoever goes through them."""
+    vast: object = 0.0
+    for _ in range(40):
+        vast = [vast, vast]
+    state = checkpoint.load(run)[2]
+    optimizer = state["optimizer"]
+    for change in ({"history": vast}, {"skipped": [vast]}, {"schedule": {"peaks": vast, "scheduler": None}}):
+        forge(run, STATE, saved(state | change))
+        refused(run, rf"{STATE}: is not the state of a fit, or not readable \(its \S+ is nested\)$")
+    for name in ("seed", "format"):
+        forge(run, STATE, saved(state | {name: vast}))
+        refused(run, r"its counters are no numbers\)$")
+    (group,) = optimizer["param_groups"]
+    for change in ({"betas": vast}, {"more": vast}):
+        changed = optimizer | {"param_groups": [group | change]}
+        forge(run, STATE, saved(state | {"optimizer": changed}))
+        refused(run, r"^optimizer: ", ValueError)
+    at = min(optimizer["state"])
+    changed = optimizer | {"state": optimizer["state"] | {at: optimizer["state"][at] | {"more": vast}}}
+    forge(run, STATE, saved(state | {"optimizer": changed}))
+    refused(run, r"^optimizer: .* more has more than 10000 entries\)$", ValueError)
+
+
+def test_optimizers_that_keep_other_shapes_and_lists_go_on(tmp_path):
+    class Factored(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            for p in self.param_groups[0]["params"]:
+                if p.grad is not None and p.dim() == 2:
+                    self.state[p]["row"] = p.grad.square().mean(-1)
+                    self.state[p]["factors"] = [p.new_zeros(99, 99), (1.0, None, "word")]
+
+    for steps in (4, 8):
+        train(tmp_path, steps, resume=True, optimizer=lambda p: Factored(p, 1e-3, momentum=0.9))
+    assert checkpoint.read_index(tmp_path)[0]["step"] == 8
 
 
 def test_a_compressed_state_is_not_unpacked(run):
