@@ -84,7 +84,8 @@ def _tensors(value: Any, opening: str) -> list[Tensor]:
     Raises:
         ValueError: there are more entries than any optimizer keeps.
     """
-    found, left = [], [value]
+    found: list[Tensor] = []
+    left = [value]
     for _ in range(MOST_ENTRIES):
         if not left:
             return found

@@ -124,8 +124,8 @@ def check_allowed(name: str) -> None:
     """
     if who := _forbidden.get():
         raise DataError(
-            f"{name}: it is not on this machine, and {who} downloads nothing; get it first (guidebook.load_images or "
-            f"load_text by its name), or put it into the folder that {DATA_VARIABLE} names"
+            f"{name}: it is not on this machine, and {who} downloads nothing; make such tasks once yourself, which "
+            f"does, or put it into the folder that {DATA_VARIABLE} names"
         )
 
 
