@@ -114,7 +114,7 @@ def start(configuration: RunConfiguration, folder: str | Path, resume: bool | st
     """
     method = configuration.build()
     path = make_folder(folder, "out")
-    with locked(path, "out"):
+    with locked(path, "out", passed_on=True):
         return _start(configuration, method, path, resume, options)
 
 

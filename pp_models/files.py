@@ -285,17 +285,18 @@ def checked(content: Any, schema: type[T]) -> T:
         raise ValueError(f"{where}: {reason}{got}" if where else reason) from None
 
 
-#: threads that hold a folder, by its device and number
-_holders: dict[tuple[int, int], int] = {}
+#: threads that hold a folder for what they call, by its device and number
+_passed_on: dict[tuple[int, int], int] = {}
 
 
 @contextmanager
-def locked(folder: Path, argument: str) -> Iterator[None]:
-    """Holds a folder for this thread alone, which may ask again; the lock goes with the process, however it ends.
+def locked(folder: Path, argument: str, passed_on: bool = False) -> Iterator[None]:
+    """Holds a folder for this process alone; the lock goes with the process, however it ends.
 
     Args:
         folder: an existing folder.
         argument: whose value it is, for the message.
+        passed_on: to whatever this thread calls that asks for the folder, to one at a time.
 
     Raises:
         FileError: another process or thread holds it.
@@ -311,9 +312,13 @@ def locked(folder: Path, argument: str) -> Iterator[None]:
         raise FileError(f"{argument}: {folder} cannot be opened ({error.strerror or error})") from None
     about = os.fstat(descriptor)
     key = (about.st_dev, about.st_ino)
-    if _holders.get(key) == threading.get_ident():  # by a caller of this one
+    if _passed_on.get(key) == threading.get_ident():
         os.close(descriptor)
-        yield
+        owner = _passed_on.pop(key)
+        try:
+            yield
+        finally:
+            _passed_on[key] = owner
         return
     try:
         try:
@@ -324,9 +329,10 @@ def locked(folder: Path, argument: str) -> Iterator[None]:
             ) from None
         except OSError:  # a file system without locks
             pass
-        _holders[key] = threading.get_ident()
+        if passed_on:
+            _passed_on[key] = threading.get_ident()
         yield
     finally:
-        if _holders.get(key) == threading.get_ident():
-            del _holders[key]
+        if passed_on and _passed_on.get(key) == threading.get_ident():
+            del _passed_on[key]
         os.close(descriptor)

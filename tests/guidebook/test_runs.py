@@ -205,10 +205,14 @@ def test_a_second_start_in_one_folder_changes_nothing(tmp_path):
     configuration = RunConfiguration("cnp", "gp-rbf", **TINY)
     start(configuration, tmp_path, **QUIET)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with ThreadPoolExecutor(1) as pool, locked(tmp_path, "out"), locked(tmp_path, "out"):
+    with ThreadPoolExecutor(1) as pool, locked(tmp_path, "out", passed_on=True), locked(tmp_path, "out"):
         second = pool.submit(start, replace(configuration, steps=9), tmp_path, True, **QUIET)
         with pytest.raises(CheckpointError, match=r"^out: .* is being written to by another run; wait for it, or name"):
             second.result()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    with locked(tmp_path, "out"):
-        pass
+    with locked(tmp_path, "out", passed_on=True):
+        for _ in range(2):  # one after the other, and not one within another
+            with locked(tmp_path, "out"), pytest.raises(CheckpointError, match="by another run"):
+                start(replace(configuration, steps=9), tmp_path, True, **QUIET)
+    with locked(tmp_path, "out"), pytest.raises(CheckpointError, match="by another run"):
+        start(replace(configuration, steps=9), tmp_path, True, **QUIET)
