@@ -338,12 +338,10 @@ def test_within_no_downloads_nothing_is_asked_for(folder, monkeypatch):  # noqa:
     monkeypatch.setattr(downloads, "_download", asked)
     for name in ("mnist", "emnist", "omniglot", "cifar10", "svhn"):
         with no_downloads("opening a run"):
-            refused(
-                load_images, name, message=r"it is not on this machine, and opening a run downloads nothing; get it"
-            )
+            refused(load_images, name, message=r"it is not on this machine, and opening a run downloads nothing; make")
     for name in ("rte", "obqa", "cola", "arc-easy", "winogrande-xs"):
         with no_downloads("opening a run"):
-            refused(load_text, name, message=r"it is not on this machine, and opening a run downloads nothing; ")
+            refused(load_text, name, message=r"it is not on this machine, and opening a run downloads nothing; make")
     with pytest.raises(AssertionError, match="the network was reached"):
         load_images("mnist", progress=False)
 
