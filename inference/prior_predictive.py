@@ -47,8 +47,8 @@ def prior_predictive(
         )
     if num_samples < 1:
         raise ValueError(f"num_samples: got {num_samples}; it must be at least 1")
-    if as_model(model).representation_dim:
-        raise ValueError("model: its representation is supplied by a guide, and has no prior to sample from")
+    if as_model(model).representation_dim or as_model(model).reads_memory:
+        raise ValueError("model: its representation or path is supplied by a guide, and has no prior to sample from")
     data = Dataset(as_computed(x, model))
     model.check(data)
     with seeded(seed, x.device), pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - len(data.batch_shape)):

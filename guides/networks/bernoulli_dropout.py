@@ -19,6 +19,8 @@ RATES = ("product", "layer", "full")
 POSTERIOR_CLIP = (-2.0, 2.5)
 PRIOR_CLIP = (-4.0, 4.0)
 PROBABILITY_CLIP = (0.01, 0.99)
+#: range of the learned temperatures
+TEMPERATURES = (0.5, 5.0)
 
 
 class RateNetworks(nn.Module):
@@ -71,7 +73,10 @@ class BernoulliExpertGuide(WeightGuide):
             that bound. ``"probability"`` clips P itself to (0.01, 0.99) for both, as the paper says.
         rates: ``"product"`` (row × column × layer experts), ``"layer"`` (one rate a layer and one for its biases) or
             ``"full"`` (a rate network output for each weight); the last two are for ablations.
-        pooling: pooling of the set encoder, ``"mean"``, ``"attention"`` or ``"set-transformer"``.
+        pooling: pooling of the set encoder, see :class:`guides.set_encoder.SetEncoder`.
+        temperature: τ of every layer at the start, learned within [0.5, 5]. The released code has 1.5, where the clip
+            keeps every rate between 0.009 and 0.595, so that no weight falls below 0.4 θ; at 0.5 they reach from
+            0 to 0.98.
         share_encoder: on a model with a representation, use the rate encoder's output for it (the trigonometric
             experiment) instead of an encoder of its own.
 
@@ -90,6 +95,7 @@ class BernoulliExpertGuide(WeightGuide):
         clip: str = "logit",
         rates: str = "product",
         pooling: str = "mean",
+        temperature: float = 1.5,
         share_encoder: bool = False,
     ) -> None:
         super().__init__(model, width, pooling=pooling)
@@ -97,6 +103,8 @@ class BernoulliExpertGuide(WeightGuide):
             raise ValueError(f"clip: got {clip!r}; it must be one of {', '.join(CLIPS)}")
         if rates not in RATES:
             raise ValueError(f"rates: got {rates!r}; it must be one of {', '.join(RATES)}")
+        if not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
+            raise ValueError(f"temperature: got {temperature}; it must lie in [{TEMPERATURES[0]}, {TEMPERATURES[1]}]")
         self.clip = clip
         self.rate_structure = rates
         self.encoder = SetEncoder(model.dim_x, model.dim_y, width, width, pooling=pooling)
@@ -109,7 +117,7 @@ class BernoulliExpertGuide(WeightGuide):
                 )
             self.representation_encoder = None
         self.weights = nn.ParameterList([nn.Parameter(initial_weight(shape)) for shape in self.shapes])
-        self.temperatures = nn.Parameter(torch.full((len(self.shapes),), 1.5))
+        self.temperatures = nn.Parameter(torch.full((len(self.shapes),), float(temperature)))
         self.rate_networks = RateNetworks(width, [self.rate_vector_length(i) for i in range(len(self.shapes))])
 
     def rate_vector_length(self, index: int) -> int:
@@ -125,7 +133,7 @@ class BernoulliExpertGuide(WeightGuide):
         logits = self.rate_networks(self.encoder(data))
         if self.clip == "logit":
             logits = [u.clamp(*clip) for u in logits]
-        temperatures = self.temperatures.clamp(0.5, 5.0)
+        temperatures = self.temperatures.clamp(*TEMPERATURES)
         found = []
         for (k_out, columns), u, temperature in zip(self.shapes, logits, temperatures, strict=True):
             p = torch.sigmoid(u / temperature)
