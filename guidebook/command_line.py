@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -161,7 +162,7 @@ def fit_command(
     if "ess" in last:
         numbers += f", ess {last['ess']:.2f}"
     say(f"step {result.steps}: {numbers}; {len(result.skipped)} steps skipped; {result.seconds:.0f} s")
-    say(f"next: guidebook inspect {out}")
+    say(f"next: guidebook inspect {shlex.quote(str(out))}")
 
 
 @app.command()
@@ -313,19 +314,19 @@ def doctor() -> None:
     table = Table(title="guidebook doctor", title_justify="left", show_header=False, box=None, padding=(0, 2))
     table.add_row("python", platform.python_version())
     for name, found in installed_versions():
-        table.add_row(name, found)
+        table.add_row(name, Text(found))
     from evaluation.arviz.arviz_container import choose_container
 
     table.add_row("ArviZ container", choose_container("auto"))
     cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none usable"
-    table.add_row("GPU", cuda)
+    table.add_row("GPU", Text(cuda))
     table.add_row("CPU", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
     try:
         folder = str(data_folder() or "not set: data sets are downloaded")
     except DataError as error:
         folder = str(error)
-    table.add_row("GUIDEBOOK_DATA", Text(folder))
-    table.add_row("downloads go to", str(cache_folder()))
+    table.add_row("GUIDEBOOK_DATA", Text(printable(folder)))
+    table.add_row("downloads go to", Text(printable(str(cache_folder()))))
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     table.add_row("disk", f"{free:.1f} GiB free here")
     console.print(table)
@@ -345,7 +346,7 @@ def installed_versions() -> list[tuple[str, str]]:
         try:
             found = version(name)
         except PackageNotFoundError:
-            found = "not installed" + (f"; pip install guidebook\\[{extra[1]}]" if extra is not None else "")
+            found = "not installed" + (f"; pip install guidebook[{extra[1]}]" if extra is not None else "")
         if name not in [row[0] for row in rows]:
             rows.append((name, found))
     return rows
@@ -354,6 +355,16 @@ def installed_versions() -> list[tuple[str, str]]:
 def _fail(message: str, status: int) -> NoReturn:
     print(f"error: {printable(message)}", file=sys.stderr)
     raise SystemExit(status) from None
+
+
+def _forget_output() -> None:
+    """Lets the interpreter end without another attempt at writing what is left of the output."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -368,6 +379,10 @@ def main(arguments: list[str] | None = None) -> None:
     """
     try:
         status = app(arguments, prog_name="guidebook", standalone_mode=False)
+        sys.stdout.flush()  # what is printed may go to a disk that is full
+    except BrokenPipeError:  # whoever read the output has seen enough
+        _forget_output()
+        raise SystemExit(1) from None
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     except Stopped as stopped:
@@ -384,6 +399,9 @@ def main(arguments: list[str] | None = None) -> None:
         expected = diverged or isinstance(error, ValueError | OSError | FileError)
         if not expected or os.environ.get("GUIDEBOOK_TRACEBACK"):
             raise
+        if isinstance(error, OSError) and error.strerror and type(error).__module__ == "builtins":
+            _forget_output()
+            _fail(f"{error.filename or 'the output'}: {error.strerror}", 1)
         _fail(str(error).splitlines()[0] if str(error) else type(error).__name__, 1)
     if status == 130:
         _fail("interrupted", 130)

@@ -25,6 +25,7 @@ from inference.progress import Stages
 from pp_models.contract import as_guide, as_objective
 from pp_models.data import TaskBatch
 from pp_models.files import make_folder
+from pp_models.tasks.downloads import no_downloads
 from pp_models.tasks.task_table import task_stream
 
 SIMULATIONS = 200
@@ -51,7 +52,8 @@ def inspect_run(
         raise ValueError(f"draws: got {draws}; at least 2 are needed")
     configuration, method, steps = open_run(folder)
     path = make_folder(folder, "run")
-    stream = task_stream(configuration.tasks, 4, configuration.seed, test=True)
+    with no_downloads("opening a run"):
+        stream = task_stream(configuration.tasks, 4, configuration.seed, test=True)
     batches = [stream.batch(i) for i in range(25)]
     few = batches[0]
     attrs = fit_attributes(method.objective, steps, configuration.seed)
@@ -118,7 +120,8 @@ def _counted(batches: list[TaskBatch], shown: Stages) -> Iterator[TaskBatch]:
 
 def _verdict(configuration: RunConfiguration, method: Method, draws: int, progress: bool) -> Verdict:
     """The verdict on tasks of the training distribution that no training reaches."""
-    stream = task_stream(configuration.tasks, HELD_OUT_TASKS, configuration.seed)
+    with no_downloads("opening a run"):
+        stream = task_stream(configuration.tasks, HELD_OUT_TASKS, configuration.seed)
     name = configuration.objective or as_objective(method.objective).name
     return verdict(
         method.model,

@@ -15,13 +15,16 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from evaluation.experiments.experiment import Check, check_table, summary
-from pp_models.files import read_sealed_json, write_atomically
+from evaluation.experiments.experiment import RESULTS, Results, check_table, summary
+from pp_models.files import make_folder, read_checked_json, read_regular, write_atomically
 
 MARKER = "<!-- measured -->"
 PICTURE_WIDTH = 800
 #: a run's further tables are shown up to this length
 MOST_ROWS = 12
+#: of a table or a picture of a run
+MOST_TABLE_BYTES = 2**28
+MOST_PIXELS = 10**8
 
 
 def markdown_table(frame: pd.DataFrame) -> str:
@@ -33,7 +36,10 @@ def markdown_table(frame: pd.DataFrame) -> str:
 
 def small_picture(path: Path) -> bytes:
     """A PNG at most ``PICTURE_WIDTH`` wide with a palette: a tenth of the bytes, and as readable on a page."""
-    picture = Image.open(path).convert("RGB")
+    stored = Image.open(io.BytesIO(read_regular(path, MOST_TABLE_BYTES)), formats=("PNG",))
+    if stored.width * stored.height > MOST_PIXELS:
+        raise ValueError(f"{path}: has {stored.width} x {stored.height} pixels; a picture of a run has fewer")
+    picture = stored.convert("RGB")
     width = min(PICTURE_WIDTH, picture.width)
     picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -51,26 +57,26 @@ def measured(runs: str | Path, pictures: Path) -> str:
     Raises:
         ValueError: the folder holds no results.
     """
-    found = sorted(Path(runs).glob("*/results.json"))
+    found = sorted(Path(runs).glob(f"*/{RESULTS}"))
     if not found:
         raise ValueError(f"runs: {runs} holds no results; run guidebook reproduce first")
     parts = []
     for path in found:
-        result = read_sealed_json(path)
-        parts.append(f"## {result['name']}\n\n```bash\n{result['command']}\n```\n")
-        parts += [f"{note}\n" for note in result["notes"]]
-        parts.append(markdown_table(summary(pd.DataFrame(result["table"]))) + "\n")
-        if result["checks"]:
-            parts.append(markdown_table(check_table(Check(**check) for check in result["checks"])) + "\n")
+        result = read_checked_json(path, Results, "the results of an experiment")
+        parts.append(f"## {result.name}\n\n```bash\n{result.command}\n```\n")
+        parts += [f"{note}\n" for note in result.notes]
+        parts.append(markdown_table(summary(pd.DataFrame(result.table))) + "\n")
+        if result.checks:
+            parts.append(markdown_table(check_table(result.checks)) + "\n")
         for table in sorted(path.parent.glob("*.csv")):
-            frame = pd.read_csv(table)
+            frame = pd.read_csv(io.BytesIO(read_regular(table, MOST_TABLE_BYTES)))
             if table.name != "table.csv" and len(frame) <= MOST_ROWS:
                 parts.append(f"{table.stem.replace('-', ' ').capitalize()}:\n\n{markdown_table(frame.round(3))}\n")
         for picture in sorted(path.parent.glob("*.png")):
             if picture.stem != "learning":
                 name = f"{path.parent.name}-{picture.name}"
                 write_atomically(pictures / name, small_picture(picture))
-                parts.append(f"![{result['name']}: {picture.stem}]({pictures.name}/{name})\n")
+                parts.append(f"![{result.name}: {picture.stem}]({pictures.name}/{name})\n")
     return "\n".join(parts)
 
 
@@ -81,11 +87,14 @@ def write_page(runs: str | Path, page: str | Path) -> None:
         ValueError: the page has no marker line, or there are no results.
     """
     page = Path(page)
-    head, marker, _ = page.read_text().partition(MARKER)
+    try:
+        head, marker, _ = read_regular(page, MOST_TABLE_BYTES).decode().partition(MARKER)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"page: {page} cannot be read ({error})") from None
     if not marker:
         raise ValueError(f"page: {page} has no line {MARKER}")
     pictures = page.with_suffix("")
-    pictures.mkdir(exist_ok=True)
+    make_folder(pictures, "page")
     write_atomically(page, f"{head}{MARKER}\n\n{measured(runs, pictures)}".encode())
 
 

@@ -13,10 +13,13 @@ import torch
 from evaluation.methods import Method, TaskShape, build
 from inference import FitResult, checkpoint, fit
 from inference.objectives import make
-from pp_models.files import make_folder, read_sealed_json, sealed_json
+from pp_models.files import STRICT, locked, make_folder, read_checked_json, sealed_json
+from pp_models.tasks.downloads import no_downloads
 from pp_models.tasks.task_table import TASKS, task_stream
 
 CONFIGURATION = "run.json"
+#: a run.json may come from anybody, and these decide how much memory is taken
+MOST = {"steps": 10**10, "width": 2**14, "batch_size": 2**16, "num_particles": 2**20}
 
 
 @dataclass(frozen=True)
@@ -52,21 +55,22 @@ class RunConfiguration:
     num_particles: int | None = None
     precision: str = "32-true"
 
+    __pydantic_config__ = STRICT
+
     def __post_init__(self) -> None:
         types = {"str": (str,), "int": (int,), "float": (int, float)}
         for field in fields(self):  # a run.json may hold anything
             value, (kind, _, optional) = getattr(self, field.name), str(field.type).partition(" | ")
             if isinstance(value, bool) or not (isinstance(value, types[kind]) or (optional and value is None)):
                 raise ValueError(f"{field.name}: got {value!r}; it must be of type {field.type}")
-        for name in ("steps", "width", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: got {getattr(self, name)}; it must be at least 1")
+        for name, most in MOST.items():
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= most:
+                raise ValueError(f"{name}: got {value}; it must be at least 1 and at most {most:,}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed: got {self.seed}; it must be a non-negative integer below 2^63")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate: got {self.learning_rate}; it must be positive and finite")
-        if self.num_particles is not None and self.num_particles < 1:
-            raise ValueError(f"num_particles: got {self.num_particles}; it must be at least 1")
         if self.beta is not None and not 0 <= self.beta < math.inf:
             raise ValueError(f"beta: got {self.beta}; it must be finite and not negative")
 
@@ -76,7 +80,7 @@ class RunConfiguration:
         Raises:
             ValueError: an unknown name.
         """
-        stream = task_stream(self.tasks, self.batch_size, self.seed)
+        stream = task_stream(self.tasks, min(self.batch_size, 64), self.seed)  # for its widths
         beta = TASKS.find(self.tasks).beta if self.beta is None else self.beta
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -110,6 +114,14 @@ def start(configuration: RunConfiguration, folder: str | Path, resume: bool | st
     """
     method = configuration.build()
     path = make_folder(folder, "out")
+    with locked(path, "out", passed_on=True):
+        return _start(configuration, method, path, resume, options)
+
+
+def _start(
+    configuration: RunConfiguration, method: Method, path: Path, resume: bool | str, options: dict[str, Any]
+) -> FitResult:
+    """The same in a folder that nobody else writes to."""
     held = path / CONFIGURATION
     earlier = None
     if held.exists():
@@ -153,22 +165,33 @@ def read_configuration(folder: str | Path) -> RunConfiguration:
     """
     path = Path(folder) / CONFIGURATION
     try:
-        return RunConfiguration(**read_sealed_json(path))
+        return read_checked_json(path, RunConfiguration, "a run configuration")
     except (FileNotFoundError, NotADirectoryError):
         raise checkpoint.CheckpointError(f"{folder}: holds no run ({CONFIGURATION} is missing)") from None
-    except (OSError, ValueError, TypeError) as error:
-        raise checkpoint.CheckpointError(f"{path}: is not a run configuration ({error})") from None
+    except OSError as error:
+        raise checkpoint.CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def open_run(folder: str | Path) -> tuple[RunConfiguration, Method, int]:
     """A fitted method from its folder: configuration, method with the fitted parameters, steps done.
 
+    The folder may come from anybody: nothing in it is run, downloads anything, or takes more memory than its weights.
+
     Raises:
         CheckpointError: no run, or a damaged checkpoint.
+        DataError: its tasks need a file that is not on this machine.
     """
     configuration = read_configuration(folder)
-    method = configuration.build()
-    step, tensors, _ = checkpoint.load(folder)
+    widest = max((size for shape in checkpoint.shapes(folder).values() for size in shape), default=0)
+    if configuration.width > widest:  # said before networks of that width are built
+        raise checkpoint.CheckpointError(
+            f"width: {Path(folder) / CONFIGURATION} says {configuration.width}, but nothing in the checkpoint is wider "
+            f"than {widest}; the checkpoint is of another model or guide"
+        )
+    with no_downloads("opening a run"):
+        method = configuration.build()
+    most = 2 * checkpoint.size_of({"model": method.model, "guide": method.guide})  # an objective has some, too
+    step, tensors, _ = checkpoint.load(folder, most=most)
     pair = {name: tensor for name, tensor in tensors.items() if not name.startswith("objective.")}
     if configuration.precision == "64-true":  # a run of that precision holds such weights
         method.model.double()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from inference import checkpoint
 from inference.interruption import Interrupted, one_fit_at_a_time, until_asked
 from inference.objectives import TaskObjective, make
+from inference.optimizer_state import check_optimizer_state
 from inference.plateau import settled
 from inference.progress import FitProgress
 from inference.schedules import LearningRates
@@ -35,7 +36,7 @@ from inference.training_setup import (
 )
 from pp_models.contract import as_objective
 from pp_models.data import TaskBatch
-from pp_models.files import locked, make_folder
+from pp_models.files import append_line, locked, make_folder
 
 #: what a step reports beside its loss
 STATISTICS = ("log_likelihood", "kl", "ess", "ess_below_2")
@@ -236,19 +237,22 @@ def fit(
         result = FitResult(model, guide, objective, 0)
         done = 0
         if folder is not None and resume and checkpoint.read_index(folder):
-            done, tensors, state = checkpoint.load(folder, which=1 if resume == "previous" else 0)
+            which = 1 if resume == "previous" else 0
+            done, tensors, state = checkpoint.load(folder, which, checkpoint.size_of(modules))
             if done > steps:
                 raise ValueError(f"steps: got {steps}, but the run in {folder} is already at step {done}")
             if state["seed"] != seed:
                 raise ValueError(f"seed: got {seed}, but the run in {folder} has seed {state['seed']}")
+            checkpoint.check_fits(modules, tensors)
+            named = {id(p): name for name, p in zip(names, parameters, strict=True)}
+            check_optimizer_state(state["optimizer"], inner, given, named, folder)
+            rates.load_state_dict(state["schedule"])
             checkpoint.load_into(modules, tensors)
             try:
                 inner.load_state_dict(state["optimizer"])
             except (ValueError, KeyError) as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise ValueError(f"optimizer: the run in {folder} was made with another one ({reason})") from None
-            _same_optimizer(state["optimizer"], given)
-            rates.load_state_dict(state["schedule"])
             result.history = list(state["history"])
             result.skipped = [(int(step), str(name)) for step, name in state["skipped"]]
         if folder is not None and fabric.global_rank == 0:
@@ -321,8 +325,7 @@ def fit(
                     result.history.append(row)
                     bar.update(step + 1, row)
                     if folder is not None and fabric.global_rank == 0:
-                        with open(folder / "metrics.jsonl", "a") as file:
-                            file.write(json.dumps(row) + "\n")
+                        append_line(folder / "metrics.jsonl", json.dumps(row))
                     answers = [callback(row) for callback in callbacks]
                     if any(answer is True for answer in answers) or (callable(is_over) and is_over(result.history)):
                         save(step + 1)
@@ -338,21 +341,6 @@ def fit(
             result.steps = done
         result.seconds = time.perf_counter() - started
         return result
-
-
-def _same_optimizer(held: dict[str, Any], given: list[dict[str, Any]]) -> None:
-    """Refuses to go on with options that a checkpoint would silently replace.
-
-    Raises:
-        ValueError: an option differs; the message names it.
-    """
-    for group, saved in zip(given, held["param_groups"], strict=True):
-        for name, value in group.items():
-            tensors = isinstance(value, Tensor) or isinstance(saved.get(name), Tensor)
-            if (
-                name not in ("lr", "initial_lr") and not tensors and saved.get(name) != value
-            ):  # rates have their own check
-                raise ValueError(f"optimizer: {name} is {value!r}, but the run to resume has {saved.get(name)!r}")
 
 
 @contextmanager

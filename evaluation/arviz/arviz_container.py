@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray
 
-from pp_models.files import replaced_atomically
+from pp_models.files import replaced_atomically, reserve
 
 SAMPLE_DIMS = ("chain", "draw")
 CONTAINERS = ("inferencedata", "datatree")
@@ -82,8 +82,32 @@ def write_netcdf(container: Any, path: Path) -> None:
     Raises:
         FileError: the file cannot be written; what was there is intact.
     """
+    import netCDF4  # here, because it takes a while to import
+
+    groups = _groups(container)
     with replaced_atomically(path) as partial:
-        container.to_netcdf(str(partial))
+        # where a disk fills while HDF5 writes, the process dies of it
+        reserve(partial, sum(_most_bytes(dataset) for dataset in groups.values()))
+        try:
+            container.to_netcdf(str(partial))
+            with netCDF4.Dataset(str(partial)) as file:
+                written = {name: set(group.variables) for name, group in file.groups.items()}
+        except RuntimeError as error:  # HDF5's
+            raise OSError(f"{error}") from None
+        if written != {name: set(map(str, dataset.variables)) for name, dataset in groups.items()}:
+            raise OSError("what was written is not complete")
+
+
+def _groups(container: Any) -> dict[str, xarray.Dataset]:
+    if isinstance(container, xarray.DataTree):
+        return {name: node.to_dataset() for name, node in container.children.items()}
+    return {name: container[name] for name in container.groups()}
+
+
+def _most_bytes(dataset: xarray.Dataset) -> int:
+    """More than a group takes in a file, where it is compressed."""
+    texts = sum(len(str(v)) for a in dataset.variables.values() if a.dtype == object for v in a.values.ravel())
+    return dataset.nbytes + 8 * texts + 16_384 * (len(dataset.variables) + 1)
 
 
 def _to_xarray(

@@ -56,6 +56,8 @@ def write_zarr(
         if value < 1:
             raise ValueError(f"{name}: got {value}; it must be at least 1")
     path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"path: {path} is a file; name a new store")
     if path.exists() and any(path.iterdir()):
         raise ValueError(f"path: {path} is not empty; name a new store")
     make_folder(path.parent, "path")

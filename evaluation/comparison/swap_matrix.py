@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 import pyro
@@ -29,13 +28,15 @@ from inference.compare_objectives import compare_objectives
 from inference.objectives import REGISTRY, make
 from inference.progress import Stages
 from pp_models.contract import as_objective
-from pp_models.files import make_folder, read_sealed_json, sealed_json, write_atomically
+from pp_models.files import STRICT, FileError, make_folder, read_checked_json, sealed_json, write_atomically
 from pp_models.registry import Registry
 from pp_models.tasks.task_stream import TaskStream, batches_of
 from pp_models.tasks.task_table import task_stream
 
 #: where in a stream without a test protocol the test batches begin
 TEST_BATCH = 10_000_000
+SETTINGS, RESULT = "settings.json", "result.json"
+T = TypeVar("T")
 COLUMNS = [
     "model", "guide", "objective", "seed", "status", "reason", "verdict", "why", "pll", "joint_pll", "ll",
     "rmse", "loss", "ess", "share_below_2", "snr_guide", "snr_model", "seconds", "steps", "skipped",
@@ -60,6 +61,46 @@ class GridSettings:
     snr_particles: tuple[int, ...]
     snr_repeats: int
     num_simulations: int
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of the table, as ``COLUMNS`` names it."""
+
+    model: str
+    guide: str
+    objective: str
+    seed: int
+    status: Literal["ok", "failed"]
+    reason: str
+    verdict: str
+    why: str
+    pll: float
+    joint_pll: float
+    ll: float
+    rmse: float
+    loss: float
+    ess: float
+    share_below_2: float
+    snr_guide: float
+    snr_model: float
+    seconds: float
+    steps: float
+    skipped: float
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a finished cell leaves."""
+
+    row: _Row
+    gradient_noise: list[dict[str, float | str]]
+
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True)
@@ -262,8 +303,7 @@ def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings
     own = None if folder is None else make_folder(folder / "cells" / cell.folder, "out")
     try:
         if own is not None:
-            stored = own / "settings.json"
-            write_atomically(stored, sealed_json(asdict(settings)))
+            write_atomically(own / SETTINGS, sealed_json(asdict(settings)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cell.seed)
             model = makers.model(cell, streams.task)
@@ -298,7 +338,7 @@ def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings
         row |= {"status": "failed", "reason": str(error).splitlines()[0] if str(error) else type(error).__name__}
     found = {"row": row, "gradient_noise": noise}
     if own is not None:
-        write_atomically(own / "result.json", sealed_json(found))
+        write_atomically(own / RESULT, sealed_json(found))
     return found
 
 
@@ -345,17 +385,26 @@ def _finished(folder: Path, cells: list[_Cell], settings: GridSettings) -> dict[
         ValueError: a cell was begun with other settings.
     """
     found = {}
-    wanted = json.loads(json.dumps(asdict(settings)))
     for cell in cells:
         own = folder / "cells" / cell.folder
-        if not (own / "settings.json").exists():
+        if not (own / SETTINGS).exists():
             continue
-        stored = read_sealed_json(own / "settings.json")
-        for name, value in wanted.items():
-            if stored.get(name, value) != value:
-                raise ValueError(
-                    f"{name}: got {value!r}, but {own} was run with {stored[name]!r}; use that or another folder"
-                )
-        if (own / "result.json").exists():
-            found[cell] = read_sealed_json(own / "result.json")
+        stored = _read(own / SETTINGS, GridSettings, "the settings of a grid")
+        for name, value in asdict(settings).items():
+            held = getattr(stored, name)
+            if held != value:
+                raise ValueError(f"{name}: got {value!r}, but {own} was run with {held!r}; use that or another folder")
+        if (own / RESULT).exists():
+            result = asdict(_read(own / RESULT, _Result, "the result of a cell"))
+            for name, value in asdict(cell).items():
+                if result["row"][name] != value:
+                    raise FileError(f"{own / RESULT}: is of {name} {result['row'][name]!r}, not {value!r}")
+            found[cell] = result
     return found
+
+
+def _read(path: Path, schema: type[T], what: str) -> T:
+    try:
+        return read_checked_json(path, schema, what)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,10 +105,11 @@ def write_swap_report(folder: Path, table: pd.DataFrame, noise: pd.DataFrame, se
         sections += [Heading("Failed"), Table(failed[["model", "guide", "objective", "seed", "reason"]])]
     sections += [Heading("Every run"), Table(table.drop(columns=["reason", "verdict", "why"]))]
     names = {n: list(dict.fromkeys(table[n])) for n in ("model", "guide", "objective", "seed")}
-    words = " ".join(f"--{n}s {','.join(map(str, values))}" for n, values in names.items())
+    words = " ".join(f"--{n}s {shlex.quote(','.join(map(str, values)))}" for n, values in names.items())
     own = ("tasks", "steps", "num_particles", "width", "batch_size", "learning_rate")
     options = {name.replace("_", "-"): settings[name] for name in own if settings[name] is not None}
     options |= {"simulations": settings["num_simulations"], "out": folder.name}
-    command = " ".join([f"guidebook compare {words}", *(f"--{name} {value}" for name, value in options.items())])
+    more = (f"--{name} {shlex.quote(str(value))}" for name, value in options.items())
+    command = " ".join([f"guidebook compare {words}", *more])
     sections += [Heading("Settings"), Settings(settings), Code(command)]
     write_report(folder / "report.html", "Swap matrix", sections)

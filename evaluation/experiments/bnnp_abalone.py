@@ -88,7 +88,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
                 "inducing points": (second, GlobalInducingGuide(second, batch.context, 32)),
             }
         for name, (plain, rival) in rivals.items():
-            workshop.console.print(f"abalone: {name}, seed {seed}")
+            workshop.say(f"abalone: {name}, seed {seed}")
             objective = make("elbo", num_particles=4)
             fit(plain, rival, batch.context, objective, size.rival_steps, seed, device="cpu", progress=False,
                 learning_rate=5e-3, final_learning_rate=1e-4, max_grad_norm=1e3)  # fmt: skip

@@ -45,7 +45,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     rows: list[dict[str, Any]] = []
     curves: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for seed in seeds:
-        workshop.console.print(f"BNNP against NUTS: seed {seed}")
+        workshop.say(f"BNNP against NUTS: seed {seed}")
         model, data = _problem(seed)
         reference = nuts(model, data, warmup, samples, seed=seed, target_accept=0.9)
         functions = {"nuts": reference.predict(grid).function_samples}

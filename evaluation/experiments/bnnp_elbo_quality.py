@@ -154,7 +154,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
             row: dict[str, Any] = {"model": f"noise {noise:.3g}", "seed": seed, "noise": noise}
             row |= {"log_evidence": evidence, "effective_draws": effective}
             for name, guide in guides.items():
-                workshop.console.print(f"elbo quality: seed {seed}, noise {noise:.3g}, {METHODS[name]}")
+                workshop.say(f"elbo quality: seed {seed}, noise {noise:.3g}, {METHODS[name]}")
                 shown = other_data_sets(8, seed) if name == "bnnp_meta" else data
                 train_on(model, guide, shown, steps[name][min(i, 1)], seed + 1000 * i)
                 row[name], row[f"{name}_se"] = _bound(model, guide, data, size.bound_draws)

@@ -147,7 +147,7 @@ def run(name: str, scale_name: str, seeds: list[int], workshop: Workshop) -> Out
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 for method, predicted in methods(model, meta, batch.context, batch.target.x, size, seed).items():
-                    workshop.console.print(f"good prior: seed {seed}, {prior} prior, {method}")
+                    workshop.say(f"good prior: seed {seed}, {prior} prior, {method}")
                     row: dict[str, Any] = {"model": f"{method}, {prior} prior", "method": method, "prior": prior}
                     rows.append(row | {"seed": seed, "noise": noise} | scores(predicted(), y))
     table = pd.DataFrame(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from evaluation.methods import Method, TaskShape, build
 from evaluation.report import Code, Heading, Picture, Prose, Section, Table, as_png, write_report
 from inference import fit
 from inference.training_setup import make_fabric
-from pp_models.files import make_folder, sealed_json, write_atomically
+from pp_models.files import STRICT, make_folder, sealed_json, write_atomically
 from pp_models.tasks.task_stream import TaskStream
 
+RESULTS = "results.json"
 SCALES = ("smoke", "small", "paper")
 
 
@@ -67,6 +68,8 @@ class Check:
     measured: str
     holds: bool | None
 
+    __pydantic_config__ = STRICT
+
     def __post_init__(self) -> None:
         if self.holds is not None:  # comparisons of table entries give NumPy's own, which JSON does not know
             object.__setattr__(self, "holds", bool(self.holds))
@@ -95,6 +98,19 @@ class Outcome:
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Results:
+    """What ``results.json`` holds of an outcome."""
+
+    name: str
+    command: str
+    checks: list[Check]
+    notes: list[str]
+    table: list[dict[str, str | float | bool | None]]
+
+    __pydantic_config__ = STRICT
+
+
 class Workshop:
     """Trains methods into a folder and finds them there again.
 
@@ -112,6 +128,10 @@ class Workshop:
         self.folder = make_folder(folder, "out")
         self.progress = progress
         self.console = Console(stderr=True, quiet=not progress)
+
+    def say(self, line: str) -> None:
+        """Shows a line as it is: brackets are no markup."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def train(
         self, key: str, name: str, task: TaskShape, tasks: TaskStream, scale: Scale, seed: int, steps: int | None = None
@@ -131,7 +151,7 @@ class Workshop:
             The method and its training history.
         """
         steps = steps or scale.steps
-        self.console.print(f"{key}: {name}, seed {seed}, {steps} steps")
+        self.say(f"{key}: {name}, seed {seed}, {steps} steps")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             method = build(name, replace(task, recipe="paper"))
@@ -174,7 +194,7 @@ class Workshop:
         Returns:
             The model, the guide and the training history.
         """
-        self.console.print(f"{key}: {name}, seed {seed}, {options['steps']} steps")
+        self.say(f"{key}: {name}, seed {seed}, {options['steps']} steps")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model, guide = build()
@@ -193,15 +213,9 @@ def write_outcome(outcome: Outcome, folder: Path) -> None:
         CheckpointError: the folder cannot be written to.
     """
     folder = make_folder(folder, "out")
-    checks = [vars(check) for check in outcome.checks]
-    result = {
-        "name": outcome.name,
-        "command": outcome.command,
-        "checks": checks,
-        "notes": outcome.notes,
-        "table": json.loads(outcome.table.to_json(orient="records")),
-    }
-    write_atomically(folder / "results.json", sealed_json(result))
+    rows = json.loads(outcome.table.to_json(orient="records"))
+    result = Results(outcome.name, outcome.command, outcome.checks, outcome.notes, rows)
+    write_atomically(folder / RESULTS, sealed_json(asdict(result)))
     write_atomically(folder / "table.csv", outcome.table.to_csv(index=False).encode())
     for title, table in outcome.tables.items():
         name = "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-")
@@ -210,7 +224,7 @@ def write_outcome(outcome: Outcome, folder: Path) -> None:
     for stem, png in pngs.items():
         write_atomically(folder / f"{stem}.png", png)
     sections: list[Section] = []
-    if checks:
+    if outcome.checks:
         sections += [Heading(_verdict(outcome.checks)), Table(check_table(outcome.checks))]
     sections += [Heading("Results"), Table(summary(outcome.table)), *(Prose(n) for n in outcome.notes)]
     for title, table in outcome.tables.items():

@@ -78,9 +78,7 @@ def _planted(scale_name: str, seeds: list[int], workshop: Workshop) -> pd.DataFr
     for kappa in PLANTED[::4] if scale_name == "smoke" else PLANTED:
         task = size.of(replace(TASK, temperature=kappa / (2 * TASK.dim)))
         for seed in seeds:
-            workshop.console.print(
-                f"planted: κ = {kappa:g}, seed {seed}, {size.problems} problems of {task.steps} steps"
-            )
+            workshop.say(f"planted: κ = {kappa:g}, seed {seed}, {size.problems} problems of {task.steps} steps")
             found = fit_planted(task, size.problems, seed)
             for kept, error in zip(found.kept(THRESHOLD).tolist(), found.error(THRESHOLD).tolist(), strict=True):
                 exact = float(kept == len(task.singular_values))

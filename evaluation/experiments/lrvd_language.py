@@ -107,7 +107,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     tables, by_kind = [], []
     for seed in seeds:
         for name in METHODS:
-            workshop.console.print(f"language model: {name}, seed {seed}, {size.budget.steps} steps")
+            workshop.say(f"language model: {name}, seed {seed}, {size.budget.steps} steps")
             base, train, test, source = prepare(scale_name)
             found = train_adapter(name, base, train, 0, size.budget, seed, device=workshop.device)
             total = sum(found.method.ranks().values())

@@ -73,7 +73,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     for name in size.variants:
         task = size.of(VARIANTS[name])
         for seed in seeds:
-            workshop.console.print(f"planted: {name}, seed {seed}, {size.problems} problems of {task.steps} steps")
+            workshop.say(f"planted: {name}, seed {seed}, {size.problems} problems of {task.steps} steps")
             found = fit_planted(task, size.problems, seed)
             fits.setdefault(name, []).append(found)
             rows += _rows(name, seed, task, found)

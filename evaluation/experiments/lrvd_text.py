@@ -142,7 +142,7 @@ def prepare(architecture: str, task: str, scale_name: str, workshop: Workshop) -
     tokens = {name: tokenise(base, each, size.budget.max_len) for name, each in sets.items()}
     folder = workshop.folder / "fits" / f"{architecture}-{task}-{scale_name}"
     classes = sets["train"].num_classes
-    return TextRuns(folder, load, tokens, classes, size.budget, workshop.console.print, workshop.device), sets
+    return TextRuns(folder, load, tokens, classes, size.budget, workshop.say, workshop.device), sets
 
 
 def run(architecture: str, task: str, scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from evaluation.adapters.adapter_methods import AdapterBudget, PlainLora
@@ -27,11 +24,13 @@ from evaluation.scores.calibration_metrics import accuracy, average_draws
 from inference.adapters.rank_pruning import prune_ranks
 from pp_models.adapters.text_networks import TextNetwork, TokenSet
 from pp_models.files import make_folder, write_atomically
+from pp_models.sealed_tensors import read_sealed_tensors, sealed_tensors
 
 #: thresholds of log α of the curve of accuracy against rank, and those that predictions are pruned at
 SWEEP = (-2.0, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 PRUNED_AT = (2.0, 1.0)
 LAPLACE_DRAWS = 100
+MOST_RUN_BYTES = 2**33
 
 
 @dataclass(frozen=True)
@@ -86,13 +85,10 @@ class TextRuns:
     def _kept(self, name: str, make: Callable[[], Run]) -> Run:
         path = make_folder(self.folder, "out") / f"{name}.safetensors"
         if path.is_file():
-            with safe_open(str(path), framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-                return Run(tensors, json.loads(file.metadata()["facts"]))
+            return Run(*read_sealed_tensors(path, MOST_RUN_BYTES))
         self.say(f"{self.folder.name}: {name}")
         run = make()
-        tensors = {key: value.contiguous() for key, value in run.tensors.items()}
-        write_atomically(path, save(tensors, {"facts": json.dumps(run.facts)}))
+        write_atomically(path, sealed_tensors(run.tensors, run.facts))
         return run
 
     def predictions(self, reader: AdaptedReader, name: str, method: PlainLora | None, seed: int) -> dict[str, Tensor]:

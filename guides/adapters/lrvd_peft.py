@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guides.adapters.adapter_seal import CONFIG, WEIGHTS, seal_config
 from guides.adapters.lrvd_families import (
     FAMILIES,
     NOISES,
@@ -25,6 +26,7 @@ from guides.adapters.lrvd_families import (
 from guides.adapters.lrvd_layers import KLWatch, LayerState, LrvdModule, kl_divergence, rank_log_alpha, sampling
 from pp_models.adapters.called_layers import check_called, watch_layers
 from pp_models.adapters.low_rank_layer import RankParameter, linear_sizes, low_rank_output
+from pp_models.files import write_atomically
 
 try:
     from peft import LoraConfig
@@ -145,12 +147,17 @@ class LrvdConfig(LoraConfig):
         _watch_injections()
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """As in peft, but patterns stay in their order: the first that matches counts, and peft sorts them."""
+        """As in peft, but patterns stay in their order: the first that matches counts, and peft sorts them.
+
+        The file gets a checksum of itself, and of the weights where they are beside it.
+        """
         super().save_pretrained(save_directory, **kwargs)
-        file = Path(save_directory) / "adapter_config.json"
-        content = json.loads(file.read_text(encoding="utf-8"))
+        folder = Path(save_directory)
+        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         content |= {name: getattr(self, name) for name in ("rank_pattern", "alpha_pattern")}
-        file.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        # of its two callers peft writes weights first, and transformers (without this argument) afterwards
+        weights = folder / WEIGHTS if "auto_mapping_dict" in kwargs and (folder / WEIGHTS).is_file() else None
+        write_atomically(folder / CONFIG, seal_config(content, weights))
 
 
 def _guard_weighted_adapters() -> None:

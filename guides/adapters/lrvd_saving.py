@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from guides.adapters.lrvd_peft import LrvdConfig  # says in one line where peft is missing
@@ -17,11 +15,9 @@ from guides.adapters.lrvd_peft import LrvdConfig  # says in one line where peft 
 from peft import PeftModel, get_peft_model, set_peft_model_state_dict  # isort: skip
 from peft.utils.other import get_pattern_key
 
+from guides.adapters.adapter_seal import CONFIG, WEIGHTS, check_fields, read_adapter_config, read_weights
 from guides.adapters.lrvd_layers import lrvd_modules
 from pp_models.adapters.low_rank_layer import linear_sizes
-
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 
 
 def _file(path: str | os.PathLike, name: str) -> Path:
@@ -49,26 +45,24 @@ def read_config(path: str | os.PathLike) -> LrvdConfig:
         ValueError: there is none, or it is of another kind of adapter.
     """
     file = _file(path, CONFIG)
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        kind = content.get("peft_type")
-    except (ValueError, AttributeError, OSError) as error:
-        raise ValueError(f"path: {file} is not an adapter configuration ({type(error).__name__}: {error})") from None
+    content, _ = read_adapter_config(file)
+    kind = content.get("peft_type")
     if kind != "LORA" or "family" not in content or "init_log_alpha" not in content:
         raise ValueError(
             f"path: {file} is of a {kind} adapter without LRVD's fields; load it by peft.PeftModel.from_pretrained"
         )
+    check_fields(content, file)
     known = {f.name for f in fields(LrvdConfig) if f.init}
     options = {k: v for k, v in content.items() if k in known and k not in ("peft_type", "runtime_config")}
-    return LrvdConfig(**options)
-
-
-def _tensors(weights: Path) -> dict[str, Tensor]:
     try:
-        return load_file(str(weights))
-    except Exception as error:  # whatever a parser makes of bytes that are not its own
+        return LrvdConfig(**options)
+    except (ValueError, TypeError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"path: {weights} is not readable ({reason})") from None
+        raise ValueError(f"path: {file} is not an adapter configuration ({reason})") from None
+
+
+def _tensors(path: str | os.PathLike) -> dict[str, Tensor]:
+    return read_weights(_file(path, WEIGHTS), read_adapter_config(_file(path, CONFIG))[1])
 
 
 def take_ranks(model: nn.Module, path: str | os.PathLike, adapter_name: str = "default") -> None:
@@ -84,7 +78,7 @@ def take_ranks(model: nn.Module, path: str | os.PathLike, adapter_name: str = "d
     Raises:
         ValueError: no such adapter, another kind, or one of another architecture.
     """
-    saved, tensors = read_config(path), _tensors(_file(path, WEIGHTS))
+    saved, tensors = read_config(path), _tensors(path)
     keeper: Any = next(m for m in model.modules() if adapter_name in (getattr(m, "peft_config", None) or ()))
     config = keeper.peft_config[adapter_name]
     _check_fits(model, tensors)
@@ -147,7 +141,7 @@ def lrvd_load(
     config = read_config(path)
     weights = _file(path, WEIGHTS)
     config.inference_mode = not is_trainable
-    tensors = _tensors(weights)
+    tensors = _tensors(path)
     if not any(".lora_A." in key for key in tensors):
         raise ValueError(f"path: {weights} holds no rank: pruned to rank 0 everywhere, it is the base model")
     _check_fits(base, tensors)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pp_models.files import FileError, write_atomically
+from pp_models.sealed_tensors import read_sealed_tensors, sealed_tensors
 from pp_models.single_precision import single
 
 GRANULARITIES = ("weight", "unit", "layer", "network")
+#: of a saved prior
+MOST_PRIOR_BYTES = 2**32
 
 
 @dataclass(frozen=True)
@@ -288,15 +288,7 @@ class GivenGaussianPrior(GaussianPrior):
 
     def save(self, path: str | Path) -> None:
         """Writes the prior as a safetensors file, whole or not at all."""
-        path = Path(path)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        try:
-            tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-            save_file(tensors, temporary, metadata={"granularity": self.granularity})
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        write_atomically(Path(path), sealed_tensors(self.state_dict(), {"granularity": self.granularity}))
 
     @classmethod
     def load(cls, path: str | Path) -> GivenGaussianPrior:
@@ -306,14 +298,17 @@ class GivenGaussianPrior(GaussianPrior):
             ValueError: the file is no such file.
         """
         try:
-            with safe_open(str(path), "pt") as file:
-                granularity = (file.metadata() or {}).get("granularity")
-                names = sorted((n for n in file.keys() if n.startswith("loc_")), key=lambda n: int(n[4:]))  # noqa: SIM118
-                found = [(file.get_tensor(n), file.get_tensor("factor" + n[3:])) for n in names]
-        except (SafetensorError, OSError, ValueError) as error:
-            raise ValueError(f"path: {path} cannot be read as a prior ({str(error).splitlines()[0]})") from None
-        if granularity not in GRANULARITIES or not found:
+            tensors, facts = read_sealed_tensors(Path(path), MOST_PRIOR_BYTES)
+        except FileError as error:
+            raise ValueError(f"path: {path} cannot be read as a prior ({error})") from None
+        granularity, layers = facts.get("granularity"), range(len(tensors) // 2)
+        names = {f"{part}_{i}" for i in layers for part in ("loc", "factor")}
+        if granularity not in GRANULARITIES or not layers or set(tensors) != names:
             raise ValueError(f"path: {path} holds no prior")
+        for name, tensor in tensors.items():
+            if not tensor.dtype.is_floating_point or not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"path: {path} holds no prior ({name} is not of finite real numbers)")
+        found = [(tensors[f"loc_{i}"], tensors[f"factor_{i}"]) for i in layers]
         given = cls.__new__(cls)
         WeightPrior.__init__(given)
         given._keep(granularity, found)

@@ -8,11 +8,14 @@ file's name, so a broken one never replaces a good one. Files of the user's own 
 from __future__ import annotations
 
 import os
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
 from pp_models.data import DataError
+from pp_models.files import FileError, create_exclusively, replaced_atomically
 
 DATA_VARIABLE = "GUIDEBOOK_DATA"
 
@@ -96,11 +99,56 @@ def cache_folder() -> Path:
     return Path(pooch.os_cache("guidebook"))
 
 
+_forbidden: ContextVar[str] = ContextVar("forbidden", default="")
+
+
+@contextmanager
+def no_downloads(who: str) -> Iterator[None]:
+    """Within the block what is not on this machine is a DataError.
+
+    Args:
+        who: never reaches the network, for the message: "opening a run".
+    """
+    token = _forbidden.set(who)
+    try:
+        yield
+    finally:
+        _forbidden.reset(token)
+
+
+def check_allowed(name: str) -> None:
+    """To be called before the network is reached.
+
+    Raises:
+        DataError: within :func:`no_downloads`.
+    """
+    if who := _forbidden.get():
+        raise DataError(
+            f"{name}: it is not on this machine, and {who} downloads nothing; make such tasks once yourself, which "
+            f"does, or put it into the folder that {DATA_VARIABLE} names"
+        )
+
+
+def _regular(path: Path) -> Path:
+    """The path of a file, unless reading it would hang or never end.
+
+    Raises:
+        DataError: it is a device or a pipe.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise DataError(f"{path.name}: it is not a regular file; replace {path}")
+    return path
+
+
 def find(name: str) -> Path | None:
-    """A file or folder of that name in the data folder, else in the cache, else None."""
+    """A file or folder of that name in the data folder, else in the cache, else None.
+
+    Raises:
+        DataError: it is a device or a pipe.
+    """
     for folder in (data_folder(), cache_folder()):
         if folder is not None and (folder / name).exists():
-            return folder / name
+            return _regular(folder / name)
     return None
 
 
@@ -118,30 +166,30 @@ def fetch(name: str, progress: bool = True) -> Path:
 
     remote = REGISTRY[name]
     folder = data_folder()
-    if folder is not None and (folder / name).is_file():
+    if folder is not None and _regular(folder / name).is_file():
         return folder / name
-    path = cache_folder() / name
+    path = _regular(cache_folder() / name)
     if path.is_file() and pooch.file_hash(str(path), alg="sha256") == remote.sha256:
         return path
+    check_allowed(name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
     except OSError as error:
-        raise DataError(f"{name}: the cache folder {path.parent} cannot be written ({error.strerror})") from error
+        raise DataError(f"{name}: the cache folder {path.parent} cannot be written ({error.strerror})") from None
     try:
-        failure = _download(remote.urls, temporary, progress)
-        if failure is not None:
-            raise DataError(
-                f"{name}: the download from {remote.urls[-1]} failed ({failure}); try again, "
-                f"or put the file into the folder that {DATA_VARIABLE} names, as {name}"
-            )
-        got = pooch.file_hash(temporary, alg="sha256")
-        if got != remote.sha256:
-            raise DataError(f"{name}: the download is corrupted; its SHA-256 is {got}, expected {remote.sha256}")
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        with replaced_atomically(path) as partial:
+            os.close(create_exclusively(partial))
+            failure = _download(remote.urls, str(partial), progress)
+            if failure is not None:
+                raise DataError(
+                    f"{name}: the download from {remote.urls[-1]} failed ({failure}); try again, "
+                    f"or put the file into the folder that {DATA_VARIABLE} names, as {name}"
+                )
+            got = pooch.file_hash(str(partial), alg="sha256")
+            if got != remote.sha256:
+                raise DataError(f"{name}: the download is corrupted; its SHA-256 is {got}, expected {remote.sha256}")
+    except FileError as error:
+        raise DataError(f"{name}: the cache folder {path.parent} cannot be written ({error})") from None
     return path
 
 
@@ -156,5 +204,6 @@ def _download(urls: tuple[str, ...], target: str, progress: bool) -> str | None:
             return None
         except OSError as error:  # requests' errors are OSErrors
             response = getattr(error, "response", None)
-            failure = type(error).__name__ if response is None else f"HTTP status {response.status_code}"
+            what = os.strerror(error.errno) if error.errno else type(error).__name__  # of the disk, or of the network
+            failure = what if response is None else f"HTTP status {response.status_code}"
     return failure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from functools import cache
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pp_models.data import DataError, Dataset, TaskBatch
+from pp_models.tasks.data_files import check_classes, reading, text_of
 from pp_models.tasks.downloads import find
 from pp_models.tasks.point_counts import ShareCounts, random_subsets
 from pp_models.tasks.task_stream import TaskStream
@@ -66,17 +66,21 @@ def read_series(kind: str, split: str = "train") -> tuple[Tensor, Tensor]:
             f"{kind}: no file {name}; take the set from the UCR archive (timeseriesclassification.com), write it as "
             "comma-separated values with the label first, and put it into the folder that GUIDEBOOK_DATA names"
         )
-    try:
-        with gzip.open(path, "rt") as file:
-            table = np.loadtxt(file, delimiter=",", ndmin=2)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{name}: it cannot be read ({str(error).splitlines()[0]})") from None
+    with reading(path, "table of recordings"):
+        lines = [line for line in text_of(path).splitlines() if line.strip()]
+        if not lines:
+            raise ValueError("it is empty")
+        table = np.loadtxt(lines, delimiter=",", ndmin=2)
     if table.shape[1] != length + 1:
         raise DataError(f"{name}: it has {table.shape[1]} columns; a label and {length} samples were expected")
+    if not np.isfinite(table).all():
+        raise DataError(f"{name}: it holds values that are not finite; replace {path}")
+    labels = check_classes(name, table[:, 0], 7, first=-1)  # -1 and 1, or 1 to 5
     if len(files) == 1:
         trains = np.arange(len(table)) % 10 < 7
-        table = table[trains if split == "train" else ~trains]
-    return torch.as_tensor(table[:, 1:]), torch.as_tensor(table[:, 0]).long()
+        chosen = trains if split == "train" else ~trains
+        table, labels = table[chosen], labels[chosen]
+    return torch.as_tensor(table[:, 1:]), torch.as_tensor(labels)
 
 
 class ECGTasks(TaskStream):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from pp_models.data import DataError, Dataset, TaskBatch
+from pp_models.tasks.data_files import reading
 from pp_models.tasks.downloads import find
 from pp_models.tasks.point_counts import ShareCounts, random_subsets
 from pp_models.tasks.task_stream import TaskStream
@@ -20,6 +22,8 @@ BOX = {"latitude": (45.0, 50.0), "longitude": (5.0, 12.0)}
 SWITZERLAND = {"latitude": (45.8, 47.9), "longitude": (5.9, 10.6)}
 #: the last time steps are for testing
 TEST_STEPS = 16
+#: of one variable of one file: ten years twice a day in the box are 26 million
+MOST_VALUES = 2**28
 
 
 def read_era5() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -43,14 +47,16 @@ def read_era5() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         )
     temperatures, rains, places = [], [], None
     for path in files:
-        try:
-            with xarray.open_dataset(path) as file:
-                time = "time" if "time" in file.dims else "valid_time"
-                part = file[["t2m", "tp"]].sortby("latitude").sortby("longitude")
-                part = part.sel({name: slice(*ends) for name, ends in BOX.items()})
-                part = part.transpose(time, "latitude", "longitude").load()
-        except (OSError, KeyError, ValueError) as error:
-            raise DataError(f"{path.name}: it cannot be read as ERA5-Land ({str(error).splitlines()[0]})") from None
+        if not path.is_file():
+            raise DataError(f"{path.name}: it is not a regular file; replace {path}")
+        with reading(path, "file of ERA5-Land"), xarray.open_dataset(path) as file:
+            time = "time" if "time" in file.dims else "valid_time"
+            part = file[["t2m", "tp"]].sortby("latitude").sortby("longitude")
+            part = part.sel({name: slice(*ends) for name, ends in BOX.items()})
+            part = part.transpose(time, "latitude", "longitude")
+            if not 0 < math.prod(part.sizes.values()) <= MOST_VALUES:
+                raise ValueError(f"the box holds values of sizes {dict(part.sizes)}")
+            part = part.load()
         latitude, longitude = np.meshgrid(part.latitude.values, part.longitude.values, indexing="ij")
         here = np.stack([longitude.ravel(), latitude.ravel()], -1)
         if places is not None and (here.shape != places.shape or not np.allclose(here, places)):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pp_models.data import DataError
-from pp_models.tasks.downloads import DATA_VARIABLE
+from pp_models.tasks.downloads import DATA_VARIABLE, check_allowed
 
 #: columns of the first and second text, and the number of classes
 _GLUE: dict[str, tuple[str, str | None, int]] = {
@@ -34,6 +34,7 @@ def _rows(address: str, configuration: str | None, split: str, wanted: str | Non
     Raises:
         DataError: ``datasets`` is not installed, or the hub does not answer.
     """
+    check_allowed(address)
     otherwise = f"put {wanted} (or .gz) into the folder that {DATA_VARIABLE} names, or " if wanted else ""
     try:
         from datasets import load_dataset

@@ -5,15 +5,11 @@ Nothing here unpickles: archives are read as idx, PNG, JPEG, binary records, Mat
 
 from __future__ import annotations
 
-import gzip
 import io
-import os
+import math
 import struct
-import tarfile
-import tempfile
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +17,23 @@ from pathlib import Path
 import numpy as np
 
 from pp_models.data import DataError
+from pp_models.files import FileError, write_atomically
 from pp_models.tasks import downloads
+from pp_models.tasks.data_files import (
+    MOST_UNPACKED,
+    check_classes,
+    content_of,
+    gunzip,
+    open_picture,
+    read_matlab,
+    read_member,
+    read_npz,
+    read_tar,
+    reading,
+)
 
+#: of one picture of an archive, and of all of Omniglot (32,460 were published)
+MOST_PICTURE_BYTES, MOST_DRAWINGS = 2**22, 100_000
 CIFAR10_SUBSET = "cifar10_subset/cifar10_jpeg_subset.npz"
 
 
@@ -39,6 +50,26 @@ class ImageData:
     images: np.ndarray
     labels: np.ndarray | None
     source: str
+
+
+def _checked(
+    name: str, images: np.ndarray, labels: np.ndarray | None, shape: tuple[int, ...], classes: int = 0, first: int = 0
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images of the published shape ``[n, *shape]`` and labels int64 ``[n]``, each a class.
+
+    Raises:
+        DataError: they are something else, or there is none.
+    """
+    if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+        raise DataError(
+            f"{name}: images of shape {images.shape} and dtype {images.dtype}; they must be uint8 [n, "
+            f"{', '.join(map(str, shape))}] with at least one"
+        )
+    if labels is None:
+        return images, None
+    if labels.shape != images.shape[:1]:
+        raise DataError(f"{name}: images of shape {images.shape} and labels of shape {labels.shape} do not match")
+    return images, check_classes(name, labels, classes, first)
 
 
 def load_images(name: str = "digits", split: str = "train", progress: bool = True) -> ImageData:
@@ -80,20 +111,17 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
         DataError: it is no such file, or truncated.
     """
-    return _parse_idx(path.read_bytes(), path.name, path)
+    return _parse_idx(content_of(path, MOST_UNPACKED), path.name, path)
 
 
 def _parse_idx(content: bytes, name: str, path: Path) -> np.ndarray:
     """An idx array from gzipped bytes; ``path`` is what a reader of the error replaces."""
-    try:
-        raw = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{name}: it is no complete gzip file ({type(error).__name__}); replace {path}") from error
+    raw = gunzip(content, name, path)
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
         raise DataError(f"{name}: it is no idx file of unsigned bytes; replace {path}")
     header = 4 + 4 * raw[3]
     shape = struct.unpack(f">{raw[3]}I", raw[4:header]) if len(raw) >= header else ()
-    if len(raw) - header != int(np.prod(shape, dtype=np.int64)):
+    if len(raw) - header != math.prod(shape):  # of Python's integers, which do not overflow
         raise DataError(f"{name}: its header says shape {shape}, its length does not; replace {path}")
     return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
 
@@ -102,9 +130,7 @@ def _mnist(split: str, progress: bool) -> ImageData:
     prefix = "train" if split == "train" else "t10k"
     images = read_idx(downloads.fetch(f"mnist/{prefix}-images-idx3-ubyte.gz", progress))
     labels = read_idx(downloads.fetch(f"mnist/{prefix}-labels-idx1-ubyte.gz", progress))
-    if images.ndim != 3 or labels.shape != images.shape[:1]:
-        raise DataError(f"mnist: images of shape {images.shape} and labels of shape {labels.shape} do not match")
-    return ImageData(images, labels.astype(np.int64), "MNIST, 28x28")
+    return ImageData(*_checked("mnist", images, labels, (28, 28), 10), "MNIST, 28x28")
 
 
 def _emnist(split: str, progress: bool, classes: range = range(10)) -> ImageData:
@@ -115,41 +141,27 @@ def _emnist(split: str, progress: bool, classes: range = range(10)) -> ImageData
         images, labels = read_idx(own[0]), read_idx(own[1])
     else:
         path = downloads.fetch("emnist/gzip.zip", progress)
-        try:
-            with zipfile.ZipFile(path) as archive:
-                images, labels = (_parse_idx(archive.read(f"gzip/{name}"), name, path) for name in names)
-        except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"{path.name}: it is no complete archive with {names[0]}; replace {path}") from error
-    if images.ndim != 3 or labels.shape != images.shape[:1]:
-        raise DataError(f"emnist: images of shape {images.shape} and labels of shape {labels.shape} do not match")
+        with reading(path, f"complete archive with {names[0]}"), zipfile.ZipFile(path) as archive:
+            images, labels = (_parse_idx(read_member(archive, f"gzip/{name}"), name, path) for name in names)
+    images, found = _checked("emnist", images, labels, (28, 28), 47)
+    assert found is not None
+    labels = found
     chosen = (labels >= classes.start) & (labels < classes.stop)
     # the publisher stores each picture column by column
     pictures = np.ascontiguousarray(images[chosen].transpose(0, 2, 1))
     source = f"EMNIST balanced, classes {classes.start} to {classes.stop - 1}, 28x28"
-    return ImageData(pictures, labels[chosen].astype(np.int64), source)
-
-
-def _read_npz(path: Path, names: Iterable[str]) -> list[np.ndarray]:
-    """Arrays of an npz file; pickled content is refused."""
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            return [archive[name] for name in names]
-    except KeyError as error:
-        raise DataError(f"{path.name}: it has no array {error.args[0].split(' ')[0]}; replace {path}") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path.name}: it is no complete npz file; replace {path}") from error
+    return ImageData(pictures, labels[chosen], source)
 
 
 def _write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Writes to a temporary file first, so that an interruption leaves no half-written archive."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    """Keeps arrays in the cache; an interruption or a full disk leaves no half-written archive."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, buffer.getvalue())
+    except (OSError, FileError) as error:
+        raise DataError(f"{path.name}: the cache folder {path.parent} cannot be written ({error})") from None
 
 
 def _track(items: list, title: str, progress: bool) -> Iterable:
@@ -165,9 +177,11 @@ def _omniglot(split: str, progress: bool) -> ImageData:
     path = downloads.find("omniglot/omniglot_28.npz")
     if path is None:
         path = _convert_omniglot(progress)
-    images, labels = _read_npz(path, ("images", "class_id"))
-    part = labels < 1200 if split == "train" else labels >= 1200
-    return ImageData(images[part], labels[part].astype(np.int64), "Omniglot, 28x28 by area mean, ink 255")
+    images, labels = read_npz(path, ("images", "class_id"))
+    images, found = _checked("omniglot", images, labels, (28, 28), 1623)
+    assert found is not None
+    part = found < 1200 if split == "train" else found >= 1200
+    return ImageData(images[part], found[part], "Omniglot, 28x28 by area mean, ink 255")
 
 
 def _convert_omniglot(progress: bool) -> Path:
@@ -179,15 +193,14 @@ def _convert_omniglot(progress: bool) -> Path:
     classes: dict[str, int] = {}
     for name in ("images_background", "images_evaluation"):
         source = downloads.fetch(f"omniglot/{name}.zip", progress)
-        try:
-            with zipfile.ZipFile(source) as archive:
-                members = sorted(m for m in archive.namelist() if m.endswith(".png") and "__MACOSX" not in m)
-                for member in _track(members, f"reading {name}", progress):
-                    drawing = Image.open(io.BytesIO(archive.read(member))).convert("L")
-                    images.append(255 - np.asarray(drawing.resize((28, 28), Image.Resampling.BOX)))
-                    labels.append(classes.setdefault(member.rsplit("/", 1)[0], len(classes)))
-        except (OSError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"{source.name}: it is no complete archive of PNG files; replace {source}") from error
+        with reading(source, "complete archive of PNG files"), zipfile.ZipFile(source) as archive:
+            members = sorted(m for m in archive.namelist() if m.endswith(".png") and "__MACOSX" not in m)
+            if not 0 < len(members) <= MOST_DRAWINGS:
+                raise ValueError(f"it holds {len(members)} drawings")
+            for member in _track(members, f"reading {name}", progress):
+                drawing = open_picture(read_member(archive, member, MOST_PICTURE_BYTES), "PNG").convert("L")
+                images.append(255 - np.asarray(drawing.resize((28, 28), Image.Resampling.BOX)))
+                labels.append(classes.setdefault(member.rsplit("/", 1)[0], len(classes)))
     target = downloads.cache_folder() / "omniglot/omniglot_28.npz"
     _write_npz(target, images=np.stack(images), class_id=np.array(labels, np.uint16))
     return target
@@ -200,36 +213,29 @@ def _cifar10_subset(split: str, progress: bool) -> ImageData:
             f"cifar10-subset: no file {CIFAR10_SUBSET} with uint8 arrays x_train, y_train, x_test and y_test; put it "
             f"into the folder that {downloads.DATA_VARIABLE} names, or use cifar10, which is downloaded"
         )
-    images, labels = _read_npz(path, (f"x_{split}", f"y_{split}"))
+    images, labels = read_npz(path, (f"x_{split}", f"y_{split}"))
     source = f"CIFAR-10 subset of {len(images)} JPEG-compressed images, not comparable with published results"
-    return ImageData(images, labels.astype(np.int64), source)
+    return ImageData(*_checked("cifar10-subset", images, labels, (32, 32, 3), 10), source)
 
 
 def _cifar10(split: str, progress: bool) -> ImageData:
     path = downloads.fetch("cifar10/cifar-10-binary.tar.gz", progress)
     names = [f"data_batch_{i}.bin" for i in range(1, 6)] if split == "train" else ["test_batch.bin"]
-    try:
-        with tarfile.open(path) as archive:
-            files = [archive.extractfile(f"cifar-10-batches-bin/{name}") for name in names]
-            raw = b"".join(file.read() for file in files if file is not None)
+    with reading(path, "complete CIFAR-10 binary archive"):
+        raw = b"".join(read_tar(path, [f"cifar-10-batches-bin/{name}" for name in names]))
         records = np.frombuffer(raw, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
-    except (OSError, KeyError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
-        raise DataError(f"{path.name}: it is no complete CIFAR-10 binary archive; replace {path}") from error
     # a record is the label, then three 32x32 planes; a pixel of ours is its red, green and blue
     images = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return ImageData(np.ascontiguousarray(images), records[:, 0].astype(np.int64), "CIFAR-10, 32x32")
+    checked = _checked("cifar10", np.ascontiguousarray(images), records[:, 0], (32, 32, 3), 10)
+    return ImageData(*checked, "CIFAR-10, 32x32")
 
 
 def _svhn(split: str, progress: bool) -> ImageData:
-    from scipy.io import loadmat
-
     path = downloads.fetch(f"svhn/{split}_32x32.mat", progress)
-    try:
-        content = loadmat(path, variable_names=["X", "y"])
-        images, labels = content["X"].transpose(3, 0, 1, 2), content["y"].reshape(-1)
-    except Exception as error:  # scipy raises many kinds for a broken file
-        raise DataError(f"{path.name}: it is no complete Matlab file with arrays X and y; replace {path}") from error
-    return ImageData(np.ascontiguousarray(images), labels.astype(np.int64) % 10, "SVHN cropped digits, 32x32")
+    x, y = read_matlab(path, {"X": (32, 32, 3, None), "y": (None, 1)})
+    images, labels = _checked("svhn", x.transpose(3, 0, 1, 2), y.reshape(-1), (32, 32, 3), 10, first=1)
+    assert labels is not None
+    return ImageData(np.ascontiguousarray(images), labels % 10, "SVHN cropped digits, 32x32")  # 10 is a zero
 
 
 #: The published partition, by number of the image: train, then validation (not offered here), then test.
@@ -240,7 +246,8 @@ def _celeba(split: str, progress: bool) -> ImageData:
     source_name = "CelebA, center crop of 136 resized to 32x32"
     converted = downloads.find(f"celeba/celeba_32_{split}.npz")
     if converted is not None:
-        return ImageData(_read_npz(converted, ("images",))[0], None, source_name)
+        (images,) = read_npz(converted, ("images",))
+        return ImageData(*_checked("celeba", images, None, (32, 32, 3)), source_name)
     source = downloads.find("celeba/img_align_celeba") or downloads.find("celeba/img_align_celeba.zip")
     if source is None:
         raise DataError(
@@ -249,21 +256,22 @@ def _celeba(split: str, progress: bool) -> ImageData:
             "as celeba/img_align_celeba.zip"
         )
     if source.is_dir():
-        found = {path.name: path.read_bytes for path in source.glob("*.jpg")}
-        images = _read_faces(source, found, split, progress)
+        found = {path.name: lambda p=path: content_of(p, MOST_PICTURE_BYTES) for path in source.glob("*.jpg")}  # type: ignore[misc]
+        with reading(source, "folder of JPEG files"):
+            images = _read_faces(source, found, split, progress)
     else:
-        try:
-            with zipfile.ZipFile(source) as archive:
-                members = {m.rsplit("/", 1)[-1]: m for m in archive.namelist() if m.endswith(".jpg")}
-                found = {name: lambda m=m: archive.read(m) for name, m in members.items()}  # type: ignore[misc]
-                images = _read_faces(source, found, split, progress)
-        except (OSError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"{source.name}: it is no complete archive of JPEG files; replace {source}") from error
+        with reading(source, "complete archive of JPEG files"), zipfile.ZipFile(source) as archive:
+            members = {m.rsplit("/", 1)[-1]: m for m in archive.namelist() if m.endswith(".jpg")}
+            found = {
+                name: lambda m=m: read_member(archive, m, MOST_PICTURE_BYTES)  # type: ignore[misc]
+                for name, m in members.items()
+            }
+            images = _read_faces(source, found, split, progress)
     _write_npz(downloads.cache_folder() / f"celeba/celeba_32_{split}.npz", images=images)
     return ImageData(images, None, source_name)
 
 
-def _read_faces(source: Path, found: dict[str, Callable[[], bytes]], split: str, progress: bool) -> np.ndarray:
+def _read_faces(source: Path, found: Mapping[str, Callable[..., bytes]], split: str, progress: bool) -> np.ndarray:
     from PIL import Image
 
     numbers = _CELEBA_NUMBERS[split]
@@ -272,7 +280,7 @@ def _read_faces(source: Path, found: dict[str, Callable[[], bytes]], split: str,
         raise DataError(f"{source.name}: it holds no image of the {split} split ({numbers[0]:06}.jpg and on)")
     images = np.empty((len(names), 32, 32, 3), np.uint8)
     for i, name in enumerate(_track(names, f"reading {source.name}", progress)):
-        face = Image.open(io.BytesIO(found[name]())).convert("RGB")
+        face = open_picture(found[name](), "JPEG").convert("RGB")
         left, top = (face.width - 136) // 2, (face.height - 136) // 2
         crop = face.crop((left, top, left + 136, top + 136))
         images[i] = np.asarray(crop.resize((32, 32), Image.Resampling.BICUBIC))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pp_models.data import DataError
+from pp_models.tasks.data_files import read_matlab, read_npz, reading, text_of
 from pp_models.tasks.downloads import DATA_VARIABLE, find
 
 
@@ -62,17 +63,14 @@ def _table(rows: np.ndarray, inputs: int, source: str, duplicates: int = 0) -> R
 
 def _read_arrays(path: Path, inputs: int, outputs: int) -> np.ndarray:
     """Rows ``[n, inputs + outputs]`` of an npz file with arrays X and Y, or of a dense numeric ARFF file."""
-    try:
+    with reading(path, "table"):
         if path.suffix == ".npz":
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                rows = np.concatenate([archive["X"], archive["Y"]], 1)
+            rows = np.concatenate(read_npz(path, ("X", "Y")), 1)
         else:
-            lines = [line.strip() for line in path.read_text().splitlines()]
+            lines = [line.strip() for line in text_of(path).splitlines()]
             start = [line.lower() for line in lines].index("@data") + 1
             rows = np.array([[float(v) for v in line.split(",")] for line in lines[start:] if line and line[0] != "%"])
-    except Exception as error:  # numpy and zipfile raise many kinds for a broken file
-        raise DataError(f"{path.name}: it cannot be read ({type(error).__name__}); replace {path}") from error
-    if rows.ndim != 2 or rows.shape[1] != inputs + outputs:
+    if rows.ndim != 2 or rows.shape[1] != inputs + outputs or not len(rows) or rows.dtype.kind not in "iuf":
         raise DataError(f"{path.name}: it has shape {rows.shape}; {inputs} inputs and {outputs} outputs were expected")
     return rows
 
@@ -97,17 +95,10 @@ def _sarcos() -> RegressionTable:
     """
     both = [find(f"sarcos/{name}.mat") for name in ("sarcos_inv", "sarcos_inv_test")]
     if both[0] is not None and both[1] is not None:
-        from scipy.io import loadmat
-
         parts = []
         for path in both:
             assert path is not None
-            try:
-                parts.append(np.asarray(loadmat(path, variable_names=[path.stem])[path.stem], dtype=np.float64))
-            except Exception as error:  # scipy raises many kinds for a broken file
-                raise DataError(f"{path.name}: it is no Matlab file with array {path.stem}; replace {path}") from error
-            if parts[-1].ndim != 2 or parts[-1].shape[1] != 28:
-                raise DataError(f"{path.name}: it has shape {parts[-1].shape}; 21 inputs and 7 outputs were expected")
+            parts.append(read_matlab(path, {path.stem: (None, 28)})[0].astype(np.float64))  # 21 inputs and 7 outputs
         rows = np.concatenate(parts)
         kept = _distinct(rows)
         source = f"SARCOS, {len(kept)} distinct rows of both published files"

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from pp_models.data import DataError, Dataset, TaskBatch
+from pp_models.tasks.data_files import reading, text_of
 from pp_models.tasks.downloads import find
 from pp_models.tasks.point_counts import ShareCounts, random_subsets
 from pp_models.tasks.task_stream import TaskStream
 
 ABALONE = "uci/abalone.csv"
+#: it has 190 kB
+MOST_TABLE_BYTES = 2**24
 #: sexes that a prior is learned from, and the one that it is tried on
 TRAIN_SEXES, TEST_SEXES = ("M", "F"), ("I",)
 #: rows of the published data set by sex
@@ -32,18 +35,17 @@ def read_abalone() -> dict[str, Tensor]:
             "and put it into the folder that GUIDEBOOK_DATA names"
         )
     rows: dict[str, list[list[float]]] = {sex: [] for sex in (*TRAIN_SEXES, *TEST_SEXES)}
-    try:
-        with open(path, newline="") as file:
-            for row in list(csv.reader(file))[1:]:
-                rows[row[0]].append([float(v) for v in row[1:9]])
+    with reading(path, "table of abalones"):
+        for row in list(csv.reader(text_of(path, MOST_TABLE_BYTES).splitlines()))[1:]:
+            rows[row[0]].append([float(v) for v in row[1:9]])
         tables = {sex: torch.tensor(values, dtype=torch.float64) for sex, values in rows.items()}
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise DataError(f"{ABALONE}: it cannot be read ({type(error).__name__}: {error})") from None
     if any(table.dim() != 2 or table.shape[1] != 8 for table in tables.values()):
         raise DataError(f"{ABALONE}: every row needs a sex, seven measurements and the rings")
     found = {sex: len(table) for sex, table in tables.items()}
     if found != ROWS:  # its publisher gives no hash
         raise DataError(f"{ABALONE}: it has rows {found}; abalone has {ROWS} and a header line")
+    if not all(bool(torch.isfinite(table).all()) for table in tables.values()):
+        raise DataError(f"{ABALONE}: it holds values that are not finite; replace {path}")
     return tables
 
 

@@ -7,25 +7,26 @@ through the Hugging Face package ``datasets`` (see :mod:`pp_models.tasks.hub_tex
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from pp_models.data import DataError
+from pp_models.files import LENIENT, checked
 from pp_models.tasks import hub_text
+from pp_models.tasks.data_files import text_of
 from pp_models.tasks.docstring_texts import LIBRARIES, ODD_LIBRARY, docstring_sentences, library_sentences
 from pp_models.tasks.downloads import find
 
 #: names of the answers of a multiple-choice question, in order
 LETTERS = "ABCDE"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,13 +139,7 @@ _BAD = ("bad", "dull", "cold", "stupid", "ugly", "dark")
 def _content(name: str) -> str | None:
     """The text of a file (or of its gzipped form) in the data folder or cache; None where it is nowhere."""
     path = find(name + ".gz") or find(name)
-    if path is None:
-        return None
-    try:
-        raw = path.read_bytes()
-        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{name}: it cannot be read ({type(error).__name__}); replace {path}") from error
+    return None if path is None else text_of(path)
 
 
 def _glue(name: str, split: str) -> TextSet:
@@ -158,11 +153,13 @@ def _glue(name: str, split: str) -> TextSet:
     rows = []
     for content in found:
         assert content is not None
-        lines = list(csv.reader(io.StringIO(content), delimiter="\t", quoting=csv.QUOTE_NONE))[int(header) :]
         try:
+            lines = list(csv.reader(io.StringIO(content), delimiter="\t", quoting=csv.QUOTE_NONE))[int(header) :]
             rows += [(row[text].strip(), None if pair is None else row[pair].strip(), int(row[label])) for row in lines]
-        except (IndexError, ValueError) as error:
+        except (IndexError, ValueError, csv.Error) as error:
             raise DataError(f"{name}: a row of {files[split]} is not what it should be ({error})") from None
+    if not rows:
+        raise DataError(f"{name}: {', '.join(files[split])} holds no sentence; replace it")
     return _set(rows, 2, f"{_TITLES[name]}, {len(rows)} {split} sentences")
 
 
@@ -189,33 +186,69 @@ _GLUE_FILES: dict[str, tuple[dict[str, tuple[str, ...]], int, int, int | None, b
 _TITLES = {"cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC"}
 
 
-def _json_lines(file: str) -> list[dict[str, Any]] | None:
+@dataclass(frozen=True)
+class _Question:
+    """A line of ARC as it is read."""
+
+    question: str
+    choices: list[str]
+    label: int | str
+
+    __pydantic_config__ = LENIENT
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.choices) <= len(LETTERS):
+            raise ValueError(f"a question has {len(self.choices)} choices; there must be 2 to {len(LETTERS)}")
+        if not 0 <= int(self.label) < len(self.choices):
+            raise ValueError(f"label {self.label} lies outside 0 to {len(self.choices) - 1}")
+
+
+@dataclass(frozen=True)
+class _Gap:
+    """A line of WinoGrande as it is read."""
+
+    sentence: str
+    option1: str
+    option2: str
+    answer: int | str
+
+    __pydantic_config__ = LENIENT
+
+    def __post_init__(self) -> None:
+        if int(self.answer) not in (1, 2):
+            raise ValueError(f"answer {self.answer} is neither 1 nor 2")
+
+
+def _json_lines(file: str, schema: type[T]) -> list[T] | None:
     content = _content(file)
     if content is None:
         return None
     try:
-        return [json.loads(line) for line in content.splitlines() if line.strip()]
-    except ValueError as error:
-        raise DataError(f"{file}: it holds a line that is no JSON ({error})") from None
+        rows = checked([json.loads(line) for line in content.splitlines() if line.strip()], list[schema])  # type: ignore[valid-type]
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: it holds a line that is no question ({str(error)[:200]})") from None
+    if not rows:
+        raise DataError(f"{file}: it holds no question; replace it")
+    return rows
 
 
 def _arc(level: str, split: str) -> TextSet:
     file = f"arc/ARC-{level}-{split}.jsonl"
-    rows = _json_lines(file)
+    rows = _json_lines(file, _Question)
     if rows is None:
         questions = hub_text.questions(f"arc-{level.lower()}", split, file)
     else:
-        questions = [(row["question"], row["choices"], int(row["label"])) for row in rows]
+        questions = [(row.question, row.choices, int(row.label)) for row in rows]
     return _prompts(questions, len(LETTERS), f"ARC-{level}, {len(questions)} {split} questions")
 
 
 def _winogrande(size: str, split: str) -> TextSet:
     file = f"winogrande/{f'train_{size}' if split == 'train' else 'dev'}.jsonl"
-    rows = _json_lines(file)
+    rows = _json_lines(file, _Gap)
     if rows is None:
         questions = hub_text.questions(f"winogrande-{size}", split, file)
     else:
-        questions = [(row["sentence"], (row["option1"], row["option2"]), int(row["answer"]) - 1) for row in rows]
+        questions = [(row.sentence, (row.option1, row.option2), int(row.answer) - 1) for row in rows]
     return _prompts(questions, 2, f"WinoGrande-{size.upper()}, {len(questions)} {split} questions")
 
 

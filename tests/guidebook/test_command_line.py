@@ -160,7 +160,7 @@ def test_fit_inspect_resume_round_trip(guidebook, tmp_path):
     fit = ["fit", *TINY, "--out", folder]
     status, out, err = guidebook(*fit, "--steps", 2)
     assert status == 0 and err == ""
-    assert "step 2: loss " in out and "0 steps skipped" in out and f"next: guidebook inspect {folder}\n" in out
+    assert "step 2: loss " in out and "0 steps skipped" in out and f"next: guidebook inspect '{folder}'\n" in out
     assert {"run.json", "checkpoint.json", "metrics.jsonl"} <= {path.name for path in folder.iterdir()}
 
     status, out, err = guidebook("inspect", folder, "--draws", 3)
@@ -504,3 +504,33 @@ def test_a_piped_table_is_not_cut():
     )  # fmt: skip
     line = next(line for line in done.stdout.splitlines() if line.split()[:1] == ["bnnp"])
     assert line.strip().endswith("layerwise posteriors, learned prior, noise learned below 0.5")
+
+
+@pytest.mark.parametrize("words", [["list", "objectives"], ["doctor"]])
+def test_output_that_cannot_be_written_is_one_line(words):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "guidebook.command_line", *words], cwd=ROOT, stdout=full, stderr=subprocess.PIPE,
+            text=True,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "error: the output: No space left on device\n")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "guidebook.command_line", "list"], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_brackets_and_codes_in_folders_are_shown_by_doctor(guidebook, tmp_path, monkeypatch):
+    folder = tmp_path / "[red]\x1b[31m"
+    folder.mkdir()
+    monkeypatch.setenv("GUIDEBOOK_DATA", str(folder))
+    monkeypatch.setattr("pp_models.tasks.downloads.cache_folder", lambda: folder)
+    out = guidebook("doctor")[1].replace("\n", "")
+    assert "\x1b[31m" not in out and out.count("[red]\\x1b[31m") == 2

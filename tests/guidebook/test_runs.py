@@ -1,3 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -5,7 +8,9 @@ from evaluation.findings import LEVELS
 from guidebook.inspection import inspect_run
 from guidebook.runs import RunConfiguration, open_run, read_configuration, start
 from inference import CheckpointError, TrainingDiverged, predict
-from pp_models.files import sealed_json
+from pp_models import DataError
+from pp_models.files import locked, read_sealed_json, sealed_json
+from pp_models.tasks import downloads
 from pp_models.tasks.task_table import TASKS, TEST_SEED, task_stream
 
 TINY = {"steps": 2, "width": 8, "batch_size": 2}
@@ -155,3 +160,59 @@ def test_beta_is_refused_where_there_is_no_kl():
         RunConfiguration("mean-field", "gp-rbf", "iwae", beta=0.5, **TINY).build()
     with pytest.raises(ValueError, match=r"^beta: got 0.5; npml has no KL to weigh$"):
         RunConfiguration("mean-field", "gp-rbf", "npml", beta=0.5, **TINY).build()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 10**9}, r"is not a run configuration \(width: got 1000000000; it must be .* at most 16,384\)$"),
+        ({"batch_size": 10**9}, r"\(batch_size: got 1000000000; it must be at least 1 and at most 65,536\)$"),
+        ({"num_particles": 10**9}, r"\(num_particles: got 1000000000; it must be at least 1 and at most 1,048,576\)$"),
+        ({"width": 16_384}, r"^width: .*run.json says 16384, but nothing in the checkpoint is wider than \d+; "),
+        ({"depth": 3}, r"\(depth: Unexpected keyword argument, got '3'\)$"),
+    ],
+)
+def test_sizes_of_a_received_run_are_looked_at_before_anything_is_built(tmp_path, monkeypatch, change, message):
+    start(RunConfiguration("cnp", "gp-rbf", **TINY), tmp_path, **QUIET)
+    held = read_sealed_json(tmp_path / "run.json")
+    (tmp_path / "run.json").write_bytes(sealed_json(held | change))
+
+    def built(*arguments):
+        raise AssertionError("something was built")
+
+    monkeypatch.setattr("guidebook.runs.build", built)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_run(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_opening_a_received_run_never_reaches_the_network(tmp_path, monkeypatch):
+    def asked(*arguments):
+        raise AssertionError("the network was reached")
+
+    start(RunConfiguration("cnp", "gp-rbf", **TINY), tmp_path / "run", **QUIET)
+    held = read_sealed_json(tmp_path / "run/run.json")
+    (tmp_path / "run/run.json").write_bytes(sealed_json(held | {"tasks": "svhn"}))
+    monkeypatch.delenv("GUIDEBOOK_DATA", raising=False)
+    monkeypatch.setattr(downloads, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(downloads, "_download", asked)
+    for call in (open_run, inspect_run):
+        with pytest.raises(DataError, match=r"^svhn/train_32x32.mat: it is not on this machine, and opening a run "):
+            call(tmp_path / "run")
+
+
+def test_a_second_start_in_one_folder_changes_nothing(tmp_path):
+    configuration = RunConfiguration("cnp", "gp-rbf", **TINY)
+    start(configuration, tmp_path, **QUIET)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with ThreadPoolExecutor(1) as pool, locked(tmp_path, "out", passed_on=True), locked(tmp_path, "out"):
+        second = pool.submit(start, replace(configuration, steps=9), tmp_path, True, **QUIET)
+        with pytest.raises(CheckpointError, match=r"^out: .* is being written to by another run; wait for it, or name"):
+            second.result()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with locked(tmp_path, "out", passed_on=True):
+        for _ in range(2):  # one after the other, and not one within another
+            with locked(tmp_path, "out"), pytest.raises(CheckpointError, match="by another run"):
+                start(replace(configuration, steps=9), tmp_path, True, **QUIET)
+    with locked(tmp_path, "out"), pytest.raises(CheckpointError, match="by another run"):
+        start(replace(configuration, steps=9), tmp_path, True, **QUIET)

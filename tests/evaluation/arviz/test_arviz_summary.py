@@ -72,13 +72,13 @@ def test_write_netcdf_replaces_the_file_whole_or_not_at_all(container, tmp_path)
     first = path.read_bytes()
     assert float(xarray.open_datatree(path)["posterior"]["b"].mean()) == pytest.approx(-2)
 
-    class Failing:
-        def to_netcdf(self, name):
+    class Failing(xarray.DataTree):
+        def to_netcdf(self, name, *arguments, **options):
             with open(name, "wb") as file:
                 file.write(b"half")
             raise OSError("disk full")
 
-    with pytest.raises(FileError, match=r"posterior.nc: cannot be written \(disk full\)$"):
+    with pytest.raises(FileError, match=r"posterior.nc: cannot be written \(disk full\); what was there is intact$"):
         write_netcdf(Failing(), path)
     assert path.read_bytes() == first and [p.name for p in tmp_path.iterdir()] == ["posterior.nc"]
 

@@ -143,6 +143,7 @@ def test_folders_that_hold_no_such_adapter_are_refused(tmp_path):
         lrvd_load(Net(), broken)
     differing = saved(tmp_path / "differing")
     content = json.loads((differing / "adapter_config.json").read_text())
+    del content["guidebook"]  # which would say that it was edited
     (differing / "adapter_config.json").write_text(json.dumps(content | {"family": "untied"}))
     with pytest.raises(
         ValueError, match=r"^path: .* and its configuration differ, first in .*; the folder is damaged$"

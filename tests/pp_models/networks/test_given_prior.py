@@ -6,6 +6,7 @@ import torch
 from pp_models import BayesianNetwork, FixedGaussianPrior, GivenGaussianPrior, LearnedGaussianPrior
 from pp_models.networks.learned_prior import COVARIANCES
 from pp_models.networks.priors import GRANULARITIES
+from pp_models.sealed_tensors import sealed_tensors
 
 SHAPES = [(3, 3), (1, 4)]
 
@@ -238,3 +239,25 @@ def test_cheaper_covariances_start_at_the_standard_prior(covariance):
 def test_bad_covariances(options, message):
     with pytest.raises(ValueError, match=message):
         LearnedGaussianPrior(**{"granularity": "unit", **options})
+
+
+def test_a_prior_that_was_altered_or_is_not_finite(tmp_path):
+    path = tmp_path / "prior.safetensors"
+    given = trained("unit").as_given()
+    given.save(path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot be read as a prior \(.*: truncated or altered \(SHA"):
+        GivenGaussianPrior.load(path)
+    for change, message in (
+        (lambda t: t * torch.nan, r"holds no prior \(\S+ is not of finite real numbers\)$"),
+        (lambda t: t.float() + 0j, r"holds no prior \(\S+ is not of finite real numbers\)$"),
+    ):
+        tensors = {name: change(tensor) for name, tensor in given.state_dict().items()}
+        path.write_bytes(sealed_tensors(tensors, {"granularity": "unit"}))
+        with pytest.raises(ValueError, match=message):
+            GivenGaussianPrior.load(path)
+    path.write_bytes(sealed_tensors({"loc_0": torch.zeros(2)}, {"granularity": "unit"}))
+    with pytest.raises(ValueError, match=r"^path: .* holds no prior$"):
+        GivenGaussianPrior.load(path)

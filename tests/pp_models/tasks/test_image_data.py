@@ -149,7 +149,7 @@ def test_cifar10_binary_archive_gives_colours_by_pixel(folder):
     np.testing.assert_array_equal(test.images, images)
     assert test.labels.tolist() == [3, 7] and test.source == "CIFAR-10, 32x32"
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(DataError, match="cifar-10-binary.tar.gz: it is no complete CIFAR-10 binary archive"):
+    with pytest.raises(DataError, match="cifar-10-binary.tar.gz: it is no complete gzip file"):
         load_images("cifar10")
 
 

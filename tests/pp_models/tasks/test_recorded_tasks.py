@@ -122,14 +122,14 @@ def test_broken_files(nothing):
     (nothing / "ecg").mkdir()
     path = nothing / "ecg" / "ECG200_TRAIN.csv.gz"
     path.write_bytes(b"no gzip")
-    with pytest.raises(DataError, match=r"^ecg/ECG200_TRAIN.csv.gz: it cannot be read \("):
+    with pytest.raises(DataError, match=r"^ECG200_TRAIN.csv.gz: it is no complete gzip file \("):
         tasks.ecg("ecg200")
     path.write_bytes(gzip.compress(b"1,2,3\n1,2,3\n"))
     with pytest.raises(DataError, match=r"^ecg/ECG200_TRAIN.csv.gz: it has 3 columns; a label and 96 samples were "):
         tasks.ecg("ecg200")
     (nothing / "uci").mkdir()
     (nothing / "uci" / "abalone.csv").write_text("sex,a\nX,1\n")
-    with pytest.raises(DataError, match=r"^uci/abalone.csv: it cannot be read \(KeyError: "):
+    with pytest.raises(DataError, match=r"^abalone.csv: it is no table of abalones \(KeyError: "):
         tasks.abalone()
     (nothing / "uci" / "abalone.csv").write_text("sex,a\n" + "".join(f"{sex},1,1,1,1,1,1,1,9\n" for sex in "MFI"))
     with pytest.raises(
@@ -138,7 +138,7 @@ def test_broken_files(nothing):
         tasks.abalone()
     (nothing / "era5").mkdir()
     (nothing / "era5" / "a.nc").write_bytes(b"nothing")
-    with pytest.raises(DataError, match=r"^a.nc: it cannot be read as ERA5-Land \("):
+    with pytest.raises(DataError, match=r"^a.nc: it is no file of ERA5-Land \("):
         tasks.era5()
 
 

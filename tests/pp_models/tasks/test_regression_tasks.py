@@ -38,10 +38,10 @@ def test_both_sarcos_files_are_pooled_and_repeated_rows_left_out(folder):
     np.testing.assert_array_equal(torch.cat([table.x, table.y], 1)[:30], rows)
     assert table.source == "SARCOS, 32 distinct rows of both published files"
     savemat(folder / "sarcos/sarcos_inv_test.mat", {"other": rows})
-    with pytest.raises(DataError, match="sarcos_inv_test.mat: it is no Matlab file with array sarcos_inv_test"):
+    with pytest.raises(DataError, match="sarcos_inv_test.mat: it is no complete Matlab file with arrays sarcos_inv"):
         load_table("sarcos")
     savemat(folder / "sarcos/sarcos_inv_test.mat", {"sarcos_inv_test": rows[:, :27]})
-    with pytest.raises(DataError, match=r"sarcos_inv_test.mat: it has shape \(30, 27\); 21 inputs and 7"):
+    with pytest.raises(DataError, match=r"sarcos_inv_test has shape \(30, 27\)"):
         load_table("sarcos")
 
 
@@ -54,7 +54,7 @@ def test_missing_and_broken_tables(folder):
         load_table("boston")
     (folder / "mulan").mkdir()
     (folder / "mulan/wq.arff").write_text("@data\n1,2,x\n")
-    with pytest.raises(DataError, match=r"wq.arff: it cannot be read \(ValueError\)"):
+    with pytest.raises(DataError, match=r"wq.arff: it is no table \(ValueError: could not convert"):
         load_table("wq")
     (folder / "mulan/wq.arff").write_text("@data\n1,2,3\n")
     with pytest.raises(DataError, match=r"wq.arff: it has shape \(1, 3\); 16 inputs and 14 outputs"):

@@ -143,7 +143,7 @@ def test_what_is_missing_is_said_in_one_line(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no gzip", "it cannot be read"),
+        (b"no gzip", "it is no complete gzip file"),
         (gzip.compress(b"s\tx\t\tA sentence.\n"), "a row of .* is not what it should be"),
         (gzip.compress(b"s\t3\t\tA sentence.\n"), "a label lies outside 0 to 1"),
     ],
