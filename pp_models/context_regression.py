@@ -45,7 +45,7 @@ class RegressionState(NamedTuple):
         precision: of the coefficients ``[*B, H, K, K]``, prior I included.
         information: precision times their mean ``[*B, H, K, Dy]``.
         squares: Σ y² / σ² ``[*B, H]``.
-        count: points ``[*B, 1]``.
+        points: their number ``[*B, 1]``.
         cholesky: of the precision.
         coefficients: posterior means ``[*B, H, K, Dy]``.
         log_evidence: log-density of the context under each head ``[*B, H]``, nats, all outputs together.
@@ -54,7 +54,7 @@ class RegressionState(NamedTuple):
     precision: Tensor
     information: Tensor
     squares: Tensor
-    count: Tensor
+    points: Tensor
     cholesky: Tensor
     coefficients: Tensor
     log_evidence: Tensor
@@ -106,7 +106,7 @@ class ContextRegression(nn.Module):
             raise ValueError(f"noise: got {noise}; it must be positive and finite")
         self.dim_x, self.dim_y, self.heads, self.features, self.kind = dim_x, dim_y, heads, features, kind
         if kind == "fourier":
-            scales = torch.logspace(*(math.log10(s) for s in LENGTHSCALES), heads)
+            scales = torch.logspace(math.log10(LENGTHSCALES[0]), math.log10(LENGTHSCALES[1]), heads)
             start = _frequencies(dim_x, features // 2)
             self.frequencies = nn.Parameter(start / scales.reshape(-1, 1, 1))  # [H, Dx, K / 2]
             self.log_amplitude = nn.Parameter(torch.zeros(heads, features // 2))
@@ -188,7 +188,7 @@ class ContextRegression(nn.Module):
             precision = precision + torch.eye(self.features, dtype=precision.dtype, device=precision.device)
         else:
             precision, information = precision + state.precision, information + state.information
-            squares, count = squares + state.squares, count + state.count
+            squares, count = squares + state.squares, count + state.points
         cholesky = torch.linalg.cholesky(precision)
         coefficients = torch.cholesky_solve(information, cholesky)
         explained = (information * coefficients).sum((-1, -2))

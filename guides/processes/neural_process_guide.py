@@ -87,6 +87,6 @@ def require_representation_alone(model: object, guide: str) -> None:
         raise TypeError(f"model: got {type(model).__name__}; {guide} is a guide for a NeuralProcess")
     if model.latent_dim or model.reads_memory:
         raise ValueError(
-            f"model: got latent_dim = {model.latent_dim} and a path = {model.reads_memory}; {guide} sets a "
+            f"model: got latent_dim = {model.latent_dim} and a path: {model.reads_memory}; {guide} sets a "
             "representation alone, and they must be 0 and False"
         )

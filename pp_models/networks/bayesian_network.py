@@ -85,12 +85,12 @@ class BayesianNetwork(ObservationModel):
         width = max(sizes[1:-1], default=path_dim)
         self.path: Any = make_path(path, sizes[0], self.dim_y, width, path_dim) if isinstance(path, str) else path
         self.reads_memory = path is not None
-        if isinstance(input_features, int):
-            input_features = FourierFeatures(sizes[0], input_features) if input_features else None
         self.input_features: Any = input_features
-        read = sizes[0] if input_features is None else input_features.dim_out
-        read += representation_dim + (0 if path is None else self.path.representation_dim)
-        self.prior.build(weight_shapes([read, *sizes[1:]]))
+        if isinstance(input_features, int):
+            self.input_features = FourierFeatures(sizes[0], input_features) if input_features else None
+        read: int = sizes[0] if self.input_features is None else self.input_features.dim_out
+        extra: Any = representation_dim if self.path is None else self.path.representation_dim
+        self.prior.build(weight_shapes([read + extra, *sizes[1:]]))
 
     @property
     def num_layers(self) -> int:

@@ -119,12 +119,12 @@ def test_an_unknown_method():
 )
 def test_parameter_counts_at_the_papers_width(name, released, encoders):
     """At 128 units: those of the released code and, in every encoder, a learned vector for an empty context."""
-    method = build(name, TaskShape(1, 1, 128))
+    method = build(name, TaskShape(1, 1, 128, recipe="paper"))
     assert parameter_count(method.model, method.guide) == released + encoders * 128
 
 
 def test_most_of_nvdps_parameters_are_not_weights_of_its_network():
-    method = build("nvdp", TaskShape(1, 1, 128))
+    method = build("nvdp", TaskShape(1, 1, 128, recipe="paper"))
     assert sum(weight.numel() for weight in method.guide.weights) == 50_050
     assert parameter_count(method.model) == 0  # the guide holds the weights that all tasks share
     assert parameter_count(method.guide.rate_networks) == 529_674

@@ -137,7 +137,14 @@ def test_every_task_name_has_a_training_and_a_test_stream(name):
     assert (train.seed, test.seed) == (5, 5 + TEST_SEED)
     batch, whole = train.batch(0), test.batch(0)
     assert batch.full.x.shape[0] == whole.full.x.shape[0] == 2
-    points = {"trigonometric": 200, "digits": 64, "ecg-simulated": 600, "synthetic-clusters": 125}.get(name, 400)
+    points = {
+        "trigonometric": 200,
+        "digits": 64,
+        "ecg-simulated": 600,
+        "synthetic-clusters": 125,
+        "gp-rbf-tnp": 49,
+        "gp-mix-tnp": 49,
+    }.get(name, 400)
     scored = (
         whole.target if name in ("synthetic", "mixed-offset", "branches") else whole.full
     )  # contexts are no part of the grid

@@ -150,7 +150,7 @@ def test_a_fit_beats_its_start():
     ("build", "error", "message"),
     [
         (lambda: BootstrapGuide(BayesianNetwork([1, 2])), TypeError, r"^model: got BayesianNetwork; BootstrapGuide is"),
-        (lambda: BootstrapGuide(NeuralProcess(1, 1)), ValueError, r"^model: got latent_dim = 128 and attention = Fals"),
+        (lambda: BootstrapGuide(NeuralProcess(1, 1)), ValueError, r"^model: got latent_dim = 128 and a path: False"),
     ],
 )
 def test_refusals_in_one_line(build, error, message):

@@ -236,7 +236,7 @@ def test_a_fit_beats_its_start_and_what_does_not_adapt(name):
             TypeError,
             r"^model: got BayesianNetwork; CAVIAGuide is a guide for a NeuralProcess$",
         ),
-        (lambda: CAVIAGuide(NeuralProcess(1, 1)), ValueError, r"^model: got latent_dim = 128 and attention = False"),
+        (lambda: CAVIAGuide(NeuralProcess(1, 1)), ValueError, r"^model: got latent_dim = 128 and a path: False"),
         (
             lambda: MAMLGuide(BayesianNetwork([1, 2], representation_dim=3)),
             ValueError,
