@@ -14,6 +14,7 @@ from torch import Tensor
 from evaluation.diagnostics import psis, wasserstein
 from inference.posterior_draws import posterior_log_weights, sample_posterior
 from inference.progress import Stages
+from pp_models.arguments import CALLABLE, MOST_DRAWS, SEED, checked, integer
 from pp_models.data import Dataset, require_data
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Grade:
         return forest(self, most)
 
 
+@checked(model=CALLABLE, guide=CALLABLE, num_samples=integer(2, MOST_DRAWS), seed=SEED)
 def grade(
     model: Any,
     guide: Any,

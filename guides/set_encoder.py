@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from pp_models.arguments import LAYERS, MOST_LAYERS, WIDTH, checked, integer, one_of
 from pp_models.attention import attend
 from pp_models.data import Dataset
 from pp_models.parameter_module import mlp
@@ -29,6 +30,7 @@ class PointEncoder(nn.Module):
         ValueError: a width that the heads cannot divide.
     """
 
+    @checked(width=WIDTH, dim_out=WIDTH, depth=LAYERS, num_blocks=integer(0, MOST_LAYERS), num_heads=LAYERS)
     def __init__(
         self,
         dim_x: int,
@@ -81,6 +83,7 @@ class SetEncoder(PointEncoder):
         ValueError: unknown pooling, or a width that the attention heads cannot divide.
     """
 
+    @checked(width=WIDTH, dim_out=WIDTH, pooling=one_of(*POOLINGS), num_heads=LAYERS)
     def __init__(
         self,
         dim_x: int,
@@ -91,8 +94,6 @@ class SetEncoder(PointEncoder):
         pooling: str = "mean",
         num_heads: int = 4,
     ) -> None:
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling: got {pooling!r}; it must be one of {', '.join(POOLINGS)}")
         if pooling != "mean" and dim_out % num_heads:
             raise ValueError(f"dim_out: got {dim_out}; {pooling!r} pooling needs a multiple of num_heads, {num_heads}")
         super().__init__(dim_x, dim_y, width, dim_out, depth, 2 if pooling == "set-transformer" else 0, num_heads)

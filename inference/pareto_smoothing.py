@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from pp_models.arguments import POSITIVE, checked, either, integer, one_of
+
 #: numbers that one chunk of work may hold: what stays in a processor's cache, and what fills a GPU
 CPU_CHUNK, GPU_CHUNK = 2**19, 2**25
 
@@ -16,14 +18,13 @@ def rows_at_once(numbers: int, device: torch.device) -> int:
     return max(1, (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK) // max(numbers, 1))
 
 
+@checked(num_draws=integer(1))
 def khat_threshold(num_draws: int) -> float:
     """The k-hat up to which weights of this many draws are reliable: min(1 - 1 / log10 S, 0.7).
 
     Raises:
         ValueError: fewer than one draw.
     """
-    if not num_draws >= 1:
-        raise ValueError(f"num_draws: got {num_draws}; it must be at least 1")
     return min(1 - 1 / math.log10(max(num_draws, 2)), 0.7)
 
 
@@ -44,6 +45,7 @@ def psis(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: str = "up
     return psis_weights(log_weights, reff, rounding=rounding)[1]
 
 
+@checked(reff=either(Tensor, other=POSITIVE), rounding=one_of("up", "down"))
 def psis_weights(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: str = "up") -> tuple[Tensor, Tensor]:
     """Smoothed, normalised log-weights and their k-hat; in float64 ArviZ's numbers.
 
@@ -63,8 +65,6 @@ def psis_weights(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: s
         ValueError: fewer than two dimensions, weights that are NaN, an efficiency that is not positive, or an unknown
             rounding.
     """
-    if rounding not in ("up", "down"):
-        raise ValueError(f"rounding: got {rounding!r}; it must be 'up' or 'down'")
     if log_weights.dim() < 2:
         raise ValueError(f"log_weights: got shape {list(log_weights.shape)}; it must be [chain, draw, *batch]")
     if bool(torch.isnan(log_weights).any()):

@@ -16,9 +16,11 @@ Example:
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import numbers
 import operator
+import os
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -101,11 +103,18 @@ def integer(low: int | None = None, high: int | None = None) -> Rule:
     return Rule(read)
 
 
-def number(low: float = -math.inf, high: float = math.inf, ends: str = "[]") -> Rule:
-    """A finite number of an interval, whose ``ends`` are closed (``[``, ``]``) or open (``(``, ``)``)."""
+def number(low: float = -math.inf, high: float = math.inf, ends: str = "[]", endless: bool = False) -> Rule:
+    """A finite number of an interval, whose ``ends`` are closed (``[``, ``]``) or open (``(``, ``)``).
+
+    ``endless`` takes infinity as well.
+    """
     if math.isinf(high):
-        says = {(-math.inf, "["): "be finite", (0.0, "("): "be positive and finite", (0.0, "["): "be finite and not negative"}
-        must = says.get((low, ends[0]), f"be finite and {'above' if ends[0] == '(' else 'at least'} {low:g}")
+        words = {
+            (-math.inf, "["): "be finite",
+            (0, "("): "be positive and finite",
+            (0, "["): "be finite and not negative",
+        }
+        must = words.get((low, ends[0]), f"be finite and {'above' if ends[0] == '(' else 'at least'} {low:g}")
     else:
         must = f"lie in {ends[0]}{low:g}, {high:g}{ends[1]}"
 
@@ -113,7 +122,7 @@ def number(low: float = -math.inf, high: float = math.inf, ends: str = "[]") -> 
         found = as_number(value)
         if found is None:
             raise _Refused(f"be a number, and {must}")
-        inside = math.isfinite(found) and low <= found <= high
+        inside = low <= found <= high and (math.isfinite(found) or (endless and found > 0))
         if not inside or (ends[0] == "(" and found == low) or (ends[1] == ")" and found == high):
             raise _Refused(must)
         return found
@@ -145,7 +154,7 @@ def one_of(*names: Any) -> Rule:
 
     def read(value: Any) -> Any:
         if not isinstance(value, str | int | float | None) or not any(value is n or value == n for n in names):
-            raise _Refused(f"be one of {', '.join(map(str, names))}" if len(names) > 3 else f"be {_either(names)}")
+            raise _Refused(f"be one of {', '.join(map(str, names))}" if len(names) > 2 else f"be {_either(names)}")
         return next(n for n in names if value is n or value == n)
 
     return Rule(read)
@@ -162,14 +171,16 @@ def each(rule: Rule, least: int = 0, most: int | None = None, must: str = "") ->
     """
 
     def read(value: Any) -> list:
-        if not isinstance(value, Sequence | np.ndarray | Tensor | range | set | frozenset) or isinstance(value, str | bytes):
+        if not isinstance(value, Sequence | np.ndarray | Tensor | range | set | frozenset) or isinstance(
+            value, str | bytes
+        ):
             raise _Refused(must or "be a sequence")
         if getattr(value, "ndim", 1) != 1 or len(value) < least or (most is not None and len(value) > most):
             raise _Refused(must or f"have at least {least} members")
         try:
             return [rule.read(member) for member in value]
         except _Refused as refused:
-            raise _Refused(must or f"hold members each of which must {refused}") from None
+            raise _Refused(f"{must or 'be a sequence'}, and each must {refused}") from None
 
     return Rule(read)
 
@@ -211,9 +222,23 @@ def optional(rule: Rule) -> Rule:
     return Rule(read)
 
 
-def either(rule: Rule, *kinds: type) -> Rule:
-    """What keeps a rule, or is of one of some types."""
-    return Rule(lambda value: value if isinstance(value, kinds) and not isinstance(value, str) else rule.read(value))
+def named(*names: Any, other: Rule) -> Rule:
+    """One of a few names, or what keeps another rule."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, str | bool) and value in names:
+            return value
+        try:
+            return other.read(value)
+        except _Refused as refused:
+            raise _Refused(f"be {_either(names)}, or {refused}") from None
+
+    return Rule(read)
+
+
+def either(*kinds: type, other: Rule) -> Rule:
+    """An object of one of some types, or what keeps another rule."""
+    return Rule(lambda value: value if isinstance(value, kinds) else other.read(value))
 
 
 def instance(*kinds: type) -> Rule:
@@ -225,6 +250,23 @@ def instance(*kinds: type) -> Rule:
         return value
 
     return Rule(read)
+
+
+def check_weights(name: str, widths: Sequence[int]) -> None:
+    """Refuses a network too large to be meant.
+
+    Args:
+        name: the argument that sets its widths.
+        widths: of its layers, from input to output.
+
+    Raises:
+        ValueError: it has more than ``MOST_WEIGHTS`` weights.
+    """
+    total = sum(k_in * k_out for k_in, k_out in itertools.pairwise(widths))
+    if total > MOST_WEIGHTS:
+        raise ValueError(
+            f"{name}: got a network of {total:.2g} weights; it must have at most {MOST_WEIGHTS:.2g}: take fewer or less"
+        )
 
 
 def _either(names: Iterable[Any]) -> str:
@@ -254,6 +296,18 @@ def _dtype(value: Any) -> torch.dtype:
     return value
 
 
+def _callable(value: Any) -> Any:
+    if not callable(value) or isinstance(value, type):
+        raise _Refused("be a module or a function")
+    return value
+
+
+def _path(value: Any) -> Any:
+    if not isinstance(value, str | os.PathLike) or not str(value) or "\0" in str(value):
+        raise _Refused("be the path of a folder or file")
+    return value
+
+
 def _data(*names: str) -> Rule:
     def read(value: Any) -> Any:
         from pp_models.data import Dataset, TaskBatch  # here, for data has arguments of its own
@@ -266,7 +320,8 @@ def _data(*names: str) -> Rule:
     return Rule(read)
 
 
-FLAG, NUMBER, TENSOR = Rule(_flag), number(), instance(Tensor)
+FLAG, TEXT, NUMBER = Rule(_flag), Rule(_text), number()
+TENSOR, CALLABLE, PATH = instance(Tensor), Rule(_callable), Rule(_path)
 POSITIVE, NOT_NEGATIVE = number(0, ends="()"), number(0)
 SHARE, OPEN_SHARE = number(0, 1), number(0, 1, "()")
 SEED = integer(0, 2**63 - 1)
@@ -278,7 +333,7 @@ BY_ANNOTATION = {
     "int": integer(),
     "float": NUMBER,
     "bool": FLAG,
-    "str": Rule(_text),
+    "str": TEXT,
     "Tensor": TENSOR,
     "torch.dtype": Rule(_dtype),
     "Dataset": _data("Dataset"),
@@ -301,7 +356,9 @@ def checked(**rules: Rule) -> Callable[[Call], Call]:
         signature = inspect.signature(call)
         if unknown := set(rules) - set(signature.parameters):
             raise TypeError(f"{call.__qualname__}: it has no argument {sorted(unknown)[0]!r}")
-        table = {name: rule for name, p in signature.parameters.items() if (rule := _rule(rules.get(name), p)) is not None}
+        table = {
+            name: rule for name, p in signature.parameters.items() if (rule := _rule(rules.get(name), p)) is not None
+        }
 
         @wraps(call)
         def wrapper(*args: Any, **kwargs: Any) -> Any:

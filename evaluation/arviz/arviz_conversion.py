@@ -22,12 +22,14 @@ from inference.data_dtype import as_computed
 from inference.objectives.independent_plates import sample_sites
 from inference.pareto_smoothing import psis
 from inference.random_state import seeded
+from pp_models.arguments import CALLABLE, DRAWS, SEED, checked
 from pp_models.contract import as_objective
 from pp_models.data import Dataset, TaskBatch, require_data
 
 OBSERVED = "y"
 
 
+@checked(model=CALLABLE, guide=CALLABLE, num_samples=DRAWS, seed=SEED, chunk_size=DRAWS)
 def to_arviz(
     model: Callable,
     guide: Callable,
@@ -88,9 +90,6 @@ def to_arviz(
     """
     require_data(data, "data", "from_pyro_svi(model, guide, *args)")
     container = choose_container(container)
-    for name, value in (("num_samples", num_samples), ("chunk_size", chunk_size)):
-        if value < 1:
-            raise ValueError(f"{name}: got {value}; it must be at least 1")
     seen, scored = (data.context, data.target) if isinstance(data, TaskBatch) else (data, data)
     if seen.y is None:
         raise ValueError("data: y is None; a posterior needs observed outputs (to predict y use inference.predict)")

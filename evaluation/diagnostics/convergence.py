@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from inference.pareto_smoothing import rows_at_once
+from pp_models.arguments import OPEN_SHARE, checked, one_of
 
 ESS_METHODS = ("bulk", "tail", "mean", "sd", "quantile")
 MCSE_METHODS = ("mean", "sd", "quantile")
@@ -114,6 +115,7 @@ def _effective(x: Tensor) -> Tensor:
     return torch.where(spread < 1e-15, torch.full_like(found, float(count)), found)
 
 
+@checked(method=one_of(*ESS_METHODS), prob=OPEN_SHARE)
 def ess(draws: Tensor, method: str = "bulk", prob: float | None = None) -> Tensor:
     """Effective sample size.
 
@@ -129,8 +131,6 @@ def ess(draws: Tensor, method: str = "bulk", prob: float | None = None) -> Tenso
     Raises:
         ValueError: an unknown method, a shape without chains and draws, or a quantile outside (0, 1).
     """
-    if method not in ESS_METHODS:
-        raise ValueError(f"method: got {method!r}; it must be one of {', '.join(ESS_METHODS)}")
     if method == "quantile" and (prob is None or not 0 < prob < 1):
         raise ValueError(f"prob: got {prob}; method 'quantile' needs a number between 0 and 1")
     x, shape = _checked(draws), draws.shape[2:]
@@ -162,6 +162,7 @@ def _potential_scale(x: Tensor) -> Tensor:
     return ((between / within + n - 1) / n).sqrt()
 
 
+@checked()
 def rhat(draws: Tensor) -> Tensor:
     """Rank-normalised split R-hat, the larger of bulk and tail.
 
@@ -189,6 +190,7 @@ def _rhat(x: Tensor) -> Tensor:
     return torch.where(bad, torch.nan, found)
 
 
+@checked(method=one_of(*MCSE_METHODS), prob=OPEN_SHARE)
 def mcse(draws: Tensor, method: str = "mean", prob: float | None = None) -> Tensor:
     """Monte-Carlo standard error of an estimate from the draws.
 
@@ -203,8 +205,6 @@ def mcse(draws: Tensor, method: str = "mean", prob: float | None = None) -> Tens
     Raises:
         ValueError: an unknown method, a shape without chains and draws, or a quantile outside (0, 1).
     """
-    if method not in MCSE_METHODS:
-        raise ValueError(f"method: got {method!r}; it must be one of {', '.join(MCSE_METHODS)}")
     x, shape = _checked(draws), draws.shape[2:]
     if x.shape[-1] < 4:
         return x.new_full(shape, torch.nan)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pp_models.arguments import SEED, WIDTH, checked, integer
+
 
 def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Both sets as ``[batch, S, D]``.
@@ -21,6 +23,7 @@ def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(t.reshape(len(t), -1, t.shape[-1]).transpose(0, 1) for t in (a, b))  # type: ignore[return-value]
 
 
+@checked()
 def wasserstein(a: Tensor, b: Tensor) -> Tensor:
     """1-Wasserstein distance between the marginals of two sets of draws, entry by entry.
 
@@ -51,6 +54,7 @@ def wasserstein(a: Tensor, b: Tensor) -> Tensor:
     return (widths.reshape(-1, *(1,) * (a.dim() - 1)) * gaps).sum(0)
 
 
+@checked()
 def energy_distance(a: Tensor, b: Tensor) -> Tensor:
     """2 E|A - B| - E|A - A'| - E|B - B'| (Székely and Rizzo 2013), unbiased; zero for one distribution.
 
@@ -74,6 +78,7 @@ def energy_distance(a: Tensor, b: Tensor) -> Tensor:
     return (2 * between - within(first) - within(second)).reshape(a.shape[1:-1])
 
 
+@checked()
 def mmd(a: Tensor, b: Tensor, bandwidth: Tensor | float | None = None) -> Tensor:
     """Squared maximum mean discrepancy with a Gaussian kernel (Gretton et al. 2012, eq. 3), unbiased.
 
@@ -109,6 +114,7 @@ def mmd(a: Tensor, b: Tensor, bandwidth: Tensor | float | None = None) -> Tensor
     return (found - 2 * cross.mean((-1, -2))).reshape(a.shape[1:-1])
 
 
+@checked(folds=integer(2), width=WIDTH, steps=integer(1), seed=SEED)
 def c2st(a: Tensor, b: Tensor, *, folds: int = 5, width: int = 32, steps: int = 200, seed: int = 0) -> Tensor:
     """Accuracy of a classifier that tells two sets of draws apart (Lopez-Paz and Oquab 2017): 0.5 is best, 1 worst.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from inference.pareto_smoothing import psis_weights
+from pp_models.arguments import POSITIVE, checked, one_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class LOO:
         return (n * self.elpd.var(-1, correction=0)).sqrt()
 
 
+@checked(reff=POSITIVE, rounding=one_of("up", "down"))
 def loo(
     log_likelihood: Tensor,
     log_p: Tensor | None = None,

@@ -17,6 +17,7 @@ from inference.reference.numpyro_adapters import adapter_twin
 from inference.reference.numpyro_mixture import mixture_twin
 from inference.reference.numpyro_twin import numpyro_twin, precision_of
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
+from pp_models.arguments import DRAWS, OPEN_SHARE, SEED, checked, integer
 from pp_models.data import Dataset, require_data
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork
 from pp_models.networks.bayesian_network import BayesianNetwork
@@ -56,6 +57,7 @@ class NutsResult:
         return Prediction(likelihood_of_points(site), site["value"])
 
 
+@checked(num_warmup=DRAWS, num_samples=DRAWS, num_chains=integer(1, 1024), seed=SEED, target_accept=OPEN_SHARE)
 def nuts(
     model: BayesianNetwork | MixtureDensityNetwork | LowRankAdapted,
     data: Dataset,
@@ -87,11 +89,6 @@ def nuts(
         ValueError: a number out of range, data without y, or a model without a twin.
     """
     require_data(data, "data", "pyro.infer.MCMC(pyro.infer.NUTS(model), ...)")
-    for name, value in (("num_warmup", num_warmup), ("num_samples", num_samples), ("num_chains", num_chains)):
-        if value < 1:
-            raise ValueError(f"{name}: got {value}; it must be at least 1")
-    if not 0 < target_accept < 1:
-        raise ValueError(f"target_accept: got {target_accept}; it must lie in (0, 1)")
     if data.y is None:
         raise ValueError("data: y is None; a posterior needs observed points")
     data = as_computed(data, model)

@@ -11,6 +11,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from pp_models.arguments import FEATURES, LAYERS, POSITIVE, WIDTH, checked, number, one_of
 from pp_models.attention import ContextAttention
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, categorical, make_likelihood
@@ -67,6 +68,19 @@ class MixtureDensityNetwork(ObservationModel):
         ValueError: an argument out of range.
     """
 
+    @checked(
+        num_experts=WIDTH,
+        dim_x=FEATURES,
+        dim_y=FEATURES,
+        experts=one_of(*EXPERTS),
+        min_scale=number(0, 1, "[)"),
+        width=WIDTH,
+        depth=LAYERS,
+        representation_dim=WIDTH,
+        num_heads=LAYERS,
+        concentration=POSITIVE,
+        spread=POSITIVE,
+    )
     def __init__(
         self,
         num_experts: int = 8,
@@ -84,15 +98,6 @@ class MixtureDensityNetwork(ObservationModel):
         spread: float = 1.0,
     ) -> None:
         super().__init__()
-        sizes = {"num_experts": num_experts, "dim_x": dim_x, "dim_y": dim_y, "width": width, "depth": depth}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name}: got {value}; it must be at least 1")
-        if experts not in EXPERTS:
-            raise ValueError(f"experts: got {experts!r}; it must be one of {', '.join(EXPERTS)}")
-        for name, number in (("concentration", concentration), ("spread", spread)):
-            if not 0 < number < math.inf:
-                raise ValueError(f"{name}: got {number}; it must be positive and finite")
         self.num_experts, self.dim_x, self.dim_y, self.experts = num_experts, dim_x, dim_y, experts
         self.representation_dim = representation_dim if experts == "context" else 0
         self.likelihood = make_likelihood(likelihood, min_scale=min_scale)

@@ -8,6 +8,18 @@ from itertools import pairwise
 import pyro
 from torch import Tensor
 
+from pp_models.arguments import (
+    FEATURES,
+    MOST_LAYERS,
+    MOST_WIDTH,
+    POSITIVE,
+    check_weights,
+    checked,
+    each,
+    instance,
+    integer,
+    one_of,
+)
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.networks.linear import linear
@@ -40,6 +52,13 @@ class BayesianNetwork(ObservationModel):
         ValueError: fewer than two widths, a width below 1, or an unknown name.
     """
 
+    @checked(
+        layer_sizes=each(FEATURES, 2, MOST_LAYERS, "hold at least two positive widths"),
+        prior=instance(WeightPrior),
+        noise_scale=POSITIVE,
+        activation=one_of(*ACTIVATIONS),
+        representation_dim=integer(0, MOST_WIDTH),
+    )
     def __init__(
         self,
         layer_sizes: list[int] | tuple[int, ...],
@@ -50,13 +69,8 @@ class BayesianNetwork(ObservationModel):
         representation_dim: int = 0,
     ) -> None:
         super().__init__()
-        sizes = [int(size) for size in layer_sizes]
-        if len(sizes) < 2 or min(sizes) < 1:
-            raise ValueError(f"layer_sizes: got {list(layer_sizes)}; it must hold at least two positive widths")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation: got {activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
-        if representation_dim < 0:
-            raise ValueError(f"representation_dim: got {representation_dim}; it must be at least 0")
+        sizes = list(layer_sizes)
+        check_weights("layer_sizes", sizes)
         self.layer_sizes: list[int] = sizes
         self.representation_dim = representation_dim
         self.likelihood = make_likelihood(likelihood, noise_scale)

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pp_models.arguments import POSITIVE, checked
 from pp_models.single_precision import single
 
 GRANULARITIES = ("weight", "unit", "layer", "network")
@@ -179,10 +180,9 @@ class FixedGaussianPrior(GaussianPrior):
 
     _anchor: Tensor
 
+    @checked(scale=POSITIVE)
     def __init__(self, scale_by_fan_in: bool = True, scale: float = 1.0) -> None:
         super().__init__()
-        if not scale > 0:
-            raise ValueError(f"scale: got {scale}; it must be positive")
         self.scale_by_fan_in = scale_by_fan_in
         self.scale = scale
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)  # carries device and dtype

@@ -25,7 +25,7 @@ from pp_models import Dataset, TaskBatch
 from pp_models.tasks import function_tasks, gp_tasks, image_tasks, mixed_offset_tasks, regression_tasks, task_stream
 from pp_models.tasks import trigonometric_tasks as trigonometric
 from tests.fuzz.running import Surface
-from tests.fuzz.values import FLAGS, LIKELIHOODS, floats, integers, names
+from tests.fuzz.values import FLAGS, floats, integers, names
 
 
 def stream(batch_size: int = 2) -> Any:
@@ -143,6 +143,7 @@ def prediction(draws: int = 8) -> Any:
 
 def tensors(*shape: int, low: float | None = None, **options: Any) -> st.SearchStrategy:
     """Random tensors of a shape."""
+
     def make(number: int) -> Tensor:
         generator = torch.Generator().manual_seed(number)
         value = torch.randn(shape, generator=generator, dtype=torch.float64)
@@ -282,7 +283,8 @@ def objective_surface() -> list[Surface]:
 
 def task_surface() -> list[Surface]:
     numbers = {"num_context": names((1, 2), [1, 3]), "num_target": names((1, 2)), "noise_scale": SCALED,
-               "x_range": names((-1.0, 1.0)), "num_points": names((6, 8)), "context_share": names((0.2, 0.5))}  # fmt: skip
+               "x_range": names((-1.0, 1.0)), "num_points": names((6, 8)),
+               "context_share": names((0.2, 0.5))}  # fmt: skip
     of_functions = {k: v for k, v in numbers.items() if k not in ("num_context", "num_target")}
     streams: list[tuple[str, Any, Any, dict[str, Any]]] = [
         ("gp", gb.tasks.gp, gp_tasks.GPTasks, numbers | {"kernel": names("rbf", "matern52", "mix", ["rbf"])}),
@@ -320,7 +322,8 @@ def inference_surface() -> list[Surface]:
             "schedule": names("constant", "linear", "cosine"), "warmup": floats(0.0, 0.4), "compile": names("auto"),
             "final_learning_rate": floats(1e-4), "stop": names("plateau"), "log_every": integers(1, 5),
             "checkpoint_every": integers(1, 5), "precision": names("32-true", "64-true"),
-            "checkpoint_dir": names("a folder"), "resume": FLAGS, "device": names("cpu"), "release": names({"model": 1}),
+            "checkpoint_dir": names("a folder"), "resume": FLAGS, "device": names("cpu"),
+            "release": names({"model": 1}),
         }, fitted, 10, gb.fit, ("model", "guide")),
         Surface("predict", gb.predict, pairs() | {
             "context": CONTEXT, "x": tensors(2, 3, 1), "weights": names("samples", "mean"),
@@ -359,7 +362,8 @@ def inference_surface() -> list[Surface]:
             "model": made(adapted), "guide": made(lambda: guides.RankwiseGuide(adapted())), "budget": integers(1, 2),
             "min_steps": integers(0), "threshold": names(1.0, "gap"), "allow_empty": FLAGS,
         }, None, 2),
-        Surface("LrvdObjective", gb.LrvdObjective, {"num_data": integers(10), "kl_weight": names("elbo", 1e-6)}, None, 2),
+        Surface("LrvdObjective", gb.LrvdObjective, {"num_data": integers(10), "kl_weight": names("elbo", 1e-6)},
+                None, 2),
         Surface("LrvdCallback", gb.LrvdCallback, {"prune_every": integers(0, 5), "budget": integers(2)}, None, 2),
     ]  # fmt: skip
 
@@ -472,6 +476,3 @@ def surface() -> list[Surface]:
         *model_surface(), *guide_surface(), *objective_surface(), *task_surface(), *inference_surface(),
         *evaluation_surface(), *command_surface(),
     ]  # fmt: skip
-
-
-assert LIKELIHOODS is not None

@@ -21,8 +21,9 @@ class Box:
 WRONG: list[Any] = [
     None, True, False, "no", "", "3", "nan\nnan", float("nan"), float("inf"), -float("inf"), -1, 0, 2.5, -0.5, 1e-320,
     10**9, 10**30, -(10**9), 1e300, 3 + 1j, b"3", [], [1, 2], ["a"], (), {}, {"a": 1}, Box(), Box, len,
-    np.float64("nan"), np.array([1, 2]), np.array("x"), torch.tensor(float("nan")), torch.zeros(0), torch.zeros(2, 0, 1),
-    torch.ones(2, 3), torch.tensor(True), torch.tensor([1, 2]), torch.full((2, 3, 1), float("nan")),
+    np.float64("nan"), np.array([1, 2]), np.array("x"), torch.tensor(float("nan")), torch.zeros(0),
+    torch.zeros(2, 0, 1), torch.ones(2, 3), torch.tensor(True), torch.tensor([1, 2]),
+    torch.full((2, 3, 1), float("nan")),
     torch.ones(1, dtype=torch.complex64), torch.device("cpu"), torch.float32, range(3), iter([1]), torch.nn.Identity(),
 ]  # fmt: skip
 
