@@ -71,6 +71,8 @@ def grade(
         ValueError: a site of the reference that the guide has not, or draws of other shapes.
     """
     require_data(data, "data", "from_pyro_svi(model, guide, *args) beside arviz.from_pyro(mcmc)")
+    if not isinstance(reference if isinstance(reference, Mapping) else getattr(reference, "draws", None), Mapping):
+        raise ValueError(f"reference: got {type(reference).__name__}; it must be what nuts gives, or draws by site")
     draws: Mapping[str, Tensor] = reference if isinstance(reference, Mapping) else reference.draws
     found = sample_posterior(model, guide, data, num_samples, seed=seed)
     missing = sorted(set(draws) - set(found))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from inference.data_dtype import as_computed
 from inference.objectives import REGISTRY, TaskObjective, make
 from inference.random_state import seeded
-from pp_models.arguments import CALLABLE, DRAWS, MOST_DRAWS, SEED, checked, each, integer
+from pp_models.arguments import CALLABLE, DRAWS, MOST_DRAWS, SEED, TEXT, checked, each, integer
 from pp_models.data import Dataset, TaskBatch
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def compare_objectives(
     if isinstance(objectives, Mapping):
         makers = dict(objectives)
     else:
-        makers = {name: _maker(name) for name in (REGISTRY if objectives is None else objectives)}
+        given = [objectives] if isinstance(objectives, str) else REGISTRY if objectives is None else objectives
+        makers = {name: _maker(name) for name in each(TEXT).check("objectives", list(given))}
     if isinstance(batch, Dataset | TaskBatch):
         batch = as_computed(batch, model, guide)
     rows = []

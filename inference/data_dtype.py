@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pp_models.data import Dataset, TaskBatch
+from pp_models.data import DataError, Dataset, TaskBatch
 
 Data = TypeVar("Data", bound=Tensor | Dataset | TaskBatch)
 
@@ -26,7 +26,12 @@ def as_computed(data: Data, *programs: Any) -> Data:
     Args:
         data: a Dataset, a TaskBatch or a tensor of inputs; class indices and masks stay what they are.
         *programs: the model, then the guide; callables without parameters leave the data alone.
+
+    Raises:
+        DataError: the data has a task dimension of size 0.
     """
+    if not isinstance(data, Tensor) and 0 in data.batch_shape:
+        raise DataError(f"data: got task dimensions {list(data.batch_shape)}; it must hold at least one task")
     dtype = parameter_dtype(*programs)
     if dtype is None or (isinstance(data, Tensor) and not data.dtype.is_floating_point):
         return data

@@ -40,7 +40,8 @@ def psis(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: str = "up
         k-hat ``[*batch]`` in the dtype of the weights; infinite where fewer than five weights make a tail.
 
     Raises:
-        ValueError: fewer than two dimensions, weights that are NaN, or an efficiency that is not positive.
+        ValueError: fewer than two dimensions, no draws, weights that are NaN or all -inf, or an efficiency that is not
+            positive.
     """
     return psis_weights(log_weights, reff, rounding=rounding)[1]
 
@@ -67,11 +68,21 @@ def psis_weights(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: s
     """
     if log_weights.dim() < 2:
         raise ValueError(f"log_weights: got shape {list(log_weights.shape)}; it must be [chain, draw, *batch]")
+    if 0 in log_weights.shape[:2]:
+        raise ValueError(
+            f"log_weights: got shape {list(log_weights.shape)}; it must hold at least one chain and one draw"
+        )
     if bool(torch.isnan(log_weights).any()):
         raise ValueError("log_weights: some are NaN")
+    dead = ~(torch.isfinite(log_weights.flatten(0, 1).amax(0)))
+    if bool(dead.any()):
+        raise ValueError(
+            f"log_weights: {int(dead.sum())} of {dead.numel()} sets hold no finite weight, or an infinite one; in each "
+            "set some draw must have a density under the model, and all under the guide"
+        )
     chains, draws, *batch = log_weights.shape
     count = chains * draws
-    flat = log_weights.reshape(count, -1).transpose(0, 1)  # one row a set
+    flat = log_weights.reshape(count, math.prod(batch)).transpose(0, 1)  # one row a set
     rate = torch.as_tensor(reff, dtype=torch.float64)
     if not bool((torch.isfinite(rate) & (rate > 0)).all()):
         raise ValueError(f"reff: got {reff}; a relative efficiency is positive and finite (1 for independent draws)")

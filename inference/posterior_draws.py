@@ -67,6 +67,12 @@ def sample_posterior(
         if correct is None:
             return found
         log_weights = posterior_log_weights(model, guide, data, trace, num_samples)
+        dead = ~torch.isfinite(log_weights.amax(0))
+        if bool(dead.any()):
+            raise ValueError(
+                f"correct: got {correct!r}, but in {int(dead.sum())} of {dead.numel()} sets no draw has a density under "
+                "the model; draw without it, and mend model or guide"
+            )
         if correct == "psis":
             log_weights = psis_weights(log_weights.double().unsqueeze(0))[0][0]
         weights = torch.softmax(log_weights, 0).reshape(num_samples, -1).T

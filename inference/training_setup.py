@@ -150,6 +150,8 @@ def as_batch(batch: Any, tasks: Any, step: int) -> Dataset | TaskBatch:
             f"tasks: got a {type(batch).__name__} at step {step} ({what}); each batch must be a Dataset or a "
             "TaskBatch, such as Dataset(x, y)"
         )
+    if 0 in batch.batch_shape:
+        raise ValueError(f"tasks: got task dimensions {list(batch.batch_shape)} at step {step}; a batch needs a task")
     for name, part in (
         {"context": batch.context, "target": batch.target}.items()
         if isinstance(batch, TaskBatch)

@@ -73,7 +73,7 @@ class Rule:
 def shown(value: Any) -> str:
     """A value in a few words of one line."""
     if isinstance(value, Tensor | np.ndarray) and value.ndim:
-        return f"{type(value).__name__} of shape {list(value.shape)} and dtype {value.dtype}"
+        return f"a {type(value).__name__} of shape {list(value.shape)} and dtype {value.dtype}"
     if isinstance(value, torch.nn.Module) or callable(value):
         return getattr(value, "__name__", type(value).__name__)
     if isinstance(value, str):
@@ -269,6 +269,27 @@ def check_weights(name: str, widths: Sequence[int]) -> None:
         )
 
 
+def tensor(dims: int | None = None, least: int = 0, finite: bool = True) -> Rule:
+    """A tensor of floating-point numbers.
+
+    Args:
+        dims: how many dimensions it has.
+        least: how many at least, where that varies.
+        finite: whether NaN and infinities are refused.
+    """
+    size = f" of {dims} dimensions" if dims is not None else f" of at least {least} dimensions" if least else ""
+
+    def read(value: Any) -> Tensor:
+        right = isinstance(value, Tensor) and value.dtype.is_floating_point
+        if not right or (dims is not None and value.dim() != dims) or value.dim() < least:
+            raise _Refused(f"be a floating-point tensor{size}")
+        if finite and not bool(torch.isfinite(value).all()):
+            raise _Refused("hold no NaN or infinity")
+        return value
+
+    return Rule(read)
+
+
 def _either(names: Iterable[Any]) -> str:
     *first, last = map(repr, names)
     return f"{', '.join(first)} or {last}" if first else last
@@ -302,6 +323,12 @@ def _callable(value: Any) -> Any:
     return value
 
 
+def _mask(value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        raise _Refused("be a tensor of dtype torch.bool")
+    return value
+
+
 def _path(value: Any) -> Any:
     if not isinstance(value, str | os.PathLike) or not str(value) or "\0" in str(value):
         raise _Refused("be the path of a folder or file")
@@ -321,7 +348,7 @@ def _data(*names: str) -> Rule:
 
 
 FLAG, TEXT, NUMBER = Rule(_flag), Rule(_text), number()
-TENSOR, CALLABLE, PATH = instance(Tensor), Rule(_callable), Rule(_path)
+TENSOR, MASK, CALLABLE, PATH = instance(Tensor), Rule(_mask), Rule(_callable), Rule(_path)
 POSITIVE, NOT_NEGATIVE = number(0, ends="()"), number(0)
 SHARE, OPEN_SHARE = number(0, 1), number(0, 1, "()")
 SEED = integer(0, 2**63 - 1)
@@ -336,6 +363,7 @@ BY_ANNOTATION = {
     "str": TEXT,
     "Tensor": TENSOR,
     "torch.dtype": Rule(_dtype),
+    "torch.Generator": instance(torch.Generator),
     "Dataset": _data("Dataset"),
     "TaskBatch": _data("TaskBatch"),
     "Dataset | TaskBatch": _data("Dataset", "TaskBatch"),

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pp_models.arguments import checked, integer, shown
+
 
 class DataError(ValueError):
     """A data set or task batch that breaks a rule; the message names the argument, the value and the rule."""
@@ -193,6 +195,8 @@ class Dataset:
         Raises:
             DataError: the sequence is empty, or its members differ in widths, in kind of y or in task dimensions.
         """
+        if not isinstance(datasets, Sequence) or not all(isinstance(d, Dataset) for d in datasets):
+            raise DataError(f"datasets: got {shown(datasets)}; it must be a sequence of Datasets")
         if not datasets:
             raise DataError("datasets: got an empty sequence; Dataset.pad needs at least one")
         kinds = {
@@ -272,6 +276,7 @@ class TaskBatch:
         return self.context.batch_shape
 
     @classmethod
+    @checked(n_context=integer())
     def split(cls, data: Dataset, n_context: int, generator: torch.Generator | None = None) -> TaskBatch:
         """Splits data into its first ``n_context`` points and the rest (shuffled first when a generator is given).
 

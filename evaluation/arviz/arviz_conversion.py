@@ -129,8 +129,11 @@ def _add_weight_summaries(stats: dict[str, Variable]) -> None:
     dims = stats["log_weight"].dims
     bound = torch.logsumexp(weights, 1) - math.log(weights.shape[1])
     stats["bound"] = Variable(bound.numpy(), (dims[0], *dims[2:]))
-    finite = torch.where(torch.isnan(weights), torch.full_like(weights, -torch.inf), weights)
-    khat = torch.where(torch.isnan(weights).any(1)[0], torch.nan, psis(finite))
+    # where no draw has a density under the model no tail can be fitted: the diagnosis is the worst there is
+    usable = torch.isfinite(weights.amax(1, keepdim=True))
+    khat = psis(torch.where(usable, weights, torch.zeros_like(weights)))
+    khat = torch.where(usable[:, 0][0], khat, torch.inf)
+    khat = torch.where(torch.isnan(weights).any(1)[0], torch.nan, khat)
     stats["khat"] = Variable(khat.unsqueeze(0).numpy(), (dims[0], *dims[2:]))
 
 

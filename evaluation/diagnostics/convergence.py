@@ -26,18 +26,22 @@ def _checked(draws: Tensor) -> Tensor:
     """Draws as ``[batch, chain, draw]``.
 
     Raises:
-        ValueError: fewer than two dimensions.
+        ValueError: fewer than two dimensions, no chain or no draw.
     """
     if draws.dim() < 2:
         raise ValueError(f"draws: got shape {list(draws.shape)}; it must be [chain, draw, *batch]")
+    if 0 in draws.shape[:2]:
+        raise ValueError(f"draws: got shape {list(draws.shape)}; it must hold at least one chain and one draw")
     if not draws.dtype.is_floating_point:
         draws = draws.double()
-    return draws.reshape(*draws.shape[:2], -1).permute(2, 0, 1)
+    return draws.reshape(*draws.shape[:2], math.prod(draws.shape[2:])).permute(2, 0, 1)
 
 
 def _by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A function of ``[B, C, D]`` that gives ``[B]``, some rows at a time."""
-    rows = rows_at_once(x[0].numel() if len(x) else 1, x.device)
+    if not len(x):  # a batch of none; the FFT of none is an error
+        return x.new_empty(0)
+    rows = rows_at_once(x[0].numel(), x.device)
     return torch.cat([function(part.contiguous()) for part in x.split(rows)])
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from pp_models.arguments import SEED, WIDTH, checked, integer
+from pp_models.arguments import POSITIVE, SEED, WIDTH, checked, either, integer, shown
 
 
 def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,7 +22,10 @@ def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         )
     if min(len(a), len(b)) < 2:
         raise ValueError(f"a, b: got {len(a)} and {len(b)} draws; at least 2 of each are needed")
-    return tuple(t.reshape(len(t), -1, t.shape[-1]).transpose(0, 1) for t in (a, b))  # type: ignore[return-value]
+    if not a.shape[-1]:
+        raise ValueError(f"a, b: got shapes {list(a.shape)} and {list(b.shape)}; a draw must have at least one number")
+    batch = math.prod(a.shape[1:-1])
+    return tuple(t.reshape(len(t), batch, t.shape[-1]).transpose(0, 1) for t in (a, b))  # type: ignore[return-value]
 
 
 @checked()
@@ -78,7 +83,7 @@ def energy_distance(a: Tensor, b: Tensor) -> Tensor:
     return (2 * between - within(first) - within(second)).reshape(a.shape[1:-1])
 
 
-@checked()
+@checked(bandwidth=either(Tensor, other=POSITIVE))
 def mmd(a: Tensor, b: Tensor, bandwidth: Tensor | float | None = None) -> Tensor:
     """Squared maximum mean discrepancy with a Gaussian kernel (Gretton et al. 2012, eq. 3), unbiased.
 
@@ -98,7 +103,7 @@ def mmd(a: Tensor, b: Tensor, bandwidth: Tensor | float | None = None) -> Tensor
     if bandwidth is not None:
         given = torch.as_tensor(bandwidth)
         if not bool((torch.isfinite(given) & (given > 0)).all()):
-            raise ValueError(f"bandwidth: got {bandwidth}; it must be positive and finite")
+            raise ValueError(f"bandwidth: got {shown(bandwidth)}; it must be positive and finite")
     both = torch.cat([first, second], 1)
     squared = torch.cdist(both, both, compute_mode="donot_use_mm_for_euclid_dist").square()
     if bandwidth is None:

@@ -23,8 +23,8 @@ def average_draws(draws: Tensor) -> Tensor:
     Raises:
         ValueError: another number of dimensions.
     """
-    if draws.dim() != 3:
-        raise ValueError(f"draws: got shape {list(draws.shape)}; it must be [S, n, C]")
+    if draws.dim() != 3 or not len(draws):
+        raise ValueError(f"draws: got shape {list(draws.shape)}; it must be [S, n, C] with S at least 1")
     return draws.double().mean(0)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from evaluation.scores.scored_data import check_outputs
-from pp_models.arguments import OPEN_SHARE, POINTS, POSITIVE, Rule, checked, each, one_of, shown
+from pp_models.arguments import OPEN_SHARE, POINTS, POSITIVE, Rule, checked, each, one_of, shown, tensor
 from pp_models.data import Dataset, TaskBatch
 from pp_models.mixtures.simplex_distributions import ExpertMixture
 
@@ -187,7 +187,7 @@ def interval_coverage(
     return torch.stack([_masked_mean(_share(distance, level), mask) for level in levels])
 
 
-@checked()
+@checked(mean=tensor(), std=tensor(), y=tensor())
 def gaussian_crps(mean: Tensor, std: Tensor, y: Tensor) -> Tensor:
     """The continuous ranked probability score of Normal(mean, std) at y, elementwise, in the units of y.
 
@@ -206,7 +206,7 @@ def gaussian_crps(mean: Tensor, std: Tensor, y: Tensor) -> Tensor:
     return std * (z * torch.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))
 
 
-@checked()
+@checked(weights=tensor(least=1), means=tensor(), scales=tensor(), y=tensor())
 def mixture_crps(weights: Tensor, means: Tensor, scales: Tensor, y: Tensor) -> Tensor:
     """The CRPS of a mixture of Gaussians at y, in closed form (Grimit et al. 2006), in the units of y.
 
@@ -224,6 +224,11 @@ def mixture_crps(weights: Tensor, means: Tensor, scales: Tensor, y: Tensor) -> T
     Raises:
         ValueError: y has another shape than the mixtures.
     """
+    if not weights.shape == means.shape == scales.shape:
+        raise ValueError(
+            f"means: got shape {list(means.shape)} with weights {list(weights.shape)} and scales {list(scales.shape)}; "
+            "all three must agree"
+        )
     if y.shape != weights.shape[:-1]:
         raise ValueError(f"y: got shape {list(y.shape)}; the mixtures have shape {list(weights.shape[:-1])}")
 
@@ -239,7 +244,7 @@ def mixture_crps(weights: Tensor, means: Tensor, scales: Tensor, y: Tensor) -> T
     return error - 0.5 * (pairs * absolute(gaps, both)).sum((-1, -2))
 
 
-@checked()
+@checked(samples=tensor(least=1), y=tensor())
 def sample_crps(samples: Tensor, y: Tensor) -> Tensor:
     """The fair (unbiased) estimate of the CRPS from draws ``[S, *shape]`` at y ``[*shape]``, elementwise.
 
@@ -330,7 +335,7 @@ class PairedDifference:
         return f"{self.mean:+.4f} ± {self.standard_error:.4f} ({self.num_tasks} tasks)"
 
 
-@checked()
+@checked(a=tensor(finite=False), b=tensor(finite=False))
 def paired_difference(a: Tensor, b: Tensor) -> PairedDifference:
     """Compares two models' scores on the same tasks.
 

@@ -18,7 +18,7 @@ from inference import predict
 from inference.active_context import entropy_of_mean
 from inference.data_dtype import as_computed
 from pp_models import Dataset
-from pp_models.arguments import checked
+from pp_models.arguments import checked, tensor
 
 
 def differential_entropy(alpha: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class MixtureUncertainty:
         return asdict(self)
 
 
-@checked()
+@checked(alpha=tensor(least=1))
 def mixture_uncertainty(alpha: Tensor) -> MixtureUncertainty:
     """All scores of a concentration.
 

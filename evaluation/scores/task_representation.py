@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pp_models import Dataset, TaskBatch
-from pp_models.arguments import POSITIVE, SEED, checked, integer, one_of
+from pp_models.arguments import POSITIVE, SEED, checked, integer, one_of, tensor
 
 #: names of the columns of ``context_features``
 CONTEXT_FEATURES = (
@@ -51,7 +51,7 @@ class RepresentationScores:
     chance: float
 
 
-@checked(folds=integer(2), seed=SEED)
+@checked(features=tensor(2), folds=integer(2), seed=SEED)
 def representation_scores(features: Tensor, labels: Tensor, *, folds: int = 5, seed: int = 0) -> RepresentationScores:
     """K-means (10 starts, as many clusters as labels) and a linear probe on standardised features.
 
@@ -98,7 +98,7 @@ def _standardised(features: Tensor) -> np.ndarray:
     return ((values - values.mean(0)) / torch.where(scale > 0, scale, 1.0)).numpy()
 
 
-@checked(method=one_of("auto", "pca", "umap"), seed=SEED)
+@checked(features=tensor(2), method=one_of("auto", "pca", "umap"), seed=SEED)
 def picture_coordinates(features: Tensor, method: str = "auto", seed: int = 0) -> tuple[Tensor, str]:
     """Two coordinates a task for a picture.
 

@@ -57,6 +57,16 @@ class NutsResult:
         return Prediction(likelihood_of_points(site), site["value"])
 
 
+def _one_masked_point(data: Dataset) -> Dataset:
+    """A data set of no points as one of a single point that its mask excludes."""
+    assert data.y is not None
+    x, y = (
+        data.x.new_zeros(*data.batch_shape, 1, data.x.shape[-1]),
+        data.y.new_zeros(*data.batch_shape, 1, *data.y.shape[data.x.dim() - 1 :]),
+    )
+    return Dataset(x, y, torch.zeros(x.shape[:-1], dtype=torch.bool))
+
+
 @checked(num_warmup=DRAWS, num_samples=DRAWS, num_chains=integer(1, 1024), seed=SEED, target_accept=OPEN_SHARE)
 def nuts(
     model: BayesianNetwork | MixtureDensityNetwork | LowRankAdapted,
@@ -94,6 +104,8 @@ def nuts(
     data = as_computed(data, model)
     if not isinstance(model, LowRankAdapted):
         model.check(data)
+    if not data.num_points:  # one that does not exist, for the twin cannot index none: the posterior is the prior
+        data = _one_masked_point(data)
     import jax
     from numpyro.infer import MCMC, NUTS
 

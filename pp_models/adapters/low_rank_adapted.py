@@ -22,7 +22,7 @@ from pp_models.adapters.called_layers import check_called, watch_layers
 from pp_models.adapters.low_rank_layer import FactorDraws, RankModule, RankParameter, adapt, linear_sizes
 from pp_models.adapters.low_rank_priors import RANK_PRIORS, CentredCauchy
 from pp_models.adapters.tempering import Tempering
-from pp_models.arguments import POSITIVE, WIDTH, checked, instance, named, number, one_of
+from pp_models.arguments import CALLABLE, POSITIVE, TEXT, WIDTH, checked, each, either, instance, named, number, one_of
 from pp_models.contract import Model
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
@@ -82,6 +82,9 @@ class LowRankAdapted(Model):
 
     @checked(
         backbone=instance(nn.Module),
+        targets=either(str, other=each(TEXT)),
+        trainable=each(TEXT),
+        call=CALLABLE,
         rank=WIDTH,
         lora_alpha=POSITIVE,
         noise_scale=POSITIVE,

@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pp_models.arguments import MASK, MOST_DRAWS, checked, integer, tensor
 
+
+@checked(
+    concentration=tensor(least=1, finite=False),
+    expert_log_likelihood=tensor(least=2, finite=False),
+    mask=MASK,
+    sweeps=integer(0, MOST_DRAWS),
+)
 def dirichlet_sweeps(
     concentration: Tensor, expert_log_likelihood: Tensor, mask: Tensor | None = None, sweeps: int = 8
 ) -> Tensor:
@@ -34,6 +42,13 @@ def dirichlet_sweeps(
     return updated
 
 
+@checked(
+    a=tensor(least=1, finite=False),
+    b=tensor(least=1, finite=False),
+    expert_log_likelihood=tensor(least=2, finite=False),
+    mask=MASK,
+    sweeps=integer(0, MOST_DRAWS),
+)
 def stick_breaking_sweeps(
     a: Tensor, b: Tensor, expert_log_likelihood: Tensor, mask: Tensor | None = None, sweeps: int = 8
 ) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from pp_models.arguments import FEATURES, LAYERS, POSITIVE, WIDTH, checked, number, one_of
+from pp_models.arguments import FEATURES, LAYERS, POSITIVE, SHARE, WIDTH, checked, number, one_of, tensor
 from pp_models.attention import ContextAttention
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, categorical, make_likelihood
@@ -233,6 +233,7 @@ class ExpertBank(nn.Module):
         return hidden.transpose(0, 1).reshape(*batch, self.num_experts, hidden.shape[-1])
 
 
+@checked(usage=tensor(least=1), threshold=SHARE)
 def unused_experts(usage: Tensor, threshold: float = 1e-3) -> Tensor:
     """Indices of experts whose mean weight over tasks lies below a threshold.
 
@@ -243,6 +244,7 @@ def unused_experts(usage: Tensor, threshold: float = 1e-3) -> Tensor:
     return (usage.reshape(-1, usage.shape[-1]).mean(0) < threshold).nonzero().squeeze(-1)
 
 
+@checked(usage=tensor(least=1))
 def effective_experts(usage: Tensor) -> Tensor:
     """exp of the entropy of the mean weights ``[*B, L]`` → ``[*B]``: how many experts a task uses in effect."""
     return torch.special.entr(usage).sum(-1).exp()

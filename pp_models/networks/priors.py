@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pp_models.arguments import POSITIVE, checked
+from pp_models.arguments import POSITIVE, TENSOR, checked, each, either
 from pp_models.single_precision import single
 
 GRANULARITIES = ("weight", "unit", "layer", "network")
@@ -213,6 +213,7 @@ class GivenGaussianPrior(GaussianPrior):
             that is not symmetric and positive definite.
     """
 
+    @checked(means=either(Tensor, other=each(TENSOR, 1)), covariances=either(Tensor, other=each(TENSOR, 1)))
     def __init__(self, means: list[Tensor] | Tensor, covariances: list[Tensor] | Tensor) -> None:
         super().__init__()
         whole = isinstance(means, Tensor)

@@ -64,9 +64,7 @@ def kernel_names(kernel: str | Sequence[str]) -> tuple[str, ...]:
         ValueError: a name is unknown, or none is given.
     """
     names = (
-        kernel.split("+")
-        if isinstance(kernel, str)
-        else each(TEXT, 1, must="be a name or names").check("kernel", kernel)
+        kernel.split("+") if isinstance(kernel, str) else each(TEXT, must="be a name or names").check("kernel", kernel)
     )
     names = [name.strip() for name in names]
     expanded = [part for name in names for part in (MIX if name == "mix" else (name,))]

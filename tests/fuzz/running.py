@@ -41,6 +41,7 @@ class Surface:
         weight: how often it is drawn; slow calls less.
         extra: whose arguments it hands on by ``**options``.
         never: arguments that are not given wrong values, each for a reason of the harness.
+        also: other names by which a message may call an argument.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Surface:
     weight: int = 4
     extra: Any = None
     never: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
     def parameters(self) -> dict[str, Any]:
         found = arguments(self.call)
@@ -87,7 +89,7 @@ def judge(chosen: Surface, values: dict[str, Any], wrong: tuple[str, ...]) -> tu
             found = chosen.call(**values)
             numbers = found if chosen.then is None else chosen.then(found)
     except (ValueError, TypeError, NotImplementedError, TrainingDiverged, FileError) as error:
-        return (REFUSED, "") if not (fault := fault_of(error, parameters)) else (DEPTHS, fault)
+        return (REFUSED, "") if not (fault := fault_of(error, {*parameters, *chosen.also})) else (DEPTHS, fault)
     except Exception as error:
         return DEPTHS, f"{type(error).__name__}: {first_line(error)}"
     for name in wrong:
@@ -98,14 +100,14 @@ def judge(chosen: Surface, values: dict[str, Any], wrong: tuple[str, ...]) -> tu
     return RIGHTLY, ""
 
 
-def fault_of(error: Exception, parameters: Mapping[str, Any]) -> str:
+def fault_of(error: Exception, known: set[str]) -> str:
     """What is wrong with an error; empty for one line that names an argument."""
     message = str(error)
     if "\n" in message.strip() or len(message) > LONGEST or not message:
         return f"{type(error).__name__} of {len(message)} characters: {first_line(error)}"
     words = set(re.findall(r"\w+", message.split(":")[0]))
     pythons_own = isinstance(error, TypeError) and re.search(r"(unexpected keyword|missing \d+ required)", message)
-    if isinstance(error, TrainingDiverged) or pythons_own or words & set(parameters):
+    if isinstance(error, TrainingDiverged) or pythons_own or words & known:
         return ""
     return f"{type(error).__name__} that names no argument: {first_line(error)}"
 

@@ -70,10 +70,8 @@ def outputs_of(model: Any) -> Any:
 
 def process_outputs(model: Any) -> Any:
     """A process of the size that was asked for, below its guide."""
-    guide = guides.ContextPointsGuide(model) if hasattr(model, "grid") or hasattr(model, "embed") else None
-    if guide is None:
-        kind = guides.NeuralProcessGuide if isinstance(model, gb.NeuralProcess) else guides.DistanceInformedGuide
-        guide = kind(model, 4)
+    own = {gb.NeuralProcess: guides.NeuralProcessGuide, gb.DistanceInformedProcess: guides.DistanceInformedGuide}
+    guide = own.get(type(model), guides.ContextPointsGuide)(model, 4)
     x = torch.rand(2, 3, model.dim_x) - 0.5
     return gb.predict(model, guide, Dataset(x, torch.rand(2, 3, model.dim_y)), x, 2).mean
 
@@ -88,8 +86,10 @@ def likelihood_draws(likelihood: Any) -> Any:
 
 def guide_draws(guide: Any) -> Any:
     data = batch().context
-    if isinstance(guide, guides.LaplaceAdapterGuide):
+    if isinstance(guide, guides.LaplaceAdapterGuide):  # it draws once a curvature is fitted
         return []
+    if getattr(guide, "batch_shape", (2,)) == ():
+        data = data[0]
     trace = poutine.trace(guide).get_trace(data)
     return [site["value"] for site in trace.nodes.values() if site["type"] == "sample"]
 
@@ -277,7 +277,9 @@ def objective_surface() -> list[Surface]:
     }
     for name, entry in REGISTRY.items():
         found.append(Surface(f"objectives {name}", entry.load(), flags | own.get(name, {}), loss_of, 3))
-    found.append(Surface("objectives.make", objectives.make, {"name": names("elbo", "iwae")}, None, 2))
+    found.append(
+        Surface("objectives.make", objectives.make, {"name": names("elbo", "iwae")}, None, 2, also=("objective",))
+    )
     return found
 
 
@@ -344,7 +346,7 @@ def inference_surface() -> list[Surface]:
         Surface("compare_objectives", gb.compare_objectives, pairs() | {
             "batch": BATCH, "objectives": names(["elbo"], ["iwae"]), "num_particles": names((1, 2), [1]),
             "repeats": integers(2, 3),
-        }, None, 2),
+        }, None, 2, also=("objective",)),
         Surface("acquisition_scores", gb.acquisition_scores, pairs() | {
             "context": CONTEXT, "x": CONTEXT, "acquisition": names("information")}, lambda f: f, 2),
         Surface("acquire", gb.acquire, pairs() | {
@@ -398,8 +400,12 @@ def evaluation_surface() -> list[Surface]:
     tests = {"a": tensors(6, 2), "b": tensors(6, 2)}
     scored = {"prediction": made(prediction), "y": points}
     classes = {"probs": made(lambda: torch.full((4, 2), 0.5)), "labels": made(lambda: torch.tensor([0, 1, 1, 0]))}
+    found += [
+        Surface("psis", diagnostics.psis, weights, lambda khat: 0 / (~khat.isnan()).double(), 2),
+        Surface("psis_weights", diagnostics.psis_weights, weights, lambda f: f[0], 2),
+    ]
     table: list[tuple[Any, dict[str, Any]]] = [
-        (diagnostics.psis, weights), (diagnostics.psis_weights, weights), (diagnostics.rhat, {"draws": draws}),
+         (diagnostics.rhat, {"draws": draws}),
         (diagnostics.ess, {"draws": draws, "method": names("bulk", "tail", "mean"), "prob": floats(0.5)}),
         (diagnostics.mcse, {"draws": draws, "method": names("mean", "sd")}),
         (diagnostics.khat_threshold, {"num_draws": integers(1, 100)}),
@@ -448,7 +454,9 @@ def command(name: str, **options: Any) -> Any:
                 main(words)
         except SystemExit as stop:
             if stop.code:
-                raise ValueError(errors.getvalue().strip().removeprefix("error: ").replace("-", "_")) from None
+                raise ValueError(
+                    errors.getvalue().strip().removeprefix("error: ").replace("--", "").replace("-", "_")
+                ) from None
 
 
 def fit_command(model="nvdp", tasks="gp-rbf", objective="elbo", steps="1", seed="0", width="4", batch_size="1",
