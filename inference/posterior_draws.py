@@ -70,8 +70,8 @@ def sample_posterior(
         dead = ~torch.isfinite(log_weights.amax(0))
         if bool(dead.any()):
             raise ValueError(
-                f"correct: got {correct!r}, but in {int(dead.sum())} of {dead.numel()} sets no draw has a density under "
-                "the model; draw without it, and mend model or guide"
+                f"correct: got {correct!r}, but in {int(dead.sum())} of {dead.numel()} sets no draw has a density "
+                "under the model; draw without it, and mend model or guide"
             )
         if correct == "psis":
             log_weights = psis_weights(log_weights.double().unsqueeze(0))[0][0]

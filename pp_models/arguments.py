@@ -138,14 +138,13 @@ def as_number(value: Any) -> float | None:
         return None if value.is_complex() else value.item()
     if isinstance(value, np.ndarray):
         value = value.item()
-    if type(value) not in (int, float):
+    if type(value) not in (int, float) or abs(value) >= 2**63:
         if not isinstance(value, numbers.Real):
             return None
-        value = float(value)
-    try:
-        math.isfinite(value)
-    except OverflowError:
-        return math.inf
+        try:
+            value = float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
     return value
 
 

@@ -61,7 +61,9 @@ class Surface:
 @st.composite
 def calls(draw: Any, surface: list[Surface]) -> tuple[Surface, dict[str, Any], tuple[str, ...]]:
     """A call with its arguments, and those of them that were made wrong."""
-    chosen = draw(st.sampled_from([one for one in surface for _ in range(one.weight)]))
+    # by number, for sampled_from would look into every member at every draw
+    weighted = [one for one in surface for _ in range(one.weight)]
+    chosen = weighted[draw(st.integers(0, len(weighted) - 1))]
     parameters, given_values = chosen.parameters(), {}
     for name, parameter in parameters.items():
         strategy = chosen.right.get(name, RIGHT.get(name))
@@ -72,8 +74,8 @@ def calls(draw: Any, surface: list[Surface]) -> tuple[Surface, dict[str, Any], t
     wrong: list[str] = []
     for _ in range(draw(st.sampled_from([0, 1, 1, 1, 1, 2]))):
         if able:
-            name = draw(st.sampled_from(able))
-            given_values[name] = draw(st.sampled_from(WRONG))
+            name = able[draw(st.integers(0, len(able) - 1))]
+            given_values[name] = WRONG[draw(st.integers(0, len(WRONG) - 1))]
             wrong.append(name)
     return chosen, given_values, tuple(wrong)
 
