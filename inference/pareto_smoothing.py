@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pp_models.arguments import POSITIVE, checked, either, integer, one_of
+from pp_models.arguments import POSITIVE, checked, either, integer, one_of, shown
 
 #: numbers that one chunk of work may hold: what stays in a processor's cache, and what fills a GPU
 CPU_CHUNK, GPU_CHUNK = 2**19, 2**25
@@ -85,7 +85,11 @@ def psis_weights(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: s
     flat = log_weights.reshape(count, math.prod(batch)).transpose(0, 1)  # one row a set
     rate = torch.as_tensor(reff, dtype=torch.float64)
     if not bool((torch.isfinite(rate) & (rate > 0)).all()):
-        raise ValueError(f"reff: got {reff}; a relative efficiency is positive and finite (1 for independent draws)")
+        raise ValueError(
+            f"reff: got {shown(reff)}; a relative efficiency is positive and finite (1 for independent draws)"
+        )
+    if rate.dim() and rate.shape != log_weights.shape[2:]:
+        raise ValueError(f"reff: got shape {list(rate.shape)}; it must be a number, or {list(log_weights.shape[2:])}")
     rate = rate.expand(batch).reshape(-1)
     smoothed, khat = torch.empty_like(flat), flat.new_empty(len(flat))
     for value in rate.unique().tolist():

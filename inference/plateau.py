@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from pp_models.arguments import NOT_NEGATIVE, POSITIVE, checked
+from pp_models.arguments import NOT_NEGATIVE, POSITIVE, checked, each, instance
 
 #: logged rows below which nothing is said
 LEAST_ROWS = 20
 
 
-@checked(tolerance=POSITIVE, errors=NOT_NEGATIVE)
+@checked(history=each(instance(Mapping), must="be the rows of a history"), tolerance=POSITIVE, errors=NOT_NEGATIVE)
 def settled(
     history: Sequence[Mapping[str, float]], key: str = "loss", tolerance: float = 0.01, errors: float = 2.0
 ) -> bool:

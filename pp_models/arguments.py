@@ -36,6 +36,8 @@ Call = TypeVar("Call", bound=Callable[..., Any])
 #: what is refused as a slip before memory is asked for it
 MOST_FEATURES, MOST_WIDTH, MOST_LAYERS = 2**17, 2**14, 2**10
 MOST_DRAWS, MOST_TASKS, MOST_POINTS = 2**24, 2**20, 2**24
+#: beyond it float32 overflows
+MOST_NUMBER = 1e30
 #: weights of one network
 MOST_WEIGHTS = 2**31
 
@@ -122,7 +124,10 @@ def number(low: float = -math.inf, high: float = math.inf, ends: str = "[]", end
         found = as_number(value)
         if found is None:
             raise _Refused(f"be a number, and {must}")
-        inside = low <= found <= high and (math.isfinite(found) or (endless and found > 0))
+        inside = low <= found <= high and math.isfinite(found)
+        if inside and abs(found) > MOST_NUMBER:
+            raise _Refused(f"be at most {MOST_NUMBER:g} in size")
+        inside = inside or (endless and found == math.inf)
         if not inside or (ends[0] == "(" and found == low) or (ends[1] == ")" and found == high):
             raise _Refused(must)
         return found

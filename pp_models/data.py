@@ -42,7 +42,7 @@ class Dataset:
     def __post_init__(self) -> None:
         x, y, mask = self.x, self.y, self.mask
         for name, value in (("x", x), ("y", y), ("mask", mask)):
-            if value is not None and not isinstance(value, Tensor):
+            if not isinstance(value, Tensor) and (value is not None or name == "x"):
                 raise DataError(f"{name}: got {type(value).__name__}; it must be a torch.Tensor")
         if x.dim() < 2:
             raise DataError(f"x: got shape {_shape(x)}; it must be [*B, N, Dx] with at least 2 dimensions")

@@ -109,7 +109,7 @@ class TaskObjective(ObjectiveOffers, ELBO):
     #: particles carry no gradient to the guide
     fixed_particles = False
 
-    @checked(num_particles=DRAWS, max_plate_nesting=number(0, endless=True))
+    @checked(num_particles=DRAWS, max_plate_nesting=number(0, 1000, endless=True))
     def __init__(
         self,
         num_particles: int = 1,

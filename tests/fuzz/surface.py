@@ -342,7 +342,7 @@ def inference_surface() -> list[Surface]:
             "model": made(network), "data": made(lambda: batch().context[0]), "steps": integers(4, 6),
             "warmup": integers(0, 2), "every": integers(1, 2), "rank": integers(2), "path_learning_rate": floats(1e-4),
             "batch_size": integers(1, 2),
-        }, guide_draws, 2),
+        }, None, 2),
         Surface("compare_objectives", gb.compare_objectives, pairs() | {
             "batch": BATCH, "objectives": names(["elbo"], ["iwae"]), "num_particles": names((1, 2), [1]),
             "repeats": integers(2, 3),
