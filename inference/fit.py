@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from inference import checkpoint
+from inference.data_dtype import parameter_dtype
 from inference.interruption import Interrupted, one_fit_at_a_time, until_asked
 from inference.objectives import TaskObjective, make
 from inference.plateau import settled
@@ -245,7 +246,7 @@ def fit(
         rates = LearningRates(inner, schedule, steps, warmup, final_learning_rate)
         compiled: Any = torch.compile(step_module) if compile is True else step_module
         wrapped, fabric_optimizer = fabric.setup(compiled, inner)
-        dtype = next(p.dtype for p in parameters if p.dtype.is_floating_point)
+        dtype = parameter_dtype(model, guide)
 
         result = FitResult(model, guide, objective, 0)
         done = 0
