@@ -320,7 +320,7 @@ def context_of(data: Dataset | TaskBatch) -> Dataset:
 
 
 def require_data(value: object, argument: str, instead: str) -> None:
-    """Refuses what is no Dataset or TaskBatch, as a call for models of the library gets it from somebody else's.
+    """Refuses what is no Dataset or TaskBatch or has no task, as a call for models of the library gets it from somebody else's.
 
     Args:
         value: what was given.
@@ -328,10 +328,12 @@ def require_data(value: object, argument: str, instead: str) -> None:
         instead: what serves a Pyro model of other arguments.
 
     Raises:
-        DataError: it is neither.
+        DataError: it is neither, or has a task dimension of size 0.
     """
     if not isinstance(value, Dataset | TaskBatch):
         raise DataError(
             f"{argument}: got a {type(value).__name__}; it must be a Dataset or a TaskBatch, such as Dataset(x, y). "
             f"For a Pyro model of other arguments there is {instead}"
         )
+    if 0 in value.batch_shape:
+        raise DataError(f"{argument}: got task dimensions {list(value.batch_shape)}; it must hold at least one task")

@@ -210,6 +210,8 @@ def mcse(draws: Tensor, method: str = "mean", prob: float | None = None) -> Tens
         ValueError: an unknown method, a shape without chains and draws, or a quantile outside (0, 1).
     """
     x, shape = _checked(draws), draws.shape[2:]
+    if not len(x):
+        return x.new_empty(shape)
     if x.shape[-1] < 4:
         return x.new_full(shape, torch.nan)
     if method == "mean":

@@ -144,6 +144,8 @@ def c2st(a: Tensor, b: Tensor, *, folds: int = 5, width: int = 32, steps: int = 
         raise ValueError(f"a, b: got {len(a)} and {len(b)} draws; a classifier's accuracy needs equally many")
     if not 2 <= folds <= len(a):
         raise ValueError(f"folds: got {folds}; it must lie in 2..{len(a)}, the number of draws")
+    if not len(first):  # a batch of none
+        return a.new_empty(a.shape[1:-1])
     x = torch.cat([first, second], 1)
     finite = torch.isfinite(x).flatten(1).all(-1)
     x = torch.where(finite[:, None, None], x, torch.zeros_like(x))
