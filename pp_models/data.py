@@ -320,7 +320,7 @@ def context_of(data: Dataset | TaskBatch) -> Dataset:
 
 
 def require_data(value: object, argument: str, instead: str) -> None:
-    """Refuses what is no Dataset or TaskBatch or has no task, as a call for models of the library gets it from somebody else's.
+    """Refuses what holds no task, or is no Dataset or TaskBatch, as calls for our models get it from somebody else's.
 
     Args:
         value: what was given.

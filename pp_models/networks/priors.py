@@ -213,7 +213,10 @@ class GivenGaussianPrior(GaussianPrior):
             that is not symmetric and positive definite.
     """
 
-    @checked(means=either(Tensor, other=each(TENSOR, 1)), covariances=either(Tensor, other=each(TENSOR, 1)))
+    @checked(
+        means=either(Tensor, list, tuple, other=each(TENSOR, 1)),
+        covariances=either(Tensor, list, tuple, other=each(TENSOR, 1)),
+    )
     def __init__(self, means: list[Tensor] | Tensor, covariances: list[Tensor] | Tensor) -> None:
         super().__init__()
         whole = isinstance(means, Tensor)
