@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inference.predict import predict
 from pp_models import Dataset, TaskBatch
-from pp_models.arguments import CALLABLE, DRAWS, SEED, checked, integer, one_of
+from pp_models.arguments import DRAWS, SEED, checked, integer, one_of
 from pp_models.contract import as_guide
 
 ACQUISITIONS = ("information", "entropy drop", "max sd", "random")
@@ -90,7 +90,7 @@ def entropy_of_mean(alpha: Tensor) -> Tensor:
     return -torch.special.xlogy(mean, mean).sum(-1)
 
 
-@checked(model=CALLABLE, guide=CALLABLE, acquisition=one_of(*ACQUISITIONS), num_samples=DRAWS, seed=SEED)
+@checked(acquisition=one_of(*ACQUISITIONS), num_samples=DRAWS, seed=SEED)
 def acquisition_scores(
     model: Any,
     guide: Any,
@@ -126,8 +126,6 @@ def acquisition_scores(
 @checked(
     start=integer(0),
     budget=integer(0),
-    model=CALLABLE,
-    guide=CALLABLE,
     acquisition=one_of(*ACQUISITIONS),
     num_samples=DRAWS,
     seed=SEED,

@@ -187,7 +187,7 @@ def interval_coverage(
     return torch.stack([_masked_mean(_share(distance, level), mask) for level in levels])
 
 
-@checked(mean=tensor(), std=tensor(), y=tensor())
+@checked(mean=tensor(finite=False), std=tensor(finite=False), y=tensor(finite=False))
 def gaussian_crps(mean: Tensor, std: Tensor, y: Tensor) -> Tensor:
     """The continuous ranked probability score of Normal(mean, std) at y, elementwise, in the units of y.
 
@@ -206,7 +206,12 @@ def gaussian_crps(mean: Tensor, std: Tensor, y: Tensor) -> Tensor:
     return std * (z * torch.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))
 
 
-@checked(weights=tensor(least=1), means=tensor(), scales=tensor(), y=tensor())
+@checked(
+    weights=tensor(least=1, finite=False),
+    means=tensor(finite=False),
+    scales=tensor(finite=False),
+    y=tensor(finite=False),
+)
 def mixture_crps(weights: Tensor, means: Tensor, scales: Tensor, y: Tensor) -> Tensor:
     """The CRPS of a mixture of Gaussians at y, in closed form (Grimit et al. 2006), in the units of y.
 
@@ -244,7 +249,7 @@ def mixture_crps(weights: Tensor, means: Tensor, scales: Tensor, y: Tensor) -> T
     return error - 0.5 * (pairs * absolute(gaps, both)).sum((-1, -2))
 
 
-@checked(samples=tensor(least=1), y=tensor())
+@checked(samples=tensor(least=1, finite=False), y=tensor(finite=False))
 def sample_crps(samples: Tensor, y: Tensor) -> Tensor:
     """The fair (unbiased) estimate of the CRPS from draws ``[S, *shape]`` at y ``[*shape]``, elementwise.
 

@@ -97,7 +97,7 @@ def judge(chosen: Surface, values: dict[str, Any], wrong: tuple[str, ...]) -> tu
     for name in wrong:
         if name in parameters and is_wrong_kind(parameters[name], values[name]):
             return NONSENSE, f"{name} of a wrong kind is taken"
-    if not finite(numbers):
+    if finite(list(values.values())) and not finite(numbers):
         return NONSENSE, "what it gives is not finite"
     return RIGHTLY, ""
 
