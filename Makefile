@@ -6,6 +6,8 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 # test processes of one thread each: "auto" is one a core, at most four (each takes 2 GB)
 WORKERS ?= auto
+# what to run of the suite: files or folders under tests/, all of it if empty
+TESTS ?=
 
 PIP = $(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 RUN = $(VENV)/bin/python -m
@@ -56,7 +58,7 @@ demo: $(DEMO)  ## Train all four papers' methods beside baselines; report in dem
 
 test: $(DEV)  ## Run the test suite
 	@echo "==> running the tests"
-	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(RUN) pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(RUN) pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist loadfile $(TESTS)
 
 zoo: $(DEV)  ## Every objective on programs of other people's idioms, with many draws (half an hour on two cores)
 	@echo "==> running the zoo"

@@ -41,6 +41,7 @@ class Finding:
         rule: what they must be.
         passed: whether they are; None where it could not be looked at.
         sentence: what it means.
+        weighs: whether the level rests on it; a note does not weigh.
     """
 
     name: str
@@ -48,6 +49,14 @@ class Finding:
     rule: str
     passed: bool | None
     sentence: str
+    weighs: bool = True
+
+    @property
+    def mark(self) -> str:
+        """ "+" holds, "-" does not, "!" does not and is a note, "?" was not looked at."""
+        if self.passed is None:
+            return "?"
+        return "+" if self.passed else "-" if self.weighs else "!"
 
 
 @dataclass(frozen=True)
@@ -77,19 +86,17 @@ class Verdict:
 
     def table(self) -> pd.DataFrame:
         """The findings, one row each."""
-        word = {True: "yes", False: "NO", None: "not looked at"}
+        word = {"+": "yes", "-": "NO", "!": "no (a note)", "?": "not looked at"}
         return pd.DataFrame(
             [
-                {"what": f.name, "measured": f.measured, "rule": f.rule, "holds": word[f.passed], "meaning": f.sentence}
+                {"what": f.name, "measured": f.measured, "rule": f.rule, "holds": word[f.mark], "meaning": f.sentence}
                 for f in self.findings
             ]
         )
 
     def __str__(self) -> str:
         lines = [f"{self.level.upper()}: {self.reason}"]
-        lines += [
-            f"  {'?' if f.passed is None else '+' if f.passed else '-'} {f.name}: {f.measured}" for f in self.findings
-        ]
+        lines += [f"  {f.mark} {f.name}: {f.measured}" for f in self.findings]
         return "\n".join(lines + [f"  try: {advice}" for advice in self.advice])
 
 
@@ -111,13 +118,21 @@ class Evidence:
         if passed is False and advice:
             self.advice.append(advice)
 
+    def note(self, name: str, measured: str, rule: str, passed: bool, sentence: str, advice: str = "") -> None:
+        """A finding that is said, with its advice, and does not weigh."""
+        self.findings.append(Finding(name, measured, rule, passed, sentence, weighs=False))
+        if not passed and advice:
+            self.advice.append(advice)
+
     def verdict(self) -> Verdict:
-        failed = [f for f in self.findings if f.passed is False]
-        if not any(f.passed is not None for f in self.findings):
+        failed = [f for f in self.findings if f.passed is False and f.weighs]
+        if not any(f.passed is not None and f.weighs for f in self.findings):
             return Verdict(REJECT, "nothing could be tested.", self.findings, self.advice, self.numbers, self.ranks)
         if not failed:
             what = "posterior draws and predictions are" if self.kind == "posterior" else "predictions are"
             level, reason = TRUST, f"as far as these tests see, {what} calibrated."
+            notes = [f.sentence for f in self.findings if f.mark == "!"]
+            reason = " ".join([reason, *notes])
         elif self.kind == "posterior" and self.reliable and self.predictive is not False:
             level = REWEIGH
             reason = f"{failed[0].sentence} The importance weights are reliable and mend it."

@@ -49,6 +49,8 @@ class TaskShape:
             value by -log(min_scale) - 0.919: methods are comparable at one floor alone.
         image_size: height and width in pixels of the images of an image task; models on a grid need it.
         extent: length of the interval that holds the inputs of tasks on a line; models on a grid cover it.
+        recipe: ``"best"``, or ``"paper"`` for NVDP and NMDP as their papers have them (mean pooling, temperature 1.5,
+            attention in the experts), which the papers' experiments use.
     """
 
     dim_x: int
@@ -59,6 +61,12 @@ class TaskShape:
     min_scale: float = 0.1
     image_size: tuple[int, int] | None = None
     extent: float = 4.0
+    recipe: str = "best"
+
+    @property
+    def regression(self) -> str:
+        """Closed-form regressions by Fourier features on a line, by learned ones elsewhere."""
+        return "regression" if self.dim_x == 1 else "learned-regression"
 
     @classmethod
     def of(cls, stream: Any, width: int = 64, **options: Any) -> TaskShape:
@@ -81,17 +89,24 @@ class TaskShape:
 
 
 def network(
-    task: TaskShape, representation: int = 0, depth: int = 5, likelihood: str = "gaussian-head", prior: Any = None
+    task: TaskShape,
+    representation: int = 0,
+    depth: int = 5,
+    likelihood: str = "gaussian-head",
+    prior: Any = None,
+    **options: Any,
 ) -> pp_models.BayesianNetwork:
     """A network of ``depth`` weight matrices for a task distribution."""
     outputs = 2 * task.dim_y if likelihood == "gaussian-head" else task.dim_y
     sizes = [task.dim_x, *[task.width] * (depth - 1), outputs]
     found: Any = pp_models.GaussianHeadLikelihood(task.min_scale) if likelihood == "gaussian-head" else likelihood
-    return pp_models.BayesianNetwork(sizes, prior=prior, likelihood=found, representation_dim=representation)
+    return pp_models.BayesianNetwork(sizes, prior=prior, likelihood=found, representation_dim=representation, **options)
 
 
-def neural_process(task: TaskShape, latent: bool, path: bool, attention: bool = False) -> pp_models.NeuralProcess:
-    """A decoder for a task distribution, with a global latent, a deterministic path, or both."""
+def neural_process(
+    task: TaskShape, latent: bool, path: bool, attention: bool = False, reads: str | None = None
+) -> pp_models.NeuralProcess:
+    """A decoder for a task distribution, with a global latent, a deterministic path (of a kind), or both."""
     return pp_models.NeuralProcess(
         task.dim_x,
         task.dim_y,
@@ -100,6 +115,7 @@ def neural_process(task: TaskShape, latent: bool, path: bool, attention: bool = 
         attention=attention,
         width=task.width,
         likelihood=pp_models.GaussianHeadLikelihood(task.min_scale),
+        path=reads,
     )
 
 
@@ -127,13 +143,24 @@ def transformer(task: TaskShape) -> pp_models.TransformerNeuralProcess:
     )
 
 
-def _nvdp(task: TaskShape, deterministic: bool = False, guide: dict[str, Any] | None = None, **objective: Any) -> tuple:
+def _nvdp(
+    task: TaskShape,
+    deterministic: bool = False,
+    guide: dict[str, Any] | None = None,
+    path: str | None = None,
+    **objective: Any,
+) -> tuple:
     options = dict(guide or {})
+    features = 0
+    if task.recipe != "paper":
+        options = {"pooling": task.regression, "temperature": 0.5, **options}
+        features = INPUT_FEATURES
     if task.shared_path:
-        model = network(task, task.width, depth=4)
+        model = network(task, task.width, depth=4, input_features=features)
         options["share_encoder"] = True
     else:
-        model = network(task, task.width if deterministic else 0)
+        representation = task.width if deterministic else 0
+        model = network(task, representation, path=path, path_dim=task.width, input_features=features)
     built = guides.BernoulliExpertGuide(model, width=task.width, **options)
     return model, built, objectives.make("conditional-prior", **{"beta": task.beta, **objective})
 
@@ -189,24 +216,34 @@ def _cavia(task: TaskShape) -> tuple:
 
 
 def mixture(task: TaskShape, experts: str = "context") -> pp_models.MixtureDensityNetwork:
-    """A mixture of eight context experts, or sixteen strict ones, for a task distribution."""
+    """A mixture of eight experts that read the context, or sixteen strict ones, for a task distribution."""
     return pp_models.MixtureDensityNetwork(
-        8 if experts == "context" else 16,
+        16 if experts == "strict" else 8,
         task.dim_x,
         task.dim_y,
         experts,
         min_scale=task.min_scale,
         width=task.width,
         representation_dim=task.width,
+        features="fourier" if task.dim_x == 1 else "learned",
     )
 
 
-def _nmdp(task: TaskShape, experts: str = "context", **objective: Any) -> tuple:
-    model = mixture(task, experts)
+def _nmdp(task: TaskShape, experts: str | None = None, **objective: Any) -> tuple:
+    model = mixture(task, experts or ("context" if task.recipe == "paper" else "conjugate"))
     return (
         model,
         guides.DirichletMixtureGuide(model, 2 * task.width),
         objectives.make("iw-em", normalize=True, **objective),
+    )
+
+
+def _path_alone(task: TaskShape) -> tuple:
+    model = neural_process(task, False, True, reads="learned-regression")
+    return (
+        model,
+        guides.NeuralProcessGuide(model, task.width),
+        objectives.make("conditional-prior", kl_reduction="sum", normalize=True),
     )
 
 
@@ -241,12 +278,19 @@ def _mc_dropout(task: TaskShape) -> tuple:
     )
 
 
+#: sines and cosines of x, each, that NVDP's network reads beside x
+INPUT_FEATURES = 8
+
 #: name -> (what it is, how it is built)
 METHODS: Registry[tuple[str, Callable[[TaskShape], tuple]]] = Registry(
     "model",
     {
         "nvdp": ("Neural Variational Dropout Process: context through dropout rates only", _nvdp),
         "nvdp+det": ("NVDP with a deterministic path as well", lambda t: _nvdp(t, deterministic=True)),
+        "nvdp+path": (
+            "NVDP whose network also reads closed-form regressions of the context at x",
+            lambda t: _nvdp(t, path="learned-regression"),
+        ),
         "nvdp-no-prior": ("NVDP without its variational prior (β = 0)", lambda t: _nvdp(t, beta=0.0)),
         "nvdp-stop-prior": (
             "NVDP with no gradient through the prior branch",
@@ -263,7 +307,8 @@ METHODS: Registry[tuple[str, Callable[[TaskShape], tuple]]] = Registry(
             _bnnp,
         ),
         "bnam": ("BNNP's attention network: points attend to one another", lambda t: _bnnp(t, attention=True)),
-        "nmdp": ("Neural Mixture Density Process, context experts", _nmdp),
+        "nmdp": ("Neural Mixture Density Process, experts that are closed-form regressions of the context", _nmdp),
+        "nmdp-attention": ("NMDP whose experts read the context by attention", lambda t: _nmdp(t, "context")),
         "nmdp-conjugate": ("NMDP with the conjugate proposal", lambda t: _nmdp(t, proposal="conjugate")),
         "nmdp-strict": (
             "NMDP as printed: experts that see x alone",
@@ -281,6 +326,7 @@ METHODS: Registry[tuple[str, Callable[[TaskShape], tuple]]] = Registry(
             "Attentive Neural Process",
             lambda t: _neural_process(t, True, True, "npvi", attention=True),
         ),
+        "cnp+path": ("decoder of closed-form regressions of the context at x, no latent: the path alone", _path_alone),
         "canp": (
             "Conditional Neural Process with attention, no latent",
             lambda t: _neural_process(t, False, True, "conditional-prior", attention=True),

@@ -10,6 +10,7 @@ import torch
 
 from evaluation.diagnostics import khat_threshold, psis
 from evaluation.findings import MOST_BIAS, MOST_SPREAD, STANDARD_ERRORS, Evidence, Verdict
+from evaluation.latent_findings import judge_activity, judge_likeness, judge_rates
 from evaluation.prediction_findings import judge_predictions
 from evaluation.simulation_calibration import LIKELIHOOD, CalibrationRanks, NothingDrawn, simulation_ranks
 from inference.objectives import REGISTRY
@@ -43,6 +44,7 @@ def verdict(
     *,
     objective: str | None = None,
     kind: str | None = None,
+    trained_on: TaskBatch | Sequence[TaskBatch] | Dataset | None = None,
     num_simulations: int = 400,
     num_samples: int = 1_000,
     seed: int = 0,
@@ -61,6 +63,9 @@ def verdict(
     A guide that is a conditional prior, as NMDP's, NVDP's and a neural process's (``kind="prediction"``), is no
     posterior under any fixed prior; only its predictions are tested.
 
+    Besides, it notes what a fit is without taking trust from it: dropout rates that collapsed or are the same for every
+    task, latents that stay at their prior, and tasks unlike those of the training.
+
     Args:
         model: the model.
         guide: its guide, amortised over tasks.
@@ -68,6 +73,7 @@ def verdict(
             nothing is held out of it). They must not have been trained on. Calibration simulates data at their inputs.
         objective: what the guide was trained with; it decides the kind where that is not given.
         kind: ``"posterior"`` or ``"prediction"``.
+        trained_on: some of the training tasks, at least 20 of them, to say whether the tested ones are like them.
         num_simulations: tasks simulated for calibration.
         num_samples: draws for the weights and predictions.
         seed: of everything drawn; the global random state stays as it was.
@@ -101,6 +107,11 @@ def verdict(
         split = [batch for batch in batches if isinstance(batch, TaskBatch)]
         if split:
             judge_predictions(tested, model, guide, split, min(num_samples, 200), seed, shown)
+    judge_rates(tested, guide, batches)
+    if tested.kind == "posterior":
+        judge_activity(tested, model, guide, batches, min(num_samples, 400), seed)
+    if trained_on is not None:
+        judge_likeness(tested, batches, [trained_on] if isinstance(trained_on, TaskBatch | Dataset) else trained_on)
     return tested.verdict()
 
 

@@ -25,6 +25,6 @@ if __name__ == "__main__":
     print("corrected draws:", {name: list(draws.shape) for name, draws in better.items()})
 
     gb.plots.rank_ecdf_plot(verdict.ranks).savefig("calibration.png")
-    if hasattr(az, "plot_forest"):  # ArviZ below 1; from 1 on it is arviz_plots.plot_forest
-        axes = az.plot_forest(idata, var_names=["layer_1.weight"], coords={"task": [0]}, combined=True)
-        axes[0].figure.savefig("forest.png")
+    forest = az.plot_forest(idata, var_names=["layer_1.weight"], coords={"task": [0]}, combined=True)
+    figure = forest if hasattr(forest, "savefig") else forest[0].figure  # a PlotCollection from ArviZ 1 on
+    figure.savefig("forest.png")

@@ -46,7 +46,11 @@ def _verdicts(fits: dict[str, tuple[Method, Any]]) -> pd.DataFrame:
     for name, (method, stream) in fits.items():
         batches = batches_of(stream, HELD_OUT_BATCH, HELD_OUT_TASKS)
         objective = as_objective(method.objective).name
-        answer = verdict(method.model, method.guide, batches, objective=objective, num_simulations=100, num_samples=100)
+        trained_on = batches_of(stream, 0, HELD_OUT_TASKS)
+        answer = verdict(
+            method.model, method.guide, batches, objective=objective, trained_on=trained_on, num_simulations=100,
+            num_samples=100,
+        )  # fmt: skip
         rows.append({"fit": name, "verdict": answer.level, "why": answer.sentence})
     return pd.DataFrame(rows)
 

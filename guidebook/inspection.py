@@ -101,11 +101,7 @@ def inspect_run(
         Heading("Posterior"),
         Prose("The entries with the largest posterior standard deviation; posterior.nc holds all of it."),
         Table(summary),
-        *(
-            []
-            if forest is None
-            else [Picture(forest, "ArviZ's forest plot of them: medians, central 50 % and 90 % HDI.")]
-        ),
+        Picture(forest, "ArviZ's forest plot of them: medians, 50 % and 90 % HDI."),
         Heading("Configuration"),
         Settings(asdict(configuration)),
         Code(f"guidebook inspect {shlex.quote(path.name)} --draws {draws}"),
@@ -129,6 +125,7 @@ def _verdict(configuration: RunConfiguration, method: Method, draws: int, progre
         method.guide,
         stream.batch(HELD_OUT_BATCH),
         objective=name,
+        trained_on=[stream.batch(i) for i in range(4)],
         num_simulations=SIMULATIONS,
         num_samples=max(draws, 50),
         seed=configuration.seed % 2**31,

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from pp_models.arguments import LAYERS, MOST_LAYERS, WIDTH, checked, integer, one_of
 from pp_models.attention import attend
+from pp_models.context_regression import ContextRegression, relative_evidence
 from pp_models.data import Dataset
 from pp_models.parameter_module import mlp
 
-POOLINGS = ("mean", "attention", "set-transformer")
+POOLINGS = ("mean", "attention", "set-transformer", "regression", "learned-regression")
+#: heads and features of each, of the regressions whose coefficients stand for a context
+POOLED_REGRESSIONS = {"fourier": (4, 16), "learned": (2, 32)}
+
+
+def observed(data: Dataset, dim_y: int) -> Tensor:
+    """y as numbers ``[*B, N, dim_y]``; class indices one-hot.
+
+    Raises:
+        ValueError: y is None.
+    """
+    if data.y is None:
+        raise ValueError("data: y is None; a guide reads observed points")
+    return data.y if data.y.dtype.is_floating_point else one_hot(data.y, dim_y).to(data.x.dtype)
 
 
 class PointEncoder(nn.Module):
@@ -50,10 +66,7 @@ class PointEncoder(nn.Module):
 
     def embed(self, data: Dataset) -> Tensor:
         """Embeddings ``[*B, N, dim_out]`` of the points of data ``[*B, N]``."""
-        if data.y is None:
-            raise ValueError("data: y is None; a guide reads observed points")
-        y = data.y if data.y.dtype.is_floating_point else one_hot(data.y, self.dim_y).to(data.x.dtype)
-        embedded = self.points(torch.cat([data.x, y], -1))
+        embedded = self.points(torch.cat([data.x, observed(data, self.dim_y)], -1))
         if data.num_points:
             for block in self.blocks:
                 embedded = block(embedded, data.mask)
@@ -64,8 +77,33 @@ class PointEncoder(nn.Module):
         return self.embed(data)
 
 
+class MemoryEncoder(nn.Module):
+    """A context as the memory that a model's path reads: inputs, learned embeddings or y, and which points exist.
+
+    Args:
+        path: the model's path.
+        dim_x: input width.
+        dim_y: output width.
+        width: hidden width of the embeddings.
+        depth: linear layers of the embeddings.
+        num_blocks: self-attention blocks of the embeddings.
+    """
+
+    def __init__(self, path: Any, dim_x: int, dim_y: int, width: int, depth: int = 3, num_blocks: int = 1) -> None:
+        super().__init__()
+        self.dim_y = dim_y
+        self.points = PointEncoder(dim_x, dim_y, width, path.embedding_dim, depth, num_blocks) if path.embeds else None
+
+    def forward(self, data: Dataset) -> Tensor:
+        """``[*B, N, Dx + E + 1]``; a point that does not exist is zeros."""
+        embedded = observed(data, self.dim_y) if self.points is None else self.points(data)
+        exists = data.full_mask().unsqueeze(-1)
+        memory = torch.cat([data.x, embedded, exists.to(embedded.dtype)], -1)
+        return memory if data.mask is None else torch.where(exists, memory, torch.zeros_like(memory))
+
+
 class SetEncoder(PointEncoder):
-    """An MLP on each (x, y) pair, pooled over the points of a task.
+    """A data set as one vector: an MLP on each (x, y) pair, pooled; or closed-form regressions of the whole.
 
     Args:
         dim_x: input width.
@@ -74,7 +112,8 @@ class SetEncoder(PointEncoder):
         dim_out: width of the representation.
         depth: linear layers per point.
         pooling: ``"mean"``; ``"attention"`` (a learned query attends over the points); ``"set-transformer"`` (two
-            self-attention blocks over the points, then that).
+            self-attention blocks over the points, then that); ``"regression"`` or ``"learned-regression"`` (no MLP on
+            points: coefficients and evidences of closed-form regressions on Fourier or on learned features).
         num_heads: attention heads.
 
     An empty data set is encoded as a learned vector.
@@ -94,21 +133,62 @@ class SetEncoder(PointEncoder):
         pooling: str = "mean",
         num_heads: int = 4,
     ) -> None:
+        self.by_point = not pooling.endswith("regression")
+        if not self.by_point:
+            nn.Module.__init__(self)
+            self.dim_y = dim_y
+            kind = "learned" if pooling.startswith("learned") else "fourier"
+            self.pool: nn.Module = RegressionEncoder(dim_x, dim_y, width, dim_out, kind)
+            self.empty = nn.Parameter(torch.randn(dim_out) * 0.1)
+            return
         if pooling != "mean" and dim_out % num_heads:
             raise ValueError(f"dim_out: got {dim_out}; {pooling!r} pooling needs a multiple of num_heads, {num_heads}")
         super().__init__(dim_x, dim_y, width, dim_out, depth, 2 if pooling == "set-transformer" else 0, num_heads)
         self.empty = nn.Parameter(torch.randn(dim_out) * 0.1)
-        self.pool: nn.Module = MeanPool() if pooling == "mean" else AttentionPool(dim_out, num_heads)
+        self.pool = MeanPool() if pooling == "mean" else AttentionPool(dim_out, num_heads)
 
     def forward(self, data: Dataset) -> Tensor:
         """Encodes data ``[*B, N]`` to ``[*B, dim_out]``."""
-        embedded = self.embed(data)
         if data.num_points == 0:
+            observed(data, self.dim_y)
             return self.empty.expand(*data.batch_shape, -1)
-        pooled = self.pool(embedded, data.mask)
+        pooled = self.pool(self.embed(data), data.mask) if self.by_point else self.pool(data)
         if data.mask is None:
             return pooled
         return torch.where(data.mask.any(-1, keepdim=True), pooled, self.empty)
+
+
+class RegressionEncoder(nn.Module):
+    """Coefficients of closed-form regressions of a data set, their evidences and the number of points, in a vector.
+
+    Mean pooling leaves it to an MLP to learn how a regression is inverted; here it is. See
+    :class:`pp_models.context_regression.ContextRegression`.
+
+    Args:
+        dim_x: input width.
+        dim_y: output width.
+        width: hidden width.
+        dim_out: width of the vector.
+        kind: of the features; learned ones come with a learned mean function.
+    """
+
+    def __init__(self, dim_x: int, dim_y: int, width: int, dim_out: int, kind: str) -> None:
+        super().__init__()
+        heads, features = POOLED_REGRESSIONS[kind]
+        learned = kind == "learned"
+        self.dim_y = dim_y
+        self.regression = ContextRegression(dim_x, dim_y, heads, features, kind, width=width, mean=learned, noise=0.1)
+        self.head = mlp([heads * features * dim_y + heads + 1, width, width, dim_out])
+
+    def forward(self, data: Dataset) -> Tensor:
+        """``[*B, N]`` points to ``[*B, dim_out]``."""
+        state = self.regression.fit(data.x, observed(data, self.dim_y), data.mask)
+        coefficients = state.coefficients.to(data.x.dtype)
+        if self.regression.kind == "fourier":  # in units of what each feature brings to y
+            coefficients = 3 * coefficients * self.regression.amplitude.unsqueeze(-1)
+        evidence = relative_evidence(state.log_evidence, data.x.dtype)
+        count = data.counts.to(data.x.dtype).log1p().unsqueeze(-1) / 4
+        return self.head(torch.cat([coefficients.flatten(-3), evidence, count], -1))
 
 
 class MeanPool(nn.Module):

@@ -47,8 +47,8 @@ def prior_predictive(
             f"model: got a {type(model).__name__}; it must be a BayesianNetwork. For another Pyro model there is "
             "pyro.infer.Predictive(model, num_samples=...)"
         )
-    if as_model(model).representation_dim:
-        raise ValueError("model: its representation is supplied by a guide, and has no prior to sample from")
+    if as_model(model).representation_dim or as_model(model).reads_memory:
+        raise ValueError("model: its representation or path is supplied by a guide, and has no prior to sample from")
     data = Dataset(as_computed(x, model))
     model.check(data)
     with seeded(seed, x.device), pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - len(data.batch_shape)):

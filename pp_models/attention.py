@@ -45,6 +45,8 @@ class ContextAttention(nn.Module):
         ValueError: a representation that the heads cannot divide.
     """
 
+    embeds = True
+
     def __init__(self, dim_x: int, width: int, representation_dim: int, num_heads: int = 8) -> None:
         super().__init__()
         if representation_dim % num_heads:
@@ -52,6 +54,7 @@ class ContextAttention(nn.Module):
                 f"representation_dim: got {representation_dim}; attention needs a multiple of num_heads, {num_heads}"
             )
         self.dim_x, self.representation_dim, self.num_heads = dim_x, representation_dim, num_heads
+        self.embedding_dim = representation_dim
         self.embed_input = mlp([dim_x, width, representation_dim])
         self.attended = nn.Linear(representation_dim, representation_dim)
         self.null_key = nn.Parameter(torch.randn(representation_dim) * 0.1)

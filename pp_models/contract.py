@@ -28,6 +28,8 @@ class ModelOffers:
     layer_sizes: Sequence[int] = ()
     #: width of the deterministic task representation ``representation`` that a guide must supply; 0 for none
     representation_dim: int = 0
+    #: whether a guide must supply the context itself, as the site ``memory``, for a path that the model reads
+    reads_memory: bool = False
 
     @property
     def independent_layers(self) -> bool:

@@ -128,7 +128,7 @@ def _to_xarray(
     for variable in variables.values():
         for dim, positions in (variable.positions or {}).items():
             values = _as_labels(coords[dim])[positions] if dim in coords else positions
-            labels[dim] = (variable.dims[-1], values)
+            labels[dim] = (variable.dims[-1], _as_labels(values))
     data = {name: (variable.dims, variable.values) for name, variable in variables.items()}
     return xarray.Dataset(data, coords=labels, attrs=dict(attrs))
 

@@ -9,6 +9,8 @@ import pandas as pd
 import xarray
 from matplotlib.figure import Figure
 
+from evaluation.arviz.arviz_container import choose_container
+
 
 def summarise(container: Any, **options: Any) -> pd.DataFrame:
     """ArviZ's own summary: ``arviz.summary`` of an InferenceData, ``arviz_stats.summary`` of a DataTree.
@@ -37,22 +39,32 @@ def widest_entries(container: Any, most: int = 10) -> pd.DataFrame:
     return table.rename_axis("entry").reset_index()
 
 
-def widest_forest(container: Any, most: int = 10) -> Figure | None:
-    """ArviZ's forest plot of the same entries; None for a DataTree, which ArviZ below 1 cannot plot.
+def widest_forest(container: Any, most: int = 10) -> Figure:
+    """ArviZ's forest plot of the same entries: medians, 50 % and 90 % HDI.
 
     Args:
         container: what ``to_arviz`` returned.
         most: entries.
     """
-    if isinstance(container, xarray.DataTree):
-        return None
-    import arviz
     from matplotlib import pyplot
 
+    shown = _widest(container, most)
     size = (7.6, 0.8 + 0.3 * most)
-    axes = arviz.plot_forest(_widest(container, most), combined=True, hdi_prob=0.9, figsize=size, textsize=10)
-    axes[0].set_title("")
-    figure: Figure = axes[0].figure
+    if choose_container("auto") == "datatree":
+        import arviz_plots
+
+        grid = arviz_plots.plot_forest(
+            shown, combined=True, point_estimate="median", ci_kind="hdi", ci_probs=(0.5, 0.9), backend="matplotlib",
+            figure_kwargs={"figsize": size},
+        )  # fmt: skip
+        figure: Figure = grid.viz["figure"].item()
+    else:
+        import arviz
+
+        shown = arviz.from_datatree(shown) if isinstance(shown, xarray.DataTree) else shown
+        axes = arviz.plot_forest(shown, combined=True, hdi_prob=0.9, figsize=size, textsize=10)
+        axes[0].set_title("")
+        figure = axes[0].figure
     pyplot.close(figure)  # pyplot forgets it; it is ours now
     figure.tight_layout()
     return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.distributions import MaskedDistribution, Unit
@@ -41,8 +42,10 @@ def from_pyro_svi(
         posterior, prior: the model's unobserved sample sites (and deterministic ones).
         posterior_predictive, prior_predictive, observed_data: its observed sites; NaN (-1 for integers) stands for a
             value that a mask takes out.
-        log_likelihood: of each element of an observed site's batch, summed over its event; 0 where a mask
-            (``poutine.mask``, ``obs_mask``, ``distribution.mask``) takes it out. A ``pyro.factor`` is no observation.
+        log_likelihood: of each element of an observed site's batch, summed over its event. Where a mask
+            (``poutine.mask``, ``obs_mask``, ``distribution.mask``) takes elements out, the others are stacked along one
+            dimension ``{site}_observation`` with coordinates ``{site}_{plate}``, since ``loo`` fails on any filling. A
+            ``pyro.factor`` is no observation.
         sample_stats: log_p, log_q and log_weight = log_p - log_q, ``[chain, draw, *plates]`` over the plates that hold
             every site, whose elements have posteriors of their own (none: ``[chain, draw]``). Factors count in log_p,
             and what an AutoGuide draws in its own unconstrained space in log_q.
@@ -76,6 +79,7 @@ def from_pyro_svi(
         draws.setdefault(group, {}).setdefault(name, []).append(value.detach().cpu())
 
     observed: dict[str, Variable] = {}
+    exists: dict[str, Tensor] = {}
     factors = False
     with seeded(seed):
         for _ in range(num_samples):
@@ -96,6 +100,7 @@ def from_pyro_svi(
                 batch = {**site, "fn": _Batch(site["fn"].batch_shape)}
                 each = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
                 keep("log_likelihood", name, *_named(name, batch, each, {}))
+                exists[name] = _named(name, batch, _elements_seen(site).expand(each.shape), {})[0]
             log_p, log_q, plates = _joint_densities(trace, guide_trace)
             for name, number in (("log_p", log_p), ("log_q", log_q), ("log_weight", log_p - log_q)):
                 keep("sample_stats", name, number, plates)
@@ -112,6 +117,10 @@ def from_pyro_svi(
     }
     if observed:
         groups["observed_data"] = observed
+        points = groups["log_likelihood"]
+        groups["log_likelihood"] = {
+            name: _where_it_exists(name, each, exists[name], coords or {}) for name, each in points.items()
+        }
     return pack(groups, container, coords or {}, {"model": _label(model), "guide": _label(guide)})
 
 
@@ -141,8 +150,8 @@ def _is_factor(site: Any) -> bool:
     return isinstance(fn, Unit)
 
 
-def _where_seen(site: Any) -> Tensor:
-    """The value of an observed site, NaN (-1 for integers) where a mask takes it out."""
+def _parts_seen(site: Any) -> tuple[Any, Tensor]:
+    """The distribution of an observed site's parts (within Independent), and which of them no mask takes out."""
     fn, mask = site["fn"], site["mask"]
     found = torch.ones(fn.batch_shape, dtype=torch.bool) if mask is None else torch.as_tensor(mask).cpu()
     while isinstance(fn, torch.distributions.Independent) and len(fn.event_shape) == fn.reinterpreted_batch_ndims:
@@ -150,10 +159,36 @@ def _where_seen(site: Any) -> Tensor:
         found = found.reshape(found.shape + (1,) * (len(fn.batch_shape) - found.dim()))
     if isinstance(fn, MaskedDistribution):
         found = found & torch.as_tensor(fn._mask).cpu()
+    return fn, found
+
+
+def _where_seen(site: Any) -> Tensor:
+    """The value of an observed site, NaN (-1 for integers) where a mask takes it out."""
+    fn, found = _parts_seen(site)
     value = torch.as_tensor(site["value"]).cpu()
     found = found.reshape(found.shape + (1,) * max(value.dim() - max(len(fn.batch_shape), found.dim()), 0))
     hole = torch.nan if value.dtype.is_floating_point else -1
     return value if bool(found.all()) else torch.where(found, value, torch.full((), hole, dtype=value.dtype))
+
+
+def _elements_seen(site: Any) -> Tensor:
+    """Which elements of an observed site's batch have a part that no mask takes out; broadcasts with the batch."""
+    fn, found = _parts_seen(site)
+    within = len(fn.batch_shape) - len(site["fn"].batch_shape)
+    if within <= 0:
+        return found
+    return found.expand(torch.broadcast_shapes(found.shape, fn.batch_shape)).flatten(-within).any(-1)
+
+
+def _where_it_exists(name: str, points: Variable, exists: Tensor, coords: Mapping[str, Sequence]) -> Variable:
+    """Log-likelihoods ``[chain, draw, *plates]``, stacked to the elements that no mask takes out."""
+    if bool(exists.all()):
+        return points
+    dims = points.dims[2:]
+    positions = {}
+    for dim, index in zip(dims, exists.nonzero().unbind(-1), strict=True):
+        positions[f"{name}_{dim}"] = np.asarray(coords[dim])[index.numpy()] if dim in coords else index.numpy()
+    return Variable(points.values[:, :, exists.numpy()], (*SAMPLE_DIMS, f"{name}_observation"), positions)
 
 
 def _joint_densities(trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[Tensor, Tensor, tuple[str, ...]]:

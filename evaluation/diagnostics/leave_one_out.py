@@ -34,9 +34,11 @@ class LOO:
 
     @property
     def standard_error(self) -> Tensor:
-        """Of the total, √(n Var elpd_i) ``[*batch]``."""
+        """Of the total, √(n Var elpd_i) ``[*batch]`` by the sample variance; NaN for a single point."""
         n = self.elpd.shape[-1]
-        return (n * self.elpd.var(-1, correction=0)).sqrt()
+        if n < 2:
+            return torch.full_like(self.total, torch.nan)
+        return (n * self.elpd.var(-1)).sqrt()
 
 
 @checked(

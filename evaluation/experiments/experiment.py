@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ class Workshop:
         self.console.print(f"{key}: {name}, seed {seed}, {steps} steps")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            method = build(name, task)
+            method = build(name, replace(task, recipe="paper"))
         optimizer = partial(torch.optim.Adam, lr=scale.learning_rate, betas=scale.betas, fused=True)
         result = fit(
             method.model,

@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from guides.set_encoder import POOLINGS, PointEncoder, SetEncoder
+from guides.set_encoder import POOLINGS, MemoryEncoder, SetEncoder
 from pp_models.arguments import MOST_LAYERS, WIDTH, checked, integer, one_of
 from pp_models.contract import Guide
 from pp_models.data import Dataset
@@ -82,11 +82,9 @@ class MixtureGuide(Guide):
             )
         self.num_experts, self.dim_x, self.dim_y = model.num_experts, model.dim_x, model.dim_y
         self.width, self.pooling = width, pooling
-        self.experts = model.experts
-        if model.experts == "context":
-            self.path = PointEncoder(
-                model.dim_x, model.dim_y, width, model.representation_dim, depth=3, num_blocks=path_blocks
-            )
+        self.reads_memory = model.reads_memory
+        if model.reads_memory:
+            self.path = MemoryEncoder(model.attend, model.dim_x, model.dim_y, width, 3, path_blocks)
 
     def weights_distribution(self, data: Dataset) -> TorchDistribution:
         """q(z | D), batch ``[*B]``, event ``[L]``."""
@@ -97,9 +95,8 @@ class MixtureGuide(Guide):
         return self.weights_distribution(data).mean
 
     def memory(self, data: Dataset) -> Tensor:
-        """What context experts read: ``[*B, N, Dx + R + 1]``."""
-        embedded = self.path(data)
-        return torch.cat([data.x, embedded, data.full_mask().unsqueeze(-1).to(embedded.dtype)], -1)
+        """What context experts read: ``[*B, N, Dx + E + 1]``."""
+        return self.path(data)
 
     def encoder(self, outputs: int) -> MixtureEncoder:
         """A new encoder of this guide's kind."""
@@ -137,6 +134,6 @@ class MixtureGuide(Guide):
         values = {}
         with task_plates(data.batch_shape, data.x.device):
             values["mixture_weights"] = pyro.sample("mixture_weights", weights)
-            if self.experts == "context":
+            if self.reads_memory:
                 values["memory"] = pyro.sample("memory", dist.Delta(self.memory(data), event_dim=2))
         return values

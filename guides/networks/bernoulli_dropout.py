@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from guides.networks.dropout_normal import DropoutNormal, DropRates
 from guides.networks.weight_guide import WeightGuide, initial_weight
 from guides.set_encoder import SetEncoder
-from pp_models.arguments import checked, one_of
+from pp_models.arguments import checked, number, one_of
 from pp_models.data import Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.parameter_module import mlp
@@ -20,6 +20,8 @@ RATES = ("product", "layer", "full")
 POSTERIOR_CLIP = (-2.0, 2.5)
 PRIOR_CLIP = (-4.0, 4.0)
 PROBABILITY_CLIP = (0.01, 0.99)
+#: range of the learned temperatures
+TEMPERATURES = (0.5, 5.0)
 
 
 class RateNetworks(nn.Module):
@@ -72,7 +74,10 @@ class BernoulliExpertGuide(WeightGuide):
             that bound. ``"probability"`` clips P itself to (0.01, 0.99) for both, as the paper says.
         rates: ``"product"`` (row × column × layer experts), ``"layer"`` (one rate a layer and one for its biases) or
             ``"full"`` (a rate network output for each weight); the last two are for ablations.
-        pooling: pooling of the set encoder, ``"mean"``, ``"attention"`` or ``"set-transformer"``.
+        pooling: pooling of the set encoder, see :class:`guides.set_encoder.SetEncoder`.
+        temperature: τ of every layer at the start, learned within [0.5, 5]. The released code has 1.5, where the clip
+            keeps every rate between 0.009 and 0.595, so that no weight falls below 0.4 θ; at 0.5 they reach from
+            0 to 0.98.
         share_encoder: on a model with a representation, use the rate encoder's output for it (the trigonometric
             experiment) instead of an encoder of its own.
 
@@ -83,7 +88,7 @@ class BernoulliExpertGuide(WeightGuide):
     name = "bernoulli-expert"
     description = "NVDP: drop rates of every weight from the context"
 
-    @checked(clip=one_of(*CLIPS), rates=one_of(*RATES))
+    @checked(clip=one_of(*CLIPS), rates=one_of(*RATES), temperature=number(*TEMPERATURES))
     def __init__(
         self,
         model: BayesianNetwork,
@@ -92,6 +97,7 @@ class BernoulliExpertGuide(WeightGuide):
         clip: str = "logit",
         rates: str = "product",
         pooling: str = "mean",
+        temperature: float = 1.5,
         share_encoder: bool = False,
     ) -> None:
         super().__init__(model, width, pooling=pooling)
@@ -107,7 +113,7 @@ class BernoulliExpertGuide(WeightGuide):
                 )
             self.representation_encoder = None
         self.weights = nn.ParameterList([nn.Parameter(initial_weight(shape)) for shape in self.shapes])
-        self.temperatures = nn.Parameter(torch.full((len(self.shapes),), 1.5))
+        self.temperatures = nn.Parameter(torch.full((len(self.shapes),), float(temperature)))
         self.rate_networks = RateNetworks(width, [self.rate_vector_length(i) for i in range(len(self.shapes))])
 
     def rate_vector_length(self, index: int) -> int:
@@ -123,7 +129,7 @@ class BernoulliExpertGuide(WeightGuide):
         logits = self.rate_networks(self.encoder(data))
         if self.clip == "logit":
             logits = [u.clamp(*clip) for u in logits]
-        temperatures = self.temperatures.clamp(0.5, 5.0)
+        temperatures = self.temperatures.clamp(*TEMPERATURES)
         found = []
         for (k_out, columns), u, temperature in zip(self.shapes, logits, temperatures, strict=True):
             p = torch.sigmoid(u / temperature)

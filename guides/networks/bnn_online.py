@@ -25,7 +25,7 @@ class OnlinePosterior:
     Args:
         guide: whose posterior it is.
         hidden: draws of the hidden layers' weights ``[S, *B, k_out, k_in + 1]``.
-        path: the task representation of the deterministic path, None without.
+        context: the task representation of a deterministic path by site; empty without.
         gram: Σ λ φ φᵀ of the last layer ``[S, *B, blocks, k, k]``.
         moment: Σ λ φ (v - φᵀ μ) ``[S, *B, blocks, k]``.
 
@@ -37,7 +37,7 @@ class OnlinePosterior:
 
     guide: BNNWeightGuide
     hidden: list[Tensor]
-    path: Tensor | None
+    context: dict[str, Tensor]
     gram: Tensor
     moment: Tensor
 
@@ -62,14 +62,16 @@ class OnlinePosterior:
                 f"data: new points would attend only to one another in {seen_by}, so that portions do not add up; call "
                 "the guide on all points instead"
             )
+        if guide.model.path is not None:
+            raise ValueError("guide: its model has a path, which would not see new points; call it on all points")
         with pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - len(data.batch_shape)):
             values = guide(data)
         hidden = [values[site] for site in guide.sites[:-1]]
-        path = values.get("representation")
+        context = {site: values[site] for site in ("representation",) if site in values}
         blocks = guide.model.prior.gaussian(len(hidden), hidden)
         columns = guide.shapes[-1][0] * guide.shapes[-1][1] // blocks.loc.shape[-2]
         zero = data.x.new_zeros(num_samples, *data.batch_shape, blocks.loc.shape[-2], columns)
-        return cls(guide, hidden, path, torch.diag_embed(zero), zero).update(data)
+        return cls(guide, hidden, context, torch.diag_embed(zero), zero).update(data)
 
     @torch.no_grad()
     def update(self, data: Dataset) -> OnlinePosterior:
@@ -80,7 +82,7 @@ class OnlinePosterior:
         """
         guide, index = self.guide, len(self.hidden)
         guide.check(data)
-        features = guide.layer_input(data.x, self.hidden, self.path)
+        features = guide.layer_input(data.x, self.hidden, self.context)
         target, precision = guide.pseudo_observations(index, data, features)
         blocks = guide.model.prior.gaussian(index, self.hidden)
         gram, moment = statistics(with_bias(features), target, precision, blocks)
@@ -96,4 +98,4 @@ class OnlinePosterior:
     def draw(self) -> dict[str, Tensor]:
         """Weights ``[S, *B, k_out, k_in + 1]`` by site: the hidden draws, and one of the last layer for each."""
         values = dict(zip(self.guide.sites, [*self.hidden, self.last_layer().sample()], strict=True))
-        return values if self.path is None else {"representation": self.path, **values}
+        return {**self.context, **values}

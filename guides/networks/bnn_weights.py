@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
@@ -22,7 +21,7 @@ from pp_models.data import DataError, Dataset
 from pp_models.likelihoods import GaussianLikelihood
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.networks.linear import linear
-from pp_models.observation_model import ACTIVATIONS, join
+from pp_models.observation_model import ACTIVATIONS
 from pp_models.parameter_module import mlp
 from pp_models.single_precision import single
 from pp_models.task_plates import task_plates
@@ -198,9 +197,8 @@ class BNNWeightGuide(WeightGuide):
         self.check(data)
         values: dict[str, Tensor] = {}
         with task_plates(data.batch_shape, data.x.device):
-            path = self.representation(data)
-            if path is not None:
-                path = values["representation"] = pyro.sample("representation", dist.Delta(path, event_dim=1))
+            context = self.sample_context(data)
+            values |= context
             drawn: list[Tensor] = []
 
             def draw(index: int, q: WhitenedGaussian) -> Tensor:
@@ -213,9 +211,9 @@ class BNNWeightGuide(WeightGuide):
 
             if self._chunks(data) > 1:
                 for index in range(len(self.sites)):
-                    draw(index, self._in_chunks(index, data, drawn, path))
+                    draw(index, self._in_chunks(index, data, drawn, context))
             else:
-                self.model.propagate(self.layer_input(data.x, [], path), layer, data.mask)
+                self.model.propagate(self.layer_input(data.x, [], context), layer, data.mask)
         return values
 
     def check(self, data: Dataset) -> None:
@@ -228,9 +226,10 @@ class BNNWeightGuide(WeightGuide):
             raise DataError("data: y is None; a posterior needs observed points")
         self.model.check(data)
 
-    def layer_input(self, x: Tensor, drawn: list[Tensor], path: Tensor | None = None) -> Tensor:
+    def layer_input(self, x: Tensor, drawn: list[Tensor], context: Mapping[str, Tensor] | None = None) -> Tensor:
         """What enters the layer after those drawn, without the bias column: ``[*B, N, k_in]``; no attention."""
-        features = x if path is None else join(x, path)
+        context = context or {}
+        features = self.model.network_input(x, context.get("representation"), context.get("memory"))
         for weight in drawn:
             features = self.activation(linear(features, weight))
         return features
@@ -277,12 +276,14 @@ class BNNWeightGuide(WeightGuide):
     def _chunks(self, data: Dataset) -> int:
         return 1 if self.chunk_size is None else max(1, -(-data.num_points // self.chunk_size))
 
-    def _in_chunks(self, index: int, data: Dataset, drawn: list[Tensor], path: Tensor | None) -> WhitenedGaussian:
+    def _in_chunks(
+        self, index: int, data: Dataset, drawn: list[Tensor], context: Mapping[str, Tensor]
+    ) -> WhitenedGaussian:
         """:meth:`conditional`, by statistics summed chunk by chunk; nothing of a chunk is kept but its sums."""
         blocks = self.model.prior.gaussian(index, drawn)
 
         def of_chunk(chunk: Dataset, *below: Tensor) -> tuple[Tensor, Tensor]:
-            features = self.layer_input(chunk.x, list(below), path)
+            features = self.layer_input(chunk.x, list(below), context)
             target, precision = self.pseudo_observations(index, chunk, features)
             return statistics(with_bias(features), target, precision, self.model.prior.gaussian(index, list(below)))
 

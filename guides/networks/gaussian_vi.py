@@ -46,8 +46,8 @@ class GaussianVIGuide(WeightGuide):
         initial_scale: float = 0.1,
     ) -> None:
         super().__init__(model)
-        if self.representation_encoder is not None:
-            raise ValueError("model: it has a representation, which this guide cannot supply: it reads no data")
+        if self.representation_encoder is not None or self.memory_encoder is not None:
+            raise ValueError("model: it has a representation or path, which this guide cannot supply: it reads no data")
         self.batch_shape = tuple(batch_shape)
         self.posterior = _TaskGaussian(model, correlation, self.batch_shape, initial_scale)
         self.independent_sites = correlation != "network"

@@ -43,8 +43,8 @@ class GlobalInducingGuide(WeightGuide):
         self, model: BayesianNetwork, data: Dataset, num_inducing: int = 32, initial_noise: float = 1.0
     ) -> None:
         super().__init__(model)
-        if self.representation_encoder is not None:
-            raise ValueError("model: it has a representation, which this guide cannot supply: it reads no data")
+        if self.representation_encoder is not None or self.memory_encoder is not None:
+            raise ValueError("model: it has a representation or path, which this guide cannot supply: it reads no data")
         model.prior.gaussian(0, [])  # refuses a prior that is not Gaussian
         model.check(data)
         if data.y is None:

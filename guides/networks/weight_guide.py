@@ -10,7 +10,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from guides.set_encoder import POOLINGS, SetEncoder
+from guides.set_encoder import POOLINGS, MemoryEncoder, SetEncoder
 from pp_models.arguments import WIDTH, checked, one_of
 from pp_models.contract import Guide
 from pp_models.data import Dataset
@@ -48,6 +48,7 @@ class WeightGuide(Guide):
             if model.representation_dim
             else None
         )
+        self.memory_encoder = MemoryEncoder(model.path, model.dim_x, model.dim_y, width) if model.path else None
 
     def layer_distributions(self, data: Dataset) -> list[TorchDistribution]:
         """The distribution of each layer's weights, batch ``*B`` (or empty), event ``[k_out, k_in + 1]``."""
@@ -57,16 +58,23 @@ class WeightGuide(Guide):
         """The task representation ``[*B, R]`` of the deterministic path, None without one."""
         return None if self.representation_encoder is None else self.representation_encoder(data)
 
+    def sample_context(self, data: Dataset) -> dict[str, Tensor]:
+        """Samples, as point masses, what the model reads of the context: its representation, or its path's memory."""
+        values = {}
+        context = self.representation(data)
+        if context is not None:
+            values["representation"] = pyro.sample("representation", dist.Delta(context, event_dim=1))
+        if self.memory_encoder is not None:
+            values["memory"] = pyro.sample("memory", dist.Delta(self.memory_encoder(data), event_dim=2))
+        return values
+
     def forward(self, data: Dataset) -> dict[str, Tensor]:
         """Samples every latent site given the data; returns the values by site."""
         return self._sample(data, self.layer_distributions(data))
 
     def _sample(self, data: Dataset, distributions: list[TorchDistribution]) -> dict[str, Tensor]:
-        values = {}
         with task_plates(data.batch_shape, data.x.device):
-            context = self.representation(data)
-            if context is not None:
-                values["representation"] = pyro.sample("representation", dist.Delta(context, event_dim=1))
+            values = self.sample_context(data)
             for site, distribution in zip(self.sites, distributions, strict=True):
                 values[site] = pyro.sample(site, distribution)
         return values

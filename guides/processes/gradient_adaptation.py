@@ -151,6 +151,8 @@ class MAMLGuide(WeightGuide):
                 f"model: it has representation_dim = {model.representation_dim}, which MAMLGuide does not supply; it "
                 "must be 0"
             )
+        if model.path is not None:
+            raise ValueError("model: it has a path, which MAMLGuide does not supply; build it with path=None")
         self._shared = (model,)  # in a tuple: its parameters are the model's, not the guide's
         self.weights = nn.ParameterList([nn.Parameter(initial_weight(shape)) for shape in self.shapes])
         self.descent = InnerGradientDescent(
@@ -166,7 +168,7 @@ class MAMLGuide(WeightGuide):
                 weight = weights[index]
                 return inputs @ weight[..., :-1].mT + weight[..., -1].unsqueeze(-2)
 
-            return model.propagate(data.x, layer, data.mask)
+            return model.propagate(model.network_input(data.x), layer, data.mask)
 
         start = [weight.expand(*data.batch_shape, *weight.shape) for weight in self.weights]
         return [dist.Delta(w, event_dim=2) for w in self.descent(data, start, model.likelihood, outputs)]

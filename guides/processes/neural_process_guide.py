@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from guides.set_encoder import PointEncoder, SetEncoder
+from guides.set_encoder import MemoryEncoder, SetEncoder
 from pp_models.arguments import WIDTH, checked
 from pp_models.contract import Guide
 from pp_models.data import Dataset
@@ -28,6 +28,7 @@ class NeuralProcessGuide(Guide):
         model: the decoder.
         width: width of the encoders.
         pooling: pooling of the latent path's encoder.
+        path_pooling: pooling of the deterministic path's, where the model reads no memory.
     """
 
     name = "neural-process"
@@ -37,19 +38,24 @@ class NeuralProcessGuide(Guide):
     independent_sites = True
 
     @checked(width=WIDTH)
-    def __init__(self, model: NeuralProcess, width: int = 128, *, pooling: str = "mean") -> None:
+    def __init__(
+        self, model: NeuralProcess, width: int = 128, *, pooling: str = "mean", path_pooling: str = "mean"
+    ) -> None:
         super().__init__()
         if not isinstance(model, NeuralProcess):
             raise TypeError(f"model: got {type(model).__name__}; NeuralProcessGuide is a guide for a NeuralProcess")
         self.latent_dim, self.representation_dim = model.latent_dim, model.representation_dim
-        self.attention = model.attention
         if model.latent_dim:
             self.latent_encoder = SetEncoder(model.dim_x, model.dim_y, width, width, depth=3, pooling=pooling)
             self.latent_head = mlp([width, width, 2 * model.latent_dim])
         if model.representation_dim:
-            sizes = (model.dim_x, model.dim_y, width, model.representation_dim)
-            # with attention the decoder reads every point, so nothing is pooled
-            self.path_encoder = PointEncoder(*sizes, num_blocks=2) if model.attention else SetEncoder(*sizes)
+            if model.reads_memory:  # the decoder reads every point, so nothing is pooled
+                self.memory_encoder = MemoryEncoder(model.attend, model.dim_x, model.dim_y, width, 6, 2)
+            else:
+                self.path_encoder = SetEncoder(
+                    model.dim_x, model.dim_y, width, model.representation_dim, pooling=path_pooling
+                )
+        self.reads_memory = model.reads_memory
 
     def forward(self, data: Dataset) -> dict[str, Tensor]:
         """Samples the latent sites given the data; returns the values by site."""
@@ -59,11 +65,8 @@ class NeuralProcessGuide(Guide):
                 mean, raw = self.latent_head(self.latent_encoder(data)).chunk(2, -1)
                 latent = dist.Normal(mean, 0.1 + 0.9 * torch.sigmoid(raw)).to_event(1)
                 values["z"] = pyro.sample("z", latent)
-            if self.representation_dim and self.attention:
-                embedded = self.path_encoder(data)
-                exists = data.full_mask().unsqueeze(-1).to(embedded.dtype)
-                memory = torch.cat([data.x, embedded, exists], -1)
-                values["memory"] = pyro.sample("memory", dist.Delta(memory, event_dim=2))
+            if self.reads_memory:
+                values["memory"] = pyro.sample("memory", dist.Delta(self.memory_encoder(data), event_dim=2))
             elif self.representation_dim:
                 values["representation"] = pyro.sample(
                     "representation", dist.Delta(self.path_encoder(data), event_dim=1)
@@ -84,8 +87,8 @@ def require_representation_alone(model: object, guide: str) -> None:
     """
     if not isinstance(model, NeuralProcess):
         raise TypeError(f"model: got {type(model).__name__}; {guide} is a guide for a NeuralProcess")
-    if model.latent_dim or model.attention:
+    if model.latent_dim or model.reads_memory:
         raise ValueError(
-            f"model: got latent_dim = {model.latent_dim} and attention = {model.attention}; {guide} sets a "
+            f"model: got latent_dim = {model.latent_dim} and a path = {model.reads_memory}; {guide} sets a "
             "representation alone, and they must be 0 and False"
         )

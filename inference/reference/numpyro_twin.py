@@ -71,8 +71,8 @@ def numpyro_twin(model: BayesianNetwork) -> Callable[[Dataset], None]:
 
     if not model.independent_points:
         raise ValueError(f"model: got {type(model).__name__}, whose attention has no NumPyro twin")
-    if model.representation_dim:
-        raise ValueError("model: its representation is supplied by a guide, and has no prior to sample from")
+    if model.representation_dim or model.reads_memory:
+        raise ValueError("model: its representation or path is supplied by a guide, and has no prior to sample from")
     prior = model.prior
     if not isinstance(prior, GaussianPrior):
         raise ValueError(f"model: its prior is a {type(prior).__name__}, which has no NumPyro twin")
@@ -120,7 +120,8 @@ def numpyro_twin(model: BayesianNetwork) -> Callable[[Dataset], None]:
         return whole(loc, tril, shape)
 
     def twin(data: Dataset) -> None:
-        x = as_array(data.x)
+        with torch.no_grad():
+            x = as_array(model.network_input(data.x))
         y = None if data.y is None else as_array(data.y)
         with twin_plates(data.batch_shape):
             hidden = x

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,8 @@ def exact_log_evidence(expert_log_likelihood: Tensor, concentration: Tensor, mas
         )
     axes = experts - 1  # counts of the experts but the last, whose count is what is left
     table = values.new_full((*batch, *(n + 1,) * axes), -torch.inf)
-    table[(..., *(0,) * axes)] = 0.0
+    nothing: tuple[Any, ...] = (..., *(0,) * axes)
+    table[nothing] = 0.0
     for i in range(n):
         point = values[..., i, :].reshape(*batch, experts, *(1,) * axes)
         parts = [table + point.select(len(batch), experts - 1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -12,9 +13,10 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from pp_models.arguments import FEATURES, LAYERS, POSITIVE, SHARE, WIDTH, checked, number, one_of, tensor
-from pp_models.attention import ContextAttention
+from pp_models.context_path import make_path
 from pp_models.data import Dataset
-from pp_models.likelihoods import Likelihood, categorical, make_likelihood
+from pp_models.likelihoods import GaussianHeadLikelihood, Likelihood, categorical, make_likelihood
+from pp_models.mixtures.conjugate_experts import ConjugateExperts
 from pp_models.mixtures.conjugate_sweeps import dirichlet_sweeps, stick_breaking_sweeps
 from pp_models.mixtures.simplex_distributions import (
     ExpertMixture,
@@ -26,7 +28,7 @@ from pp_models.mixtures.simplex_distributions import (
 from pp_models.observation_model import ObservationModel, network_outputs, observe
 from pp_models.task_plates import task_plates, without_repeats
 
-EXPERTS = ("context", "strict")
+EXPERTS = ("context", "conjugate", "strict")
 
 
 class MixtureDensityNetwork(ObservationModel):
@@ -41,18 +43,20 @@ class MixtureDensityNetwork(ObservationModel):
     ``experts="strict"`` is the equation as printed, p_l(y | x): a finite bank of fixed functions, which cannot follow
     the draws of a Gaussian process (its log-likelihood on GP tasks stays below zero). ``experts="context"`` lets every
     expert also read what attention from x over the context finds, p_l(y | x, r(x, D_c)), which competing takes; the
-    guide hands the context over as the site ``memory``. Say in a table which one it is.
+    guide hands the context over as the site ``memory``. ``experts="conjugate"``: every expert is a closed-form Bayesian
+    regression of the context on features of its own, corrected by a network
+    (:class:`pp_models.mixtures.conjugate_experts.ConjugateExperts`). Say in a table which one it is.
 
-    Sites: ``mixture_weights`` ``[*B, L]``; with context experts ``memory`` ``[*B, N_context, Dx + R + 1]``, with a flat
-    prior and a point mass in the guides; ``y``.
+    Sites: ``mixture_weights`` ``[*B, L]``; with context or conjugate experts ``memory``
+    ``[*B, N_context, Dx + E + 1]``, with a flat prior and a point mass in the guides; ``y``.
 
     Args:
         num_experts: L. Take at least twice the number of modes: a bank of just the right size may merge two.
         dim_x: input width.
         dim_y: output width (number of classes for a categorical likelihood).
-        experts: ``"context"`` or ``"strict"``.
-        likelihood: head of an expert: ``"gaussian-head"`` (diagonal), ``"student-t-head"``, ``"bernoulli"``,
-            ``"categorical"``, or a Likelihood.
+        experts: ``"context"``, ``"conjugate"`` or ``"strict"``.
+        likelihood: head of an expert: ``"gaussian-head"`` (diagonal; the only one of conjugate experts),
+            ``"student-t-head"``, ``"bernoulli"``, ``"categorical"``, or a Likelihood.
         min_scale: floor of an expert's scale. It caps a log-likelihood at -log(min_scale) - 0.919 nats per output, so
             it belongs beside every number.
         width: hidden width of an expert, and of the embedding of inputs.
@@ -63,6 +67,9 @@ class MixtureDensityNetwork(ObservationModel):
             guide's own conditional in its place.
         spread: standard deviation of the experts' initial mean offsets, about that of y; equal experts would never
             part.
+        path: what context experts read the context by: ``"attention"``, ``"regression"`` or ``"learned-regression"``
+            (:mod:`pp_models.context_path`).
+        features: of each conjugate expert, ``"fourier"`` or ``"learned"``.
 
     Raises:
         ValueError: an argument out of range.
@@ -96,15 +103,26 @@ class MixtureDensityNetwork(ObservationModel):
         num_heads: int = 4,
         concentration: float = 1.0,
         spread: float = 1.0,
+        path: str = "attention",
+        features: str = "fourier",
     ) -> None:
         super().__init__()
         self.num_experts, self.dim_x, self.dim_y, self.experts = num_experts, dim_x, dim_y, experts
         self.representation_dim = representation_dim if experts == "context" else 0
+        self.reads_memory = experts != "strict"
         self.likelihood = make_likelihood(likelihood, min_scale=min_scale)
         self.concentration = concentration
         self.outputs = network_outputs(self.likelihood, dim_y)
+        if experts == "conjugate":
+            if type(self.likelihood) is not GaussianHeadLikelihood:
+                raise ValueError(
+                    f"likelihood: got {type(self.likelihood).__name__}; conjugate experts are Gaussian, take "
+                    "'gaussian-head' or context experts"
+                )
+            self.attend: Any = ConjugateExperts(num_experts, dim_x, dim_y, width, self.likelihood.min_scale, features)
+            return
         if experts == "context":
-            self.attend = ContextAttention(dim_x, width, representation_dim, num_heads)
+            self.attend = make_path(path, dim_x, dim_y, width, representation_dim, num_heads)
         self.bank = ExpertBank(
             num_experts, [dim_x + self.representation_dim, *[width] * (depth - 1), self.outputs], dim_y, spread
         )
@@ -114,8 +132,11 @@ class MixtureDensityNetwork(ObservationModel):
 
         Args:
             x: inputs.
-            memory: the site ``memory`` of context experts.
+            memory: the site ``memory`` of context or conjugate experts.
         """
+        if self.experts == "conjugate":
+            assert memory is not None
+            return self.attend(x, without_repeats(memory, 2))
         if self.experts == "context":
             assert memory is not None
             found = self.attend(x, without_repeats(memory, 2))
@@ -143,7 +164,7 @@ class MixtureDensityNetwork(ObservationModel):
         with task_plates(data.batch_shape, data.x.device):
             weights = pyro.sample("mixture_weights", self.prior(data.x))
             memory = None
-            if self.experts == "context":
+            if self.reads_memory:
                 memory = pyro.sample("memory", self.attend.flat_prior(data.num_points, data.x))
             mixed = self.mixture(weights, self.expert_distribution(data.x, memory))
             observe(mixed, data)
@@ -159,7 +180,7 @@ class MixtureDensityNetwork(ObservationModel):
         Args:
             experts: increasing indices, at least one.
         """
-        self.bank.keep(experts)
+        (self.attend if self.experts == "conjugate" else self.bank).keep(experts)
         self.num_experts = len(experts)
 
     def conjugate_proposal(
@@ -178,7 +199,7 @@ class MixtureDensityNetwork(ObservationModel):
         Raises:
             ValueError: the guide's distribution over weights is not conjugate.
         """
-        memory = guide_trace.nodes["memory"]["value"] if self.experts == "context" else None
+        memory = guide_trace.nodes["memory"]["value"] if self.reads_memory else None
         found = guide_trace.nodes["mixture_weights"]["fn"]
         log_likelihood = self.expert_log_likelihood(data, memory)
         if isinstance(found, torch.distributions.Dirichlet):

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pyro
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from pp_models.arguments import (
     FEATURES,
     MOST_LAYERS,
     MOST_WIDTH,
     POSITIVE,
+    WIDTH,
     check_weights,
     checked,
     each,
+    either,
     instance,
     integer,
     one_of,
 )
+from pp_models.context_path import ContextPath, make_path
+from pp_models.context_regression import FourierFeatures
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.networks.linear import linear
 from pp_models.networks.priors import FixedGaussianPrior, WeightPrior
 from pp_models.observation_model import ACTIVATIONS, ObservationModel, flat_representation, join, observe
-from pp_models.task_plates import task_plates
+from pp_models.task_plates import task_plates, without_repeats
 
 #: a layer's index and its input ``[*B, N, k_in]`` to its pre-activations ``[*B, N, k_out]``
 Layer = Callable[[int, Tensor], Tensor]
@@ -35,7 +41,8 @@ class BayesianNetwork(ObservationModel):
     """A multi-layer perceptron with one latent weight matrix a layer and task.
 
     Sites: ``layer_{i}.weight`` ``[*B, k_out, k_in + 1]`` (bias in the last column), ``y``, and ``representation``
-    ``[*B, representation_dim]`` where that is positive. Called with a Dataset that has y, it observes it; without,
+    ``[*B, representation_dim]`` where that is positive, or ``memory`` ``[*B, N_context, Dx + E + 1]`` where there is a
+    path. Called with a Dataset that has y, it observes it; without,
     it samples it. Task dimensions are the plates ``tasks`` (and ``tasks_1`` … to its left).
 
     Args:
@@ -47,9 +54,15 @@ class BayesianNetwork(ObservationModel):
         activation: ``"relu"``, ``"tanh"``, ``"silu"`` or ``"gelu"``.
         representation_dim: width of a deterministic task representation joined to the input of the first layer;
             the guide supplies it.
+        path: what the first layer also reads at each x, a function of the context: ``"attention"``,
+            ``"regression"``, ``"learned-regression"``, or a :class:`pp_models.context_path.ContextPath`; guides hand
+            the context over. A path is deterministic: with one, scores are its work as much as the weights'.
+        path_dim: width of what the path finds.
+        input_features: a number of sines and cosines of x, at learned frequencies, that the first layer reads beside
+            x; or a module ``[*B, N, Dx]`` to ``[*B, N, dim_out]``.
 
     Raises:
-        ValueError: fewer than two widths, a width below 1, or an unknown name.
+        ValueError: fewer than two widths, a width below 1, an unknown name, or a representation beside a path.
     """
 
     @checked(
@@ -58,6 +71,9 @@ class BayesianNetwork(ObservationModel):
         noise_scale=POSITIVE,
         activation=one_of(*ACTIVATIONS),
         representation_dim=integer(0, MOST_WIDTH),
+        path=either(str, other=instance(ContextPath)),
+        path_dim=WIDTH,
+        input_features=either(nn.Module, other=integer(0, MOST_WIDTH)),
     )
     def __init__(
         self,
@@ -67,6 +83,10 @@ class BayesianNetwork(ObservationModel):
         noise_scale: float = 0.1,
         activation: str = "relu",
         representation_dim: int = 0,
+        *,
+        path: str | ContextPath | None = None,
+        path_dim: int = 64,
+        input_features: int | nn.Module = 0,
     ) -> None:
         super().__init__()
         sizes = list(layer_sizes)
@@ -79,7 +99,17 @@ class BayesianNetwork(ObservationModel):
         self.dim_y = self.likelihood.dim_y(sizes[-1])
         self.activation = activation
         self.prior = FixedGaussianPrior() if prior is None else prior
-        self.prior.build(weight_shapes([sizes[0] + representation_dim, *sizes[1:]]))
+        if path is not None and representation_dim:
+            raise ValueError(f"path: got {path!r} beside representation_dim {representation_dim}; take one of them")
+        width = max(sizes[1:-1], default=path_dim)
+        self.path: Any = make_path(path, sizes[0], self.dim_y, width, path_dim) if isinstance(path, str) else path
+        self.reads_memory = path is not None
+        if isinstance(input_features, int):
+            input_features = FourierFeatures(sizes[0], input_features) if input_features else None
+        self.input_features: Any = input_features
+        read = sizes[0] if input_features is None else input_features.dim_out
+        read += representation_dim + (0 if path is None else self.path.representation_dim)
+        self.prior.build(weight_shapes([read, *sizes[1:]]))
 
     @property
     def num_layers(self) -> int:
@@ -106,11 +136,28 @@ class BayesianNetwork(ObservationModel):
         """Name of a layer's latent site."""
         return f"layer_{index}.weight"
 
+    def network_input(self, x: Tensor, representation: Tensor | None = None, memory: Tensor | None = None) -> Tensor:
+        """What the first layer reads at x ``[*B, N, Dx]``: x or its features, the representation, what the path finds.
+
+        Args:
+            x: inputs.
+            representation: of the task ``[*B, R]``, where the model has one.
+            memory: the context ``[*B, M, Dx + E + 1]``, where the model has a path.
+        """
+        read = x if self.input_features is None else self.input_features(x)
+        if representation is not None:
+            read = join(read, representation)
+        if memory is not None:
+            found = self.path(x, without_repeats(memory, 2))
+            shape = torch.broadcast_shapes(read.shape[:-1], found.shape[:-1])
+            read = torch.cat([read.expand(*shape, -1), found.expand(*shape, -1)], -1)
+        return read
+
     def propagate(self, x: Tensor, layer: Layer, mask: Tensor | None = None) -> Tensor:
         """The network as a function of its layers: whatever multiplies by the weights, this is what is between.
 
         Args:
-            x: inputs ``[*B, N, Dx]``, joined to the task representation where there is one.
+            x: what :meth:`network_input` made of the inputs.
             layer: called once for each layer in order, ``layer(index, inputs)``, for its pre-activations.
             mask: ``[*B, N]``, True where a point exists; for networks whose points see one another.
 
@@ -133,10 +180,13 @@ class BayesianNetwork(ObservationModel):
             return linear(inputs, weights[-1], coherent=not self.independent_points)
 
         with task_plates(data.batch_shape, data.x.device):
-            x = data.x
+            representation = memory = None
             if self.representation_dim:
-                x = join(x, pyro.sample("representation", flat_representation(self.representation_dim, x)))
-            outputs = self.propagate(x, layer, data.mask)
+                flat = flat_representation(self.representation_dim, data.x)
+                representation = pyro.sample("representation", flat)
+            if self.path is not None:
+                memory = pyro.sample("memory", self.path.flat_prior(data.num_points, data.x))
+            outputs = self.propagate(self.network_input(data.x, representation, memory), layer, data.mask)
             observe(self.likelihood(outputs), data)
         return outputs
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pp_models.arguments import FEATURES, LAYERS, MOST_WIDTH, WIDTH, checked, integer
-from pp_models.attention import ContextAttention
+from pp_models.context_path import make_path
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.observation_model import ObservationModel, flat_representation, join, network_outputs, observe
@@ -20,10 +22,11 @@ class NeuralProcess(ObservationModel):
     """p(y | x, z, r): a decoder on the input, a latent z ~ N(0, I) of each task and a deterministic representation.
 
     CNP: ``latent_dim=0``. NP: ``representation_dim=0``. NP+CNP: both. ANP: ``attention=True``, where the decoder
-    attends from each target input over the embedded context points ("memory") instead of reading their mean.
+    attends from each target input over the embedded context points ("memory") instead of reading their mean. With
+    ``path="regression"`` it reads closed-form regressions of the context at each target input.
 
-    Sites: ``z`` ``[*B, latent_dim]``; ``representation`` ``[*B, R]``, or with attention ``memory``
-    ``[*B, N_context, Dx + R + 1]`` (input, embedding, 1 where the point exists); ``y``. The deterministic sites have a
+    Sites: ``z`` ``[*B, latent_dim]``; ``representation`` ``[*B, R]``, or with a path ``memory``
+    ``[*B, N_context, Dx + E + 1]`` (input, embedding or y, 1 if it exists); ``y``. The deterministic sites have a
     flat prior, and :class:`guides.NeuralProcessGuide` puts a point mass on them.
 
     Args:
@@ -31,14 +34,15 @@ class NeuralProcess(ObservationModel):
         dim_y: output width (number of classes for a categorical likelihood).
         latent_dim: width of z; 0 for none.
         representation_dim: width of the deterministic representation; 0 for none.
-        attention: deterministic path by cross-attention.
+        attention: deterministic path by cross-attention; short for ``path="attention"``.
         width: hidden width of the decoder.
         depth: linear layers of the decoder.
         likelihood: as for BayesianNetwork; the per-point Gaussian head (floor 0.1) by default.
         num_heads: attention heads.
+        path: ``"attention"``, ``"regression"`` or ``"learned-regression"``; see :mod:`pp_models.context_path`.
 
     Raises:
-        ValueError: neither path, or attention without a representation that its heads can divide.
+        ValueError: neither path, an unknown one, or attention without a representation that its heads can divide.
     """
 
     @checked(
@@ -61,19 +65,23 @@ class NeuralProcess(ObservationModel):
         depth: int = 5,
         likelihood: str | Likelihood = "gaussian-head",
         num_heads: int = 8,
+        path: str | None = None,
     ) -> None:
         super().__init__()
+        if attention and path not in (None, "attention"):
+            raise ValueError(f"path: got {path!r} beside attention=True; take one of them")
+        path = "attention" if attention else path
         if latent_dim < 1 and representation_dim < 1:
             raise ValueError("latent_dim, representation_dim: both are 0; the decoder would never see the context")
-        if attention and representation_dim < 1:
-            raise ValueError("representation_dim: got 0; attention needs a deterministic representation")
+        if path is not None and representation_dim < 1:
+            raise ValueError(f"representation_dim: got 0; {path} needs a deterministic representation")
         self.dim_x, self.dim_y = dim_x, dim_y
-        self.latent_dim, self.representation_dim, self.attention = latent_dim, representation_dim, attention
+        self.latent_dim, self.representation_dim, self.reads_memory = latent_dim, representation_dim, path is not None
         self.likelihood = make_likelihood(likelihood)
         self.outputs = network_outputs(self.likelihood, dim_y)
         self.decoder = mlp([dim_x + latent_dim + representation_dim, *[width] * (depth - 1), self.outputs])
-        if attention:
-            self.attend = ContextAttention(dim_x, width, representation_dim, num_heads)
+        if path is not None:
+            self.attend: Any = make_path(path, dim_x, dim_y, width, representation_dim, num_heads)
 
     def forward(self, data: Dataset) -> Tensor:
         """Returns the decoder's outputs ``[*B, N, outputs]``."""
@@ -83,7 +91,7 @@ class NeuralProcess(ObservationModel):
             if self.latent_dim:
                 prior = dist.Normal(data.x.new_zeros(self.latent_dim), data.x.new_ones(self.latent_dim)).to_event(1)
                 hidden = join(hidden, pyro.sample("z", prior))
-            if self.representation_dim and self.attention:
+            if self.reads_memory:
                 # one entry a point, so that Pyro finds model and guide to agree when both see the same data set
                 memory = pyro.sample("memory", self.attend.flat_prior(data.num_points, data.x))
                 found = self.attend(data.x, without_repeats(memory, 2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pp_models import tasks
 from pp_models.registry import Registry
@@ -38,8 +38,14 @@ class TaskDistribution:
     shows_progress: bool = False
 
 
-def _gp(kernel: str, description: str) -> TaskDistribution:
-    return TaskDistribution(description, partial(tasks.gp, kernel), partial(tasks.gp_test, kernel))
+def _gp(kernel: str, description: str, **options: Any) -> TaskDistribution:
+    train, test = partial(tasks.gp, kernel, **options), partial(tasks.gp_test, kernel, **options)
+    return TaskDistribution(description, train, test)
+
+
+def _gp_of_tnp(kernel: str, description: str) -> TaskDistribution:
+    stream = partial(tasks.gp, kernel, **tasks.TNP_COUNTS)
+    return TaskDistribution(description, stream, stream)
 
 
 def _on_a_line(stream: Callable[..., TaskStream], description: str) -> TaskDistribution:
@@ -65,10 +71,13 @@ TASKS: Registry[TaskDistribution] = Registry(
     "tasks",
     {
         "gp-rbf": _gp("rbf", "Gaussian-process draws on a line, RBF kernel"),
+        "gp-rbf-fixed": _gp("rbf", "the same, one RBF kernel for all tasks", hyperparameters="fixed"),
         "gp-matern52": _gp("matern52", "the same, Matérn-5/2 kernel"),
         "gp-periodic": _gp("periodic", "the same, periodic kernel"),
         "gp-weakly-periodic": _gp("weakly-periodic", "the same, periodic kernel times an RBF"),
         "gp-mix": _gp("mix", "the same, a kernel of three for each task"),
+        "gp-rbf-tnp": _gp_of_tnp("rbf", "RBF draws with the numbers of points of TNP's code"),
+        "gp-mix-tnp": _gp_of_tnp("mix", "draws of three kernels with the numbers of points of TNP's code"),
         "trigonometric": TaskDistribution(
             "sine, cosine or tanh, which few points cannot tell apart",
             partial(tasks.trigonometric, full_grid=False),

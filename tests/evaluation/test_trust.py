@@ -58,7 +58,7 @@ def test_a_verdict_says_what_it_rests_on():
     )
     table = found.table()
     assert list(table.columns) == ["what", "measured", "rule", "holds", "meaning"]
-    assert set(table["what"]) == {"calibration", "importance weights", "efficiency", *PREDICTIVE}
+    assert set(table["what"]) == {"calibration", "importance weights", "efficiency", "active latents", *PREDICTIVE}
     assert found.advice[0] == 'draw with sample_posterior(..., correct="psis")'
     assert found.numbers["largest_bias"] == pytest.approx(-0.5, abs=0.15)
     assert str(found).startswith("USE WITH IMPORTANCE WEIGHTS: ")
@@ -387,3 +387,101 @@ def test_references_are_what_they_say():
     explained = 1 - (y - y.mean(-1, keepdim=True)).square().sum(-1) / (y - y.mean(-1, keepdim=True)).square().sum(-1)
     torch.testing.assert_close(beside.own_explained, explained, atol=1e-5, rtol=0)
     assert bool(torch.isfinite(beside.gp).all()) and float(beside.gp.median()) > 0
+
+
+# -- notes: what a fit is ----------------------------------------------------------------------------------------------
+
+
+def note(found, name):
+    (finding,) = [f for f in found.findings if f.name == name]
+    assert not finding.weighs
+    return finding
+
+
+class Rated(Teller):
+    """A teller with dropout rates of its own, a layer of each kind."""
+
+    def __init__(self, *layers):
+        super().__init__(lambda mean, d: (mean, 0.11))
+        self.layers = layers
+
+    def rates(self, data):
+        mean = (data.y * data.full_mask().unsqueeze(-1)).sum((-1, -2)) / data.counts.clamp_min(1)
+        kinds = {
+            "alive": torch.sigmoid(mean),
+            "zero": torch.full_like(mean, 1e-4),
+            "one": torch.full_like(mean, 0.999),
+            "alike": torch.full_like(mean, 0.3),
+        }
+        return {f"layer_{k}": kinds[kind][..., None, None].expand(*mean.shape, 2, 3)
+                for k, kind in enumerate(self.layers)}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layers", "passed", "word"),
+    [
+        (["alive"], True, "differ from task to task"),
+        (["zero", "alive"], True, "differ from task to task"),
+        (["zero", "one"], False, "collapsed"),
+        (["alike", "alike"], False, "same for every task"),
+    ],
+)
+def test_rates_that_carry_nothing_are_noted_and_trust_stays(layers, passed, word):
+    guide = Rated(*layers)
+    found = verdict(Level(guide.say), guide, levels(), kind="prediction", num_samples=100)
+    finding = note(found, "rates")
+    assert finding.passed is passed and word in finding.sentence and found.level == TRUST
+    assert (finding.sentence in found.reason) is not passed
+    assert found.table().set_index("what").loc["rates", "holds"] == ("yes" if passed else "no (a note)")
+
+
+def test_latents_that_stay_at_their_prior_are_noted():
+    def model(data):
+        with task_plates(data.batch_shape):
+            z = pyro.sample("z", dist.Normal(data.x.new_zeros(()), 1.0))
+            pyro.sample("idle", dist.Normal(data.x.new_zeros(2), 3.0).to_event(1))
+            mean = z[..., None, None].expand(*z.shape, data.num_points, 1)
+            pyro.sample("y", dist.Normal(mean, 0.5).to_event(2), obs=data.y)
+
+    def guide(data):
+        precision = 1 + data.counts / 0.25
+        with task_plates(data.batch_shape):
+            pyro.sample("z", dist.Normal(data.y.sum((-1, -2)) / 0.25 / precision, precision**-0.5))
+            pyro.sample("idle", dist.Normal(data.x.new_zeros(2), 3.0).to_event(1))
+
+    y = torch.randn(64, 1, 1, generator=torch.Generator().manual_seed(0)) + 0.5 * torch.randn(64, 5, 1)
+    found = verdict(model, guide, Dataset(torch.zeros(64, 5, 1), y), num_simulations=100, num_samples=400)
+    finding = note(found, "active latents")
+    assert (
+        finding.passed is False and finding.measured == "1 of 3 coordinates move or narrow with the data; none of idle"
+    )
+    assert found.level == TRUST and found.numbers["active_latents"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "passed", "worst"),
+    [
+        (lambda d: d, True, ""),
+        (lambda d: Dataset(d.x, d.y + 9), False, "level of y"),
+        (lambda d: Dataset(d.x + 9, d.y), False, "level of x"),
+        (lambda d: Dataset(d.x, d.y + torch.randn(d.y.shape)), False, "spread of y"),
+        (lambda d: Dataset(d.x, d.y, (torch.arange(24) < 24).expand(60, 24)), True, ""),
+        (lambda d: Dataset(d.x, d.y, (torch.arange(24) < 12).expand(60, 24)), False, "number of points"),
+    ],
+)
+def test_tasks_unlike_the_training_tasks_are_noted(change, passed, worst):
+    tested = TaskBatch.split(change(levels(seed=1).full), 8)
+    guide = Teller(lambda mean, d: (mean, 0.11))
+    options = {"kind": "prediction", "num_samples": 50}
+    found = verdict(Level(guide.say), guide, tested, trained_on=[levels(seed=k).full for k in range(2, 6)], **options)
+    finding = note(found, "likeness to the training tasks")
+    assert finding.passed is passed and worst in finding.measured
+
+
+def test_roughness_tells_a_sine_from_a_faster_one():
+    batch = levels(60, shape="sine").full
+    fast = Dataset(batch.x, torch.sin(20 * batch.x))
+    guide = Teller(lambda mean, d: (mean, 0.75))
+    found = verdict(Level(guide.say), guide, TaskBatch.split(fast, 16), kind="prediction", num_samples=50,
+                    trained_on=levels(400, 9, "sine").full)  # fmt: skip
+    assert note(found, "likeness to the training tasks").passed is False

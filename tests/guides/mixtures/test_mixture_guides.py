@@ -255,7 +255,7 @@ def test_inner_steps_move_further_than_one_step():
     ("options", "message"),
     [
         ({"num_experts": 0}, r"^num_experts: got 0; it must be at least 1$"),
-        ({"experts": "lenient"}, r"^experts: got 'lenient'; it must be one of context, strict$"),
+        ({"experts": "lenient"}, r"^experts: got 'lenient'; it must be one of context, conjugate, strict$"),
         ({"concentration": 0.0}, r"^concentration: got 0.0; it must be positive and finite$"),
         ({"spread": -1.0}, r"^spread: got -1.0; it must be positive and finite$"),
         ({"min_scale": 1.0}, r"^min_scale: got 1.0; it must lie in \[0, 1\)$"),

@@ -1,0 +1,135 @@
+"""How good each method is after so many seconds of CPU, beside its rivals and the exact answer.
+
+Every fit has the method's own recipe (``evaluation.recipes``), one thread, and as many steps as the budget buys: the
+cost of a step is measured first, on a copy. Tasks are drawn within the budget; scoring is not.
+
+Run: python -m benchmarks.time_to_quality --tasks gp-rbf-fixed --budgets 30,90 --seeds 0,1,2
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+
+from evaluation.methods import Method, TaskShape, build
+from evaluation.recipes import Recipe, recipe
+from evaluation.scores.scoring import score_oracle, score_tasks
+from inference import fit
+from pp_models.contract import as_guide
+from pp_models.tasks.task_table import TASKS, TEST_SEED, task_stream
+
+OURS = ("nvdp", "nvdp+path", "cnp+path", "nmdp", "bnnp")
+RIVALS = ("cnp", "anp", "convcnp", "tnp-d")
+#: steps that measure the cost of one, and the least a fit takes
+MEASURED, LEAST = 8, 20
+SCORES = ("ll", "rll", "pll", "joint_pll")
+
+
+def steps_within(method: Method, stream: object, settings: Recipe, seconds: float) -> int:
+    """Steps that so many seconds of CPU buy, tasks included; the method is left as it was."""
+    trial = copy.deepcopy((method.model, method.guide, method.objective))
+    options = {"learning_rate": 1e-5, "progress": False, "max_grad_norm": settings.max_grad_norm}
+    fit(trial[0], trial[1], stream, trial[2], steps=2, **options)
+    start = time.process_time()
+    fit(trial[0], trial[1], stream, trial[2], steps=MEASURED, **options)
+    return max(LEAST, int(seconds / ((time.process_time() - start) / MEASURED)))
+
+
+def train(name: str, tasks: str, seconds: float, seed: int, width: int, floor: float) -> tuple[Method, int, float]:
+    """A method trained for so many seconds of CPU: the method, its steps, and the seconds it took."""
+    settings = recipe(name)
+    stream = task_stream(tasks, settings.batch_size, seed)
+    torch.manual_seed(seed)
+    shape = TaskShape.of(stream, width, beta=TASKS.find(tasks).beta, min_scale=floor)
+    method = build(name, shape)
+    steps = steps_within(method, stream, settings, seconds)
+    start = time.process_time()
+    fit(
+        method.model, method.guide, stream, method.objective, steps=steps, seed=seed, progress=False,
+        learning_rate=settings.learning_rate, schedule=settings.schedule, warmup=settings.warmup,
+        max_grad_norm=settings.max_grad_norm,
+    )  # fmt: skip
+    return method, steps, time.process_time() - start
+
+
+def score(method: Method, batches: list, draws: int = 20) -> dict[str, float]:
+    """Mean scores of test tasks: by the mean weights where the method has them (and jointly by draws)."""
+    drawn = score_tasks(method.model, method.guide, batches, weights="samples", num_samples=draws)
+    found = drawn
+    if as_guide(method.guide).rates(batches[0].context) is not None or "path" in method.name:
+        found = score_tasks(method.model, method.guide, batches)
+    return {name: float((drawn if name.startswith("joint") else found)[name].mean()) for name in SCORES}
+
+
+def run(tasks: str, names: list[str], budgets: list[float], seeds: list[int], width: int, batches: int) -> pd.DataFrame:
+    """All fits, one row each."""
+    floor = 0.01 if tasks.endswith("-tnp") else 0.1
+    test = task_stream(tasks, 16, TEST_SEED) if tasks.endswith("-tnp") else TASKS.find(tasks).test(16, TEST_SEED)
+    held_out = [test.batch(i) for i in range(batches)]
+    rows = []
+    if tasks.startswith("gp-"):
+        exact = score_oracle(held_out, floor)
+        rows.append({"method": "exact", "budget": math.nan, "seed": -1, **{s: exact[s].mean() for s in SCORES}})
+    for budget in budgets:
+        for name in names:
+            for seed in seeds:
+                method, steps, seconds = train(name, tasks, budget, seed, width, floor)
+                row = {"method": name, "budget": budget, "seed": seed, "steps": steps, "seconds": seconds}
+                row |= score(method, held_out)
+                rows.append(row)
+                print(
+                    " ".join(f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True
+                )
+    return pd.DataFrame(rows).assign(tasks=tasks)
+
+
+def picture(table: pd.DataFrame, column: str, path: Path) -> None:
+    """Score against seconds of CPU, a line a method, the exact answer above."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    fits = table[table.method != "exact"]
+    for name, part in fits.groupby("method", sort=False):
+        mean = part.groupby("budget")[column].agg(["mean", "min", "max"])
+        axes.plot(mean.index, mean["mean"], "o-" if name in OURS else "s--", label=name)
+        axes.fill_between(mean.index, mean["min"], mean["max"], alpha=0.15)
+    for value in table[table.method == "exact"][column]:
+        axes.axhline(value, color="black", lw=1, label="exact")
+    low = np.nanquantile(fits[column], 0.05)
+    axes.set(xscale="log", xlabel="CPU seconds of training", ylabel=f"{column}, nats a point", ylim=(low - 0.1, None))
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    comma = lambda kind: lambda text: [kind(part) for part in text.split(",")]  # noqa: E731
+    parser.add_argument("--tasks", default="gp-rbf-fixed")
+    parser.add_argument("--methods", type=comma(str), default=[*OURS, *RIVALS])
+    parser.add_argument("--budgets", type=comma(float), default=[30.0, 90.0])
+    parser.add_argument("--seeds", type=comma(int), default=[0, 1, 2])
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--test-batches", type=int, default=8)
+    parser.add_argument("--out", type=Path, default=Path("runs/time_to_quality"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    table = run(
+        arguments.tasks, arguments.methods, arguments.budgets, arguments.seeds, arguments.width, arguments.test_batches
+    )
+    table.to_csv(arguments.out / f"{arguments.tasks}.csv", index=False)
+    means = table.groupby(["budget", "method"], sort=False, dropna=False)[list(SCORES)].agg(["mean", "std"])
+    print(means.round(3).to_string())
+    picture(table, "pll" if arguments.tasks.endswith("-tnp") else "ll", arguments.out / f"{arguments.tasks}.png")
+
+
+if __name__ == "__main__":
+    main()

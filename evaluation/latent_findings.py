@@ -1,0 +1,203 @@
+"""Findings on latents and tasks: rates that collapsed, latents that stay at their prior, tasks unlike the training's.
+
+These are notes: they say what a fit is, and do not by themselves take trust from predictions that hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from evaluation.findings import Evidence
+from inference.data_dtype import as_computed
+from inference.objectives.independent_plates import sample_sites
+from inference.posterior_draws import sample_posterior
+from inference.random_state import seeded
+from pp_models.contract import as_guide
+from pp_models.data import Dataset, TaskBatch
+from pp_models.task_plates import PARTICLE_PLATE
+
+#: rates whose mean over tasks lies outside have collapsed, and a spread between tasks below which they do not differ
+COLLAPSED, LEAST_RATE_SPREAD = (0.01, 0.99), 0.005
+#: a latent is active where its posterior mean varies by this share of the prior's variance between tasks (Burda et
+#: al. 2016), or its posterior variance is away from the prior's by more than this share
+ACTIVE, NARROWED = 0.01, 0.05
+#: how far from the training tasks is far (a share of these), and the share of tested tasks that may be farther
+FAR, MOST_UNLIKE = 0.99, 0.05
+PRIOR_DRAWS = 64
+
+
+def judge_rates(tested: Evidence, guide: Any, batches: Sequence[TaskBatch | Dataset]) -> None:
+    """Whether a dropout guide's rates are alive: away from 0 and 1, and different from task to task."""
+    contexts = [batch.context if isinstance(batch, TaskBatch) else batch for batch in batches]
+    with torch.no_grad():
+        found = [as_guide(guide).rates(as_computed(context, guide, guide)) for context in contexts]
+    by_site: dict[str, list[Tensor]] = {}
+    for rates in found:
+        for site, values in (rates or {}).items():
+            by_site.setdefault(site, []).append(values.double().reshape(-1, values.shape[-2] * values.shape[-1]))
+    layers = {site: torch.cat(parts) for site, parts in by_site.items()}
+    if not layers or len(next(iter(layers.values()))) < 2:
+        return
+    means = {site: float(values.mean()) for site, values in layers.items()}
+    spreads = {site: float(values.std(0).mean()) for site, values in layers.items()}
+    dead = [site for site, mean in means.items() if not COLLAPSED[0] <= mean <= COLLAPSED[1]]
+    alike = [site for site, spread in spreads.items() if spread < LEAST_RATE_SPREAD]
+    tested.numbers |= {"rate_mean": _average(means), "rate_spread": _average(spreads)}
+    passed = len(dead) < len(layers) and len(alike) < len(layers)
+    if passed:
+        sentence = "Rates differ from task to task."
+    elif len(dead) == len(layers):
+        sentence = "The rates collapsed: they carry nothing, and whatever the predictions know comes another way."
+    else:
+        sentence = "The rates are the same for every task: what the predictions know of a task comes another way."
+    tested.note(
+        "rates",
+        f"mean {_average(means):.3f}, spread between tasks {_average(spreads):.3f}; {len(dead)} of {len(layers)} "
+        f"layers at 0 or 1, {len(alike)} alike in all tasks",
+        f"a layer's mean within {COLLAPSED[0]} and {COLLAPSED[1]}, its spread >= {LEAST_RATE_SPREAD}, in some layer",
+        passed,
+        sentence,
+        "a guide without a second path, or one that is dropped at random; a smaller KL weight at the start",
+    )
+
+
+def judge_activity(tested: Evidence, model: Any, guide: Any, batches: Sequence[Any], draws: int, seed: int) -> None:
+    """Which latent coordinates respond to the data, of a guide that stands for the posterior under the prior."""
+    data = batches[0].full if isinstance(batches[0], TaskBatch) else batches[0]
+    if len(data.batch_shape) != 1 or len(data) < 2:
+        return
+    data = as_computed(data, model, guide)
+    try:
+        prior = _prior_moments(model, data, seed)
+    except NotImplementedError:  # an improper prior has no spread
+        return
+    posterior = sample_posterior(model, guide, data, draws, seed=seed)
+    shares: dict[str, tuple[int, int]] = {}
+    for name, values in posterior.items():
+        if name not in prior or values.dim() < 2 or values.shape[1:] != prior[name].shape:
+            continue  # shared between tasks, or no latent of the model
+        own = prior[name].mean(0).double().clamp_min(1e-12)
+        moved = values.double().mean(0).var(0) / own
+        width = values.double().var(0).mean(0) / own
+        active = (moved > ACTIVE + own.new_tensor(2 / draws)) | ((width.log()).abs() > NARROWED + 2 / math.sqrt(draws))
+        shares[name] = int(active.sum()), active.numel()
+    if not shares:
+        return
+    some, all_ = (sum(share[k] for share in shares.values()) for k in (0, 1))
+    still = [name for name, share in shares.items() if share[0] == 0]
+    tested.numbers |= {"active_latents": some / all_}
+    tested.note(
+        "active latents",
+        f"{some} of {all_} coordinates move or narrow with the data"
+        + (f"; none of {', '.join(still[:3])}{' …' if len(still) > 3 else ''}" if still else ""),
+        "some of every site",
+        not still,
+        "Every latent site responds to the data."
+        if not still
+        else "Some latents stay at their prior: the data say nothing of them, or the guide does not look.",
+        "a smaller KL weight at the start, or free bits; fewer latents",
+    )
+
+
+def judge_likeness(tested: Evidence, batches: Sequence[TaskBatch | Dataset], trained_on: Sequence[Any]) -> None:
+    """Whether the tested tasks lie where the training tasks do, by the level, scale and roughness of x and y."""
+    whole = not all(isinstance(batch, TaskBatch) for batch in (*batches, *trained_on))
+    names, known = _features(trained_on, whole)
+    _, asked = _features(batches, whole)
+    if len(known) < 20 or known.shape[1] != asked.shape[1]:
+        return
+    centre = known.nanmedian(0).values
+    width = (known - centre).abs().nanmedian(0).values.clamp_min(1e-6 * (1 + centre.abs()))
+    far = ((known - centre).abs() / width).nan_to_num(0.0).amax(1)
+    each = ((asked - centre).abs() / width).nan_to_num(0.0)
+    limit = float(far.quantile(FAR))
+    unlike = each.amax(1) > limit * (1 + 1e-6)
+    share = float(unlike.double().mean())
+    error = math.sqrt(MOST_UNLIKE * (1 - MOST_UNLIKE) / len(asked))
+    worst = names[int((each > limit).double().mean(0).argmax())]
+    tested.numbers |= {"unlike_training": share}
+    passed = share <= MOST_UNLIKE + 3 * error
+    tested.note(
+        "likeness to the training tasks",
+        f"{share:.0%} of {len(asked)} tasks lie farther from the training tasks than {FAR:.0%} of these do"
+        + ("" if passed else f", most by {worst}"),
+        f"at most {MOST_UNLIKE:.0%} (beyond 3 standard errors)",
+        passed,
+        "The tasks are like those of the training."
+        if passed
+        else "Tasks are unlike those of the training: amortised answers are extrapolated.",
+        "train on tasks like these, or scale x and y as in training",
+    )
+
+
+def _average(values: dict[str, float]) -> float:
+    return sum(values.values()) / len(values)
+
+
+def _prior_moments(model: Any, data: Dataset, seed: int) -> dict[str, Tensor]:
+    """Variance over prior draws of every latent site that tasks do not share ``[T, *event]``."""
+    with torch.no_grad(), seeded(seed, data.x.device), pyro.plate(PARTICLE_PLATE, PRIOR_DRAWS, dim=-2):
+        trace = poutine.trace(model).get_trace(data.without_y())
+    return {
+        name: site["value"].var(0)
+        for name, site in sample_sites(trace)
+        if name != "y" and site["value"].dim() >= 2 and site["value"].shape[:2] == (PRIOR_DRAWS, len(data))
+    }
+
+
+def _features(batches: Sequence[Any], whole: bool) -> tuple[list[str], Tensor]:
+    """Names, and by task ``[T, F]``: number of points, level and log spread of x and y, roughness of y along x.
+
+    Of the context alone unless ``whole``.
+    """
+    rows = []
+    names: list[str] = []
+    for batch in batches:
+        data = batch
+        if isinstance(batch, TaskBatch):
+            data = batch.full if whole or not batch.context.num_points else batch.context
+        x, mask = data.x.double(), data.full_mask()
+        y = data.y.double() if data.y.dim() == x.dim() else torch.nn.functional.one_hot(data.y).double()
+        x, y, mask = x.flatten(0, -3), y.flatten(0, -3), mask.flatten(0, -2)
+        features = [mask.sum(-1, keepdim=True).double().log1p()]
+        names = ["number of points"]
+        for label, values in (("x", x), ("y", y)):
+            mean, sd = _moments(values, mask)
+            features += [mean, sd.clamp_min(1e-6).log()]
+            width = values.shape[-1]
+            labels = [label] if width == 1 else [f"{label}{k}" for k in range(width)]
+            names += [f"level of {each}" for each in labels] + [f"spread of {each}" for each in labels]
+        features.append(_roughness(x, y, mask))
+        names.append("roughness of y along x")
+        rows.append(torch.cat(features, -1))
+    width = max((row.shape[1] for row in rows), default=0)
+    return names, torch.cat([row for row in rows if row.shape[1] == width]) if rows else torch.zeros(0, 0)
+
+
+def _moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over existing points ``[T, D]``."""
+    weight = mask.unsqueeze(-1).double()
+    count = weight.sum(-2).clamp_min(1)
+    values = torch.where(mask.unsqueeze(-1), values, torch.zeros_like(values))
+    mean = values.sum(-2) / count
+    square = torch.where(mask.unsqueeze(-1), values - mean.unsqueeze(-2), torch.zeros_like(values)).square()
+    return mean, (square.sum(-2) / count).sqrt()
+
+
+def _roughness(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """Log of the squared difference to the nearest point over the variance ``[T, 1]``: small for smooth functions."""
+    distance = torch.cdist(x, x)
+    nobody = ~mask.unsqueeze(-2) | torch.eye(x.shape[-2], dtype=torch.bool)
+    nearest = distance.masked_fill(nobody, math.inf).argmin(-1)
+    step = y - y.gather(-2, nearest.unsqueeze(-1).expand_as(y))
+    count = mask.sum(-1, keepdim=True).double()
+    square = torch.where(mask, step.square().sum(-1), torch.zeros_like(step[..., 0])).sum(-1, keepdim=True)
+    total = _moments(y, mask)[1].square().sum(-1, keepdim=True) * count
+    return torch.where(count > 2, (square / total.clamp_min(1e-12)).clamp_min(1e-6).log(), torch.nan)

@@ -1,0 +1,42 @@
+"""How each named method is trained where nothing else is asked for: its best recipe at a two-core budget.
+
+Chosen on validation tasks of their own; `docs/recipes.md` has the evidence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a fit.
+
+    Args:
+        learning_rate: of Adam, its largest.
+        schedule: ``"constant"``, ``"linear"`` or ``"cosine"``.
+        warmup: share of the steps over which the learning rate grows.
+        max_grad_norm: of the gradient; None does not clip.
+        batch_size: tasks a step.
+    """
+
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup: float = 0.03
+    max_grad_norm: float | None = 1.0
+    batch_size: int = 16
+
+
+DEFAULT = Recipe()
+#: the recipes that differ from it
+RECIPES: dict[str, Recipe] = {
+    **dict.fromkeys(("nvdp", "nvdp+path", "nvdp+det", "nvdp-layer", "nvdp-full"), Recipe(3e-3)),
+    **dict.fromkeys(("nmdp", "nmdp-conjugate", "cnp+path"), Recipe(2e-3)),
+    "convcnp": Recipe(2e-3),
+    **dict.fromkeys(("bnnp", "bnam"), Recipe(5e-3, batch_size=8)),
+}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of a method; the default one for a name that has none of its own."""
+    return RECIPES.get(name, DEFAULT)

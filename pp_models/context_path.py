@@ -1,0 +1,136 @@
+"""Paths from a context to any x that the decoder of a conditional model can read, handed over as a *memory*.
+
+A memory ``[*B, M, Dx + E + 1]`` holds each context point's input, E numbers that the guide puts there (a learned
+embedding, or y itself), and 1 where the point exists.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pp_models.attention import ContextAttention
+from pp_models.context_regression import ContextRegression, RegressionState, relative_evidence
+from pp_models.parameter_module import mlp
+
+PATHS = ("attention", "regression", "learned-regression")
+
+
+class ContextPath(Protocol):
+    """What a path offers.
+
+    Args:
+        representation_dim: R, width of what an input finds.
+        embedding_dim: E, width of what the memory holds of each point.
+        embeds: whether that is a learned embedding of (x, y) by the guide; y itself otherwise.
+    """
+
+    representation_dim: int
+    embedding_dim: int
+    embeds: bool
+
+    def flat_prior(self, num_points: int, like: Tensor) -> dist.TorchDistribution:
+        """A flat density over memories of ``num_points`` points, for the model's side of the site."""
+
+    def __call__(self, x: Tensor, memory: Tensor) -> Tensor:
+        """What inputs ``[*B, N, Dx]`` find in a memory: ``[*B, N, R]``."""
+
+
+class RegressionPath(nn.Module):
+    """What closed-form regressions of the context say at x: their means, spreads and evidences, through a network.
+
+    Args:
+        dim_x: input width.
+        dim_y: output width.
+        width: hidden width of the network after the regressions (and of learned features).
+        representation_dim: R.
+        kind: of the features, ``"fourier"`` or ``"learned"``; the latter with a learned mean function.
+        heads: regressions.
+        features: of each regression.
+        dropout: probability that a task's path is silent in a training step, so that something else must know too.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    embeds = False
+
+    def __init__(
+        self,
+        dim_x: int,
+        dim_y: int,
+        width: int,
+        representation_dim: int,
+        kind: str = "fourier",
+        *,
+        heads: int = 8,
+        features: int = 32,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout: got {dropout}; a probability below 1 is needed")
+        self.dim_x, self.embedding_dim, self.representation_dim = dim_x, dim_y, representation_dim
+        self.dropout = dropout
+        self.regression = ContextRegression(dim_x, dim_y, heads, features, kind, width=width, mean=kind == "learned")
+        self.out = mlp([heads * dim_y + 2 * heads, width, representation_dim])
+
+    def flat_prior(self, num_points: int, like: Tensor) -> dist.TorchDistribution:
+        return flat_memory(num_points, self.dim_x + self.embedding_dim + 1, like)
+
+    def read(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, RegressionState]:
+        """Means ``[*B, H, N, Dy]``, variances ``[*B, H, N]`` at x, and the state of the context."""
+        inputs, y, exists = memory.split([self.dim_x, self.embedding_dim, 1], -1)
+        state = self.regression.fit(inputs, y, exists.squeeze(-1) > 0.5)
+        return *self.regression.predict(x, state), state
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        mean, variance, state = self.read(x, memory)
+        found = self.out(described(mean, variance, state, x.shape[-2]))
+        if not self.training or not self.dropout:
+            return found
+        kept = torch.rand(*found.shape[:-2], 1, 1, dtype=found.dtype, device=found.device) >= self.dropout
+        return torch.where(kept, found, torch.zeros_like(found))
+
+
+def described(mean: Tensor, variance: Tensor, state: RegressionState, num_points: int) -> Tensor:
+    """What regressions say at N inputs as numbers for a network: ``[*B, N, H (Dy + 2)]``."""
+    means = mean.movedim(-3, -2).flatten(-2)
+    spreads = 0.5 * (variance.movedim(-2, -1) + 1e-6).log()
+    evidence = relative_evidence(state.log_evidence, mean.dtype)
+    shape = torch.broadcast_shapes(means.shape[:-2], evidence.shape[:-1])
+    evidence = evidence.unsqueeze(-2).expand(*shape, num_points, evidence.shape[-1])
+    return torch.cat(
+        [means.expand(*shape, *means.shape[-2:]), spreads.expand(*shape, *spreads.shape[-2:]), evidence], -1
+    )
+
+
+def flat_memory(num_points: int, width: int, like: Tensor) -> dist.TorchDistribution:
+    """A flat density over memories ``[num_points, width]``."""
+    zeros = like.new_zeros(num_points, width)
+    return dist.Normal(zeros, torch.ones_like(zeros)).to_event(2).mask(False)
+
+
+def make_path(kind: str, dim_x: int, dim_y: int, width: int, representation_dim: int, num_heads: int = 4) -> nn.Module:
+    """A path by name.
+
+    Args:
+        kind: ``"attention"``, ``"regression"`` (random Fourier features) or ``"learned-regression"``.
+        dim_x: input width.
+        dim_y: output width.
+        width: hidden width.
+        representation_dim: width of what an input finds.
+        num_heads: attention heads.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    if kind not in PATHS:
+        raise ValueError(f"path: got {kind!r}; it must be one of {', '.join(PATHS)}")
+    if kind == "attention":
+        return ContextAttention(dim_x, width, representation_dim, num_heads)
+    features = "fourier" if kind == "regression" else "learned"
+    return RegressionPath(dim_x, dim_y, width, representation_dim, features)

@@ -1,0 +1,97 @@
+"""Experts that are closed-form regressions of the context, each on features of its own."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pp_models.context_path import described, flat_memory
+from pp_models.context_regression import ContextRegression
+from pp_models.parameter_module import mlp
+
+#: how many of its own standard deviations the correction of a mean counts at the start, and bounds of log scale factors
+MEAN_SHARE, SCALE_RANGE = 0.3, 3.0
+
+
+class ConjugateExperts(nn.Module):
+    """Expert l: the predictive of a Bayesian linear regression on features of its own, corrected by a network.
+
+    Mean m_l(x) + 0.3 δ s_l(x) and standard deviation floor + s_l(x) e^ε, where m_l, s_l are the regression's (its noise
+    included) and δ, ε the outputs of one network that sees x and what all the regressions say there.
+
+    It reads a memory of inputs and y, as :mod:`pp_models.context_path` describes.
+
+    Args:
+        num_experts: L.
+        dim_x: input width.
+        dim_y: output width.
+        width: hidden width of the correction, and of learned features.
+        floor: least standard deviation.
+        kind: of the features, ``"fourier"`` or ``"learned"``.
+        features: of each regression.
+    """
+
+    embeds = False
+
+    def __init__(
+        self,
+        num_experts: int,
+        dim_x: int,
+        dim_y: int,
+        width: int = 64,
+        floor: float = 0.01,
+        kind: str = "fourier",
+        features: int = 32,
+    ) -> None:
+        super().__init__()
+        self.dim_x, self.embedding_dim, self.representation_dim, self.floor = dim_x, dim_y, 0, floor
+        self.regression = ContextRegression(
+            dim_x, dim_y, num_experts, features, kind, width=width, mean=kind == "learned"
+        )
+        self.correction = mlp([dim_x + num_experts * (dim_y + 2), width, width, num_experts * (dim_y + 1)])
+        with torch.no_grad():
+            self.correction[-1].weight.mul_(0.05)  # type: ignore[operator, union-attr]
+
+    def flat_prior(self, num_points: int, like: Tensor) -> dist.TorchDistribution:
+        """A flat density over memories of ``num_points`` points."""
+        return flat_memory(num_points, self.dim_x + self.embedding_dim + 1, like)
+
+    def forward(self, x: Tensor, memory: Tensor) -> dist.TorchDistribution:
+        """The experts at inputs ``[*B, N, Dx]``: Gaussians of batch ``[*B, N, L]``, event ``[Dy]``."""
+        inputs, y, exists = memory.split([self.dim_x, self.embedding_dim, 1], -1)
+        state = self.regression.fit(inputs, y, exists.squeeze(-1) > 0.5)
+        mean, variance = self.regression.predict(x, state)  # [*B, L, N, Dy], [*B, L, N]
+        total = variance + self.regression.noise_variance.unsqueeze(-1)
+        told = described(mean, total, state, x.shape[-2])
+        delta = self.correction(torch.cat([x.expand(*told.shape[:-1], x.shape[-1]), told], -1))
+        delta = delta.unflatten(-1, (self.regression.heads, -1))
+        own = total.sqrt().movedim(-2, -1).unsqueeze(-1)  # [*B, N, L, 1]
+        loc = mean.movedim(-3, -2) + MEAN_SHARE * delta[..., :-1] * own
+        scale = self.floor + own * delta[..., -1:].clamp(-SCALE_RANGE, SCALE_RANGE).exp()
+        return dist.Normal(loc, scale.expand_as(loc)).to_event(1)
+
+    def keep(self, experts: list[int]) -> None:
+        """Drops all experts but these, in place; the others' corrections lose what the dropped ones told them."""
+        old, dim_y, dim_x = self.regression.heads, self.embedding_dim, self.dim_x
+        self.regression.keep(experts)
+        read = [*range(dim_x), *(dim_x + h * dim_y + k for h in experts for k in range(dim_y))]
+        read += [dim_x + old * dim_y + block * old + h for block in (0, 1) for h in experts]
+        told = [h * (dim_y + 1) + k for h in experts for k in range(dim_y + 1)]
+        self.correction[0] = _part(self.correction[0], columns=read)
+        self.correction[-1] = _part(self.correction[-1], rows=told)
+
+
+def _part(layer: nn.Module, rows: list[int] | None = None, columns: list[int] | None = None) -> nn.Linear:
+    """A linear layer with some of its outputs, or reading some of its inputs."""
+    assert isinstance(layer, nn.Linear)
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+    if rows is not None:
+        weight, bias = weight[rows], bias[rows]
+    if columns is not None:
+        weight = weight[:, columns]
+    found = nn.Linear(weight.shape[1], weight.shape[0]).to(weight)
+    with torch.no_grad():
+        found.weight.copy_(weight)
+        found.bias.copy_(bias)
+    return found
