@@ -71,7 +71,6 @@ class BayesianNetwork(ObservationModel):
         noise_scale=POSITIVE,
         activation=one_of(*ACTIVATIONS),
         representation_dim=integer(0, MOST_WIDTH),
-        path=either(str, other=instance(ContextPath)),
         path_dim=WIDTH,
         input_features=either(nn.Module, other=integer(0, MOST_WIDTH)),
     )
@@ -89,6 +88,8 @@ class BayesianNetwork(ObservationModel):
         input_features: int | nn.Module = 0,
     ) -> None:
         super().__init__()
+        if path is not None and not isinstance(path, str) and not hasattr(path, "representation_dim"):
+            raise ValueError(f"path: got {type(path).__name__}; it must be a name, or a ContextPath")
         sizes = list(layer_sizes)
         check_weights("layer_sizes", sizes)
         self.layer_sizes: list[int] = sizes
