@@ -19,7 +19,7 @@ DEV = $(VENV)/.dev-installed
 DOCS = $(VENV)/.docs-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test zoo lint bench docs clean
+.PHONY: help install demo test zoo fuzz lint bench docs clean
 
 help:  ## Say what the targets do
 	@echo "Usage: make TARGET [PYTHON=python3] [VENV=.venv]"
@@ -63,6 +63,10 @@ test: $(DEV)  ## Run the test suite
 zoo: $(DEV)  ## Every objective on programs of other people's idioms, with many draws (half an hour on two cores)
 	@echo "==> running the zoo"
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(RUN) tests.zoo --repeats 400
+
+fuzz: $(DEV)  ## 10,000 calls with right and wrong arguments: each is right, or one clear line (ten minutes)
+	@echo "==> calling the public surface"
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(RUN) tests.fuzz --examples 10000
 
 lint: $(DEV)  ## Check style, types and the rooms' import order
 	@echo "==> ruff check"

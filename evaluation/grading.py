@@ -14,6 +14,7 @@ from torch import Tensor
 from evaluation.diagnostics import psis, wasserstein
 from inference.posterior_draws import posterior_log_weights, sample_posterior
 from inference.progress import Stages
+from pp_models.arguments import CALLABLE, MOST_DRAWS, SEED, checked, integer
 from pp_models.data import Dataset, require_data
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Grade:
         return forest(self, most)
 
 
+@checked(model=CALLABLE, guide=CALLABLE, num_samples=integer(2, MOST_DRAWS), seed=SEED)
 def grade(
     model: Any,
     guide: Any,
@@ -69,6 +71,8 @@ def grade(
         ValueError: a site of the reference that the guide has not, or draws of other shapes.
     """
     require_data(data, "data", "from_pyro_svi(model, guide, *args) beside arviz.from_pyro(mcmc)")
+    if not isinstance(reference if isinstance(reference, Mapping) else getattr(reference, "draws", None), Mapping):
+        raise ValueError(f"reference: got {type(reference).__name__}; it must be what nuts gives, or draws by site")
     draws: Mapping[str, Tensor] = reference if isinstance(reference, Mapping) else reference.draws
     found = sample_posterior(model, guide, data, num_samples, seed=seed)
     missing = sorted(set(draws) - set(found))

@@ -17,6 +17,7 @@ from inference.objectives import REGISTRY
 from inference.objectives.task_objective import effective_sample_size
 from inference.posterior_draws import posterior_log_weights
 from inference.progress import Stages
+from pp_models.arguments import CALLABLE, MOST_DRAWS, SEED, checked, integer, one_of
 from pp_models.data import Dataset, TaskBatch, require_data
 
 KINDS = ("posterior", "prediction")
@@ -28,6 +29,14 @@ RELIABLE = 0.9
 LEAST_EFFICIENCY = 0.5
 
 
+@checked(
+    model=CALLABLE,
+    guide=CALLABLE,
+    kind=one_of(*KINDS),
+    num_simulations=integer(20, MOST_DRAWS),
+    num_samples=integer(50, MOST_DRAWS),
+    seed=SEED,
+)
 def verdict(
     model: Any,
     guide: Any,
@@ -79,11 +88,6 @@ def verdict(
     """
     if tasks is None:  # as a stream that is exhausted, or a split that was not made, may give
         raise ValueError("tasks: got None; held-out tasks are needed to test a guide on")
-    if kind is not None and kind not in KINDS:
-        raise ValueError(f"kind: got {kind!r}; it must be one of {', '.join(KINDS)}")
-    for name, value, least in (("num_simulations", num_simulations, 20), ("num_samples", num_samples, 50)):
-        if value < least:
-            raise ValueError(f"{name}: got {value}; it must be at least {least}")
     batches = [tasks] if isinstance(tasks, TaskBatch | Dataset) or not isinstance(tasks, Iterable) else list(tasks)
     for batch in batches:
         require_data(batch, "tasks", "from_pyro_svi(model, guide, *args), whose k-hat says whether to trust the guide")

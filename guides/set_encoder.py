@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from pp_models.arguments import LAYERS, MOST_LAYERS, WIDTH, checked, integer, one_of
 from pp_models.attention import attend
 from pp_models.context_regression import ContextRegression, relative_evidence
 from pp_models.data import Dataset
@@ -45,6 +46,7 @@ class PointEncoder(nn.Module):
         ValueError: a width that the heads cannot divide.
     """
 
+    @checked(width=WIDTH, dim_out=WIDTH, depth=LAYERS, num_blocks=integer(0, MOST_LAYERS), num_heads=LAYERS)
     def __init__(
         self,
         dim_x: int,
@@ -120,6 +122,7 @@ class SetEncoder(PointEncoder):
         ValueError: unknown pooling, or a width that the attention heads cannot divide.
     """
 
+    @checked(width=WIDTH, dim_out=WIDTH, pooling=one_of(*POOLINGS), num_heads=LAYERS)
     def __init__(
         self,
         dim_x: int,
@@ -130,8 +133,6 @@ class SetEncoder(PointEncoder):
         pooling: str = "mean",
         num_heads: int = 4,
     ) -> None:
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling: got {pooling!r}; it must be one of {', '.join(POOLINGS)}")
         self.by_point = not pooling.endswith("regression")
         if not self.by_point:
             nn.Module.__init__(self)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from inference.predict import predict
 from pp_models import Dataset, TaskBatch
+from pp_models.arguments import DRAWS, SEED, checked, integer, one_of
 from pp_models.contract import as_guide
 
 ACQUISITIONS = ("information", "entropy drop", "max sd", "random")
@@ -89,6 +90,7 @@ def entropy_of_mean(alpha: Tensor) -> Tensor:
     return -torch.special.xlogy(mean, mean).sum(-1)
 
 
+@checked(acquisition=one_of(*ACQUISITIONS), num_samples=DRAWS, seed=SEED)
 def acquisition_scores(
     model: Any,
     guide: Any,
@@ -111,8 +113,6 @@ def acquisition_scores(
     Raises:
         ValueError: unknown acquisition.
     """
-    if acquisition not in ACQUISITIONS:
-        raise ValueError(f"acquisition: got {acquisition!r}; it must be one of {', '.join(ACQUISITIONS)}")
     if acquisition == "random":
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         return torch.rand(x.x.shape[:-1], generator=generator).to(x.x.device)
@@ -123,6 +123,13 @@ def acquisition_scores(
     return score(model, guide, context, x, seed=seed, **options)
 
 
+@checked(
+    start=integer(0),
+    budget=integer(0),
+    acquisition=one_of(*ACQUISITIONS),
+    num_samples=DRAWS,
+    seed=SEED,
+)
 def acquire(
     model: Any,
     guide: Any,

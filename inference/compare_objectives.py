@@ -13,12 +13,20 @@ from torch import Tensor, nn
 from inference.data_dtype import as_computed
 from inference.objectives import REGISTRY, TaskObjective, make
 from inference.random_state import seeded
+from pp_models.arguments import CALLABLE, DRAWS, MOST_DRAWS, SEED, TEXT, checked, each, integer
 from pp_models.data import Dataset, TaskBatch
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+@checked(
+    model=CALLABLE,
+    guide=CALLABLE,
+    num_particles=each(DRAWS, 1, must="hold numbers of particles"),
+    repeats=integer(2, MOST_DRAWS),
+    seed=SEED,
+)
 def compare_objectives(
     model: nn.Module,
     guide: nn.Module,
@@ -54,16 +62,12 @@ def compare_objectives(
     Raises:
         ValueError: an unknown name, or a number out of range.
     """
-    if repeats < 2:
-        raise ValueError(f"repeats: got {repeats}; a standard deviation needs at least 2")
     sizes = list(num_particles)
-    for k in sizes:
-        if k < 1:
-            raise ValueError(f"num_particles: got {k}; it must be at least 1")
     if isinstance(objectives, Mapping):
         makers = dict(objectives)
     else:
-        makers = {name: _maker(name) for name in (REGISTRY if objectives is None else objectives)}
+        given = [objectives] if isinstance(objectives, str) else REGISTRY if objectives is None else objectives
+        makers = {name: _maker(name) for name in each(TEXT).check("objectives", list(given))}
     if isinstance(batch, Dataset | TaskBatch):
         batch = as_computed(batch, model, guide)
     rows = []

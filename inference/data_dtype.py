@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from pp_models.data import Dataset, TaskBatch
+from pp_models.data import DataError, Dataset, TaskBatch
 
 Data = TypeVar("Data", bound=Tensor | Dataset | TaskBatch)
 
 
 def parameter_dtype(*programs: Any) -> torch.dtype | None:
-    """dtype of the first floating-point parameter of some modules, or buffer where there is none; None without any."""
+    """The dtype that inputs must have: of the first module's floating-point parameters, frozen ones before others.
+
+    A frozen network in half precision may carry an adapter in float32, and it is the network that reads the inputs.
+    Where there are no parameters buffers count; None without any.
+    """
     modules = [p for p in programs if isinstance(p, nn.Module)]
-    tensors = chain(*(m.parameters() for m in modules), *(m.buffers() for m in modules))
-    return next((t.dtype for t in tensors if t.dtype.is_floating_point), None)
+    for members in (nn.Module.parameters, nn.Module.buffers):
+        for module in modules:
+            tensors = [t for t in members(module) if t.dtype.is_floating_point]
+            if tensors:
+                return min(tensors, key=lambda t: t.requires_grad).dtype
+    return None
 
 
 def as_computed(data: Data, *programs: Any) -> Data:
@@ -26,7 +33,12 @@ def as_computed(data: Data, *programs: Any) -> Data:
     Args:
         data: a Dataset, a TaskBatch or a tensor of inputs; class indices and masks stay what they are.
         *programs: the model, then the guide; callables without parameters leave the data alone.
+
+    Raises:
+        DataError: the data has a task dimension of size 0.
     """
+    if not isinstance(data, Tensor) and 0 in data.batch_shape:
+        raise DataError(f"data: got task dimensions {list(data.batch_shape)}; it must hold at least one task")
     dtype = parameter_dtype(*programs)
     if dtype is None or (isinstance(data, Tensor) and not data.dtype.is_floating_point):
         return data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from inference import checkpoint
+from inference.data_dtype import parameter_dtype
 from inference.interruption import Interrupted, one_fit_at_a_time, until_asked
 from inference.objectives import TaskObjective, make
 from inference.optimizer_state import check_optimizer_state
@@ -33,6 +33,20 @@ from inference.training_setup import (
     scale_hint,
     skips_on_device,
     step_seed,
+)
+from pp_models.arguments import (
+    CALLABLE,
+    NOT_NEGATIVE,
+    PATH,
+    POSITIVE,
+    SEED,
+    checked,
+    each,
+    either,
+    instance,
+    integer,
+    named,
+    one_of,
 )
 from pp_models.contract import as_objective
 from pp_models.data import TaskBatch
@@ -111,6 +125,24 @@ class TrainingStep(nn.Module):
         return loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
 
 
+@checked(
+    model=instance(nn.Module),
+    guide=instance(nn.Module),
+    objective=either(str, other=instance(pyro.infer.ELBO)),
+    steps=integer(1),
+    seed=SEED,
+    compile=one_of(True, False, "auto"),
+    resume=one_of(True, False, "previous"),
+    callbacks=each(CALLABLE, must="hold functions of the metrics"),
+    learning_rate=POSITIVE,
+    final_learning_rate=NOT_NEGATIVE,
+    max_grad_norm=POSITIVE,
+    warmup=NOT_NEGATIVE,
+    stop=named("plateau", other=CALLABLE),
+    log_every=integer(1),
+    checkpoint_every=integer(1),
+    checkpoint_dir=PATH,
+)
 def fit(
     model: nn.Module,
     guide: nn.Module,
@@ -184,23 +216,6 @@ def fit(
         Interrupted: Ctrl-C or SIGTERM, with a ``checkpoint_dir``: the step was finished and a checkpoint written. A
             second signal does not wait for either.
     """
-    for name, value in (("steps", steps), ("log_every", log_every), ("checkpoint_every", checkpoint_every)):
-        if value < 1:
-            raise ValueError(f"{name}: got {value}; it must be at least 1")
-    if seed < 0:
-        raise ValueError(f"seed: got {seed}; it must be a non-negative integer")
-    if max_grad_norm is not None and not max_grad_norm > 0:
-        raise ValueError(f"max_grad_norm: got {max_grad_norm}; it must be positive, or None")
-    if not 0 < learning_rate < math.inf:
-        raise ValueError(f"learning_rate: got {learning_rate}; it must be positive and finite")
-    if stop is not None and stop != "plateau" and not callable(stop):
-        raise ValueError(f"stop: got {stop!r}; it must be 'plateau', a function of the history, or None")
-    if final_learning_rate is not None and not 0 <= final_learning_rate < math.inf:
-        raise ValueError(f"final_learning_rate: got {final_learning_rate}; it must be finite and not negative")
-    if resume not in (True, False, "previous"):
-        raise ValueError(f"resume: got {resume!r}; it must be True, False or 'previous'")
-    if compile not in (True, False, "auto"):
-        raise ValueError(f"compile: got {compile!r}; it must be True, False or 'auto'")
     if isinstance(objective, str):
         objective = make(objective)
     fabric = make_fabric(device, precision)
@@ -232,7 +247,7 @@ def fit(
         rates = LearningRates(inner, schedule, steps, warmup, final_learning_rate)
         compiled: Any = torch.compile(step_module) if compile is True else step_module
         wrapped, fabric_optimizer = fabric.setup(compiled, inner)
-        dtype = next(p.dtype for p in parameters if p.dtype.is_floating_point)
+        dtype = parameter_dtype(model, guide)
 
         result = FitResult(model, guide, objective, 0)
         done = 0

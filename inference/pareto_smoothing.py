@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from pp_models.arguments import POSITIVE, checked, either, integer, one_of, shown
+
 #: numbers that one chunk of work may hold: what stays in a processor's cache, and what fills a GPU
 CPU_CHUNK, GPU_CHUNK = 2**19, 2**25
 
@@ -16,14 +18,13 @@ def rows_at_once(numbers: int, device: torch.device) -> int:
     return max(1, (CPU_CHUNK if device.type == "cpu" else GPU_CHUNK) // max(numbers, 1))
 
 
+@checked(num_draws=integer(1))
 def khat_threshold(num_draws: int) -> float:
     """The k-hat up to which weights of this many draws are reliable: min(1 - 1 / log10 S, 0.7).
 
     Raises:
         ValueError: fewer than one draw.
     """
-    if not num_draws >= 1:
-        raise ValueError(f"num_draws: got {num_draws}; it must be at least 1")
     return min(1 - 1 / math.log10(max(num_draws, 2)), 0.7)
 
 
@@ -39,11 +40,13 @@ def psis(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: str = "up
         k-hat ``[*batch]`` in the dtype of the weights; infinite where fewer than five weights make a tail.
 
     Raises:
-        ValueError: fewer than two dimensions, weights that are NaN, or an efficiency that is not positive.
+        ValueError: fewer than two dimensions, no draws, weights that are NaN or all -inf, or an efficiency that is not
+            positive.
     """
     return psis_weights(log_weights, reff, rounding=rounding)[1]
 
 
+@checked(reff=either(Tensor, other=POSITIVE), rounding=one_of("up", "down"))
 def psis_weights(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: str = "up") -> tuple[Tensor, Tensor]:
     """Smoothed, normalised log-weights and their k-hat; in float64 ArviZ's numbers.
 
@@ -63,18 +66,30 @@ def psis_weights(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: s
         ValueError: fewer than two dimensions, weights that are NaN, an efficiency that is not positive, or an unknown
             rounding.
     """
-    if rounding not in ("up", "down"):
-        raise ValueError(f"rounding: got {rounding!r}; it must be 'up' or 'down'")
     if log_weights.dim() < 2:
         raise ValueError(f"log_weights: got shape {list(log_weights.shape)}; it must be [chain, draw, *batch]")
+    if 0 in log_weights.shape[:2]:
+        raise ValueError(
+            f"log_weights: got shape {list(log_weights.shape)}; it must hold at least one chain and one draw"
+        )
     if bool(torch.isnan(log_weights).any()):
         raise ValueError("log_weights: some are NaN")
+    dead = ~(torch.isfinite(log_weights.flatten(0, 1).amax(0)))
+    if bool(dead.any()):
+        raise ValueError(
+            f"log_weights: {int(dead.sum())} of {dead.numel()} sets hold no finite weight, or an infinite one; in each "
+            "set some draw must have a density under the model, and all under the guide"
+        )
     chains, draws, *batch = log_weights.shape
     count = chains * draws
-    flat = log_weights.reshape(count, -1).transpose(0, 1)  # one row a set
+    flat = log_weights.reshape(count, math.prod(batch)).transpose(0, 1)  # one row a set
     rate = torch.as_tensor(reff, dtype=torch.float64)
     if not bool((torch.isfinite(rate) & (rate > 0)).all()):
-        raise ValueError(f"reff: got {reff}; a relative efficiency is positive and finite (1 for independent draws)")
+        raise ValueError(
+            f"reff: got {shown(reff)}; a relative efficiency is positive and finite (1 for independent draws)"
+        )
+    if rate.dim() and rate.shape != log_weights.shape[2:]:
+        raise ValueError(f"reff: got shape {list(rate.shape)}; it must be a number, or {list(log_weights.shape[2:])}")
     rate = rate.expand(batch).reshape(-1)
     smoothed, khat = torch.empty_like(flat), flat.new_empty(len(flat))
     for value in rate.unique().tolist():

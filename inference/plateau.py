@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from pp_models.arguments import NOT_NEGATIVE, POSITIVE, checked, each, instance
+
 #: logged rows below which nothing is said
 LEAST_ROWS = 20
 
 
+@checked(history=each(instance(Mapping), must="be the rows of a history"), tolerance=POSITIVE, errors=NOT_NEGATIVE)
 def settled(
     history: Sequence[Mapping[str, float]], key: str = "loss", tolerance: float = 0.01, errors: float = 2.0
 ) -> bool:
@@ -31,8 +34,6 @@ def settled(
     Raises:
         ValueError: a tolerance that is not positive.
     """
-    if not 0 < tolerance < math.inf:
-        raise ValueError(f"tolerance: got {tolerance}; it must be positive and finite")
     values = [float(row[key]) for row in history if key in row and math.isfinite(row[key])]
     if len(values) < LEAST_ROWS:
         return False

@@ -14,6 +14,7 @@ from inference.objectives.importance_weights import weigh
 from inference.objectives.independent_plates import sample_sites
 from inference.pareto_smoothing import psis_weights
 from inference.random_state import seeded
+from pp_models.arguments import CALLABLE, DRAWS, SEED, checked, one_of
 from pp_models.data import DataError, Dataset, TaskBatch, context_of, require_data
 from pp_models.task_plates import PARTICLE_PLATE
 
@@ -21,6 +22,7 @@ CORRECTIONS = ("psis", "sir")
 
 
 @torch.no_grad()
+@checked(num_samples=DRAWS, seed=SEED, correct=one_of(*CORRECTIONS), model=CALLABLE, guide=CALLABLE)
 def sample_posterior(
     model: Any,
     guide: Any,
@@ -53,10 +55,6 @@ def sample_posterior(
         DataError: a correction for data without y.
     """
     require_data(data, "data", "pyro.infer.Predictive(guide, num_samples=...)")
-    if num_samples < 1:
-        raise ValueError(f"num_samples: got {num_samples}; it must be at least 1")
-    if correct is not None and correct not in CORRECTIONS:
-        raise ValueError(f"correct: got {correct!r}; it must be None or one of {', '.join(CORRECTIONS)}")
     data = as_computed(context_of(data), model, guide)
     with seeded(seed, data.x.device):
         with pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - len(data.batch_shape)):
@@ -69,6 +67,12 @@ def sample_posterior(
         if correct is None:
             return found
         log_weights = posterior_log_weights(model, guide, data, trace, num_samples)
+        dead = ~torch.isfinite(log_weights.amax(0))
+        if bool(dead.any()):
+            raise ValueError(
+                f"correct: got {correct!r}, but in {int(dead.sum())} of {dead.numel()} sets no draw has a density "
+                "under the model; draw without it, and mend model or guide"
+            )
         if correct == "psis":
             log_weights = psis_weights(log_weights.double().unsqueeze(0))[0][0]
         weights = torch.softmax(log_weights, 0).reshape(num_samples, -1).T

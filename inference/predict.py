@@ -13,6 +13,7 @@ from torch import Tensor
 from inference.data_dtype import as_computed
 from inference.prediction import Prediction, likelihood_of_points, stack_distributions, widen_draws
 from inference.random_state import seeded
+from pp_models.arguments import CALLABLE, DRAWS, SEED, checked, instance, one_of
 from pp_models.contract import as_model
 from pp_models.data import DataError, Dataset, context_of, require_data
 from pp_models.task_plates import PARTICLE_PLATE
@@ -39,6 +40,14 @@ def run_chunks(num_samples: int, size_of_one: int, limit: int = 2**24) -> list[i
 
 
 @torch.no_grad()
+@checked(
+    num_samples=DRAWS,
+    weights=one_of("samples", "mean"),
+    seed=SEED,
+    x=instance(Tensor, Dataset),
+    guide=CALLABLE,
+    model=CALLABLE,
+)
 def predict(
     model: Any,
     guide: Any,
@@ -67,10 +76,6 @@ def predict(
         DataError: shapes that do not fit.
     """
     require_data(context, "context", "pyro.infer.Predictive(model, guide=guide, num_samples=...)")
-    if num_samples < 1:
-        raise ValueError(f"num_samples: got {num_samples}; it must be at least 1")
-    if weights not in ("samples", "mean"):
-        raise ValueError(f"weights: got {weights!r}; it must be 'samples' or 'mean'")
     context = as_computed(context_of(context), model, guide)
     x = as_computed(x, model, guide)
     if isinstance(x, Dataset):

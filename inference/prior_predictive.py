@@ -12,6 +12,7 @@ from torch import Tensor
 from inference.data_dtype import as_computed
 from inference.prediction import Prediction, likelihood_of_points
 from inference.random_state import seeded
+from pp_models.arguments import DRAWS, SEED, checked
 from pp_models.contract import as_model
 from pp_models.data import Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
@@ -19,6 +20,7 @@ from pp_models.task_plates import PARTICLE_PLATE
 
 
 @torch.no_grad()
+@checked(num_samples=DRAWS, seed=SEED)
 def prior_predictive(
     model: BayesianNetwork, x: Tensor, num_samples: int = 100, *, seed: int | None = None
 ) -> Prediction:
@@ -45,8 +47,6 @@ def prior_predictive(
             f"model: got a {type(model).__name__}; it must be a BayesianNetwork. For another Pyro model there is "
             "pyro.infer.Predictive(model, num_samples=...)"
         )
-    if num_samples < 1:
-        raise ValueError(f"num_samples: got {num_samples}; it must be at least 1")
     if as_model(model).representation_dim or as_model(model).reads_memory:
         raise ValueError("model: its representation or path is supplied by a guide, and has no prior to sample from")
     data = Dataset(as_computed(x, model))

@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pp_models.arguments import integer, shown
 from pp_models.data import Dataset, TaskBatch
 from pp_models.tasks.task_stream import TaskStream
 
@@ -85,9 +86,10 @@ def release_steps(release: Mapping[str, int] | None, names: list[str]) -> list[i
         ValueError: a beginning that no name has, or a negative step.
     """
     found = [0] * len(names)
+    if release is not None and not isinstance(release, Mapping):
+        raise ValueError(f"release: got {shown(release)}; it must be a mapping from beginnings of names to steps")
     for beginning, step in (release or {}).items():
-        if step < 0:
-            raise ValueError(f"release: got {step} for {beginning!r}; it must be at least 0")
+        step = integer(0).check(f"release[{beginning!r}]", step)
         hits = [i for i, name in enumerate(names) if name == beginning or name.startswith(f"{beginning}.")]
         if not hits:
             raise ValueError(
@@ -148,6 +150,8 @@ def as_batch(batch: Any, tasks: Any, step: int) -> Dataset | TaskBatch:
             f"tasks: got a {type(batch).__name__} at step {step} ({what}); each batch must be a Dataset or a "
             "TaskBatch, such as Dataset(x, y)"
         )
+    if 0 in batch.batch_shape:
+        raise ValueError(f"tasks: got task dimensions {list(batch.batch_shape)} at step {step}; a batch needs a task")
     for name, part in (
         {"context": batch.context, "target": batch.target}.items()
         if isinstance(batch, TaskBatch)

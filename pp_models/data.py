@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pp_models.arguments import checked, integer, shown
+
 
 class DataError(ValueError):
     """A data set or task batch that breaks a rule; the message names the argument, the value and the rule."""
@@ -40,7 +42,7 @@ class Dataset:
     def __post_init__(self) -> None:
         x, y, mask = self.x, self.y, self.mask
         for name, value in (("x", x), ("y", y), ("mask", mask)):
-            if value is not None and not isinstance(value, Tensor):
+            if not isinstance(value, Tensor) and (value is not None or name == "x"):
                 raise DataError(f"{name}: got {type(value).__name__}; it must be a torch.Tensor")
         if x.dim() < 2:
             raise DataError(f"x: got shape {_shape(x)}; it must be [*B, N, Dx] with at least 2 dimensions")
@@ -193,6 +195,8 @@ class Dataset:
         Raises:
             DataError: the sequence is empty, or its members differ in widths, in kind of y or in task dimensions.
         """
+        if not isinstance(datasets, Sequence) or not all(isinstance(d, Dataset) for d in datasets):
+            raise DataError(f"datasets: got {shown(datasets)}; it must be a sequence of Datasets")
         if not datasets:
             raise DataError("datasets: got an empty sequence; Dataset.pad needs at least one")
         kinds = {
@@ -272,6 +276,7 @@ class TaskBatch:
         return self.context.batch_shape
 
     @classmethod
+    @checked(n_context=integer())
     def split(cls, data: Dataset, n_context: int, generator: torch.Generator | None = None) -> TaskBatch:
         """Splits data into its first ``n_context`` points and the rest (shuffled first when a generator is given).
 
@@ -315,7 +320,7 @@ def context_of(data: Dataset | TaskBatch) -> Dataset:
 
 
 def require_data(value: object, argument: str, instead: str) -> None:
-    """Refuses what is no Dataset or TaskBatch, as a call for models of the library gets it from somebody else's.
+    """Refuses what holds no task, or is no Dataset or TaskBatch, as calls for our models get it from somebody else's.
 
     Args:
         value: what was given.
@@ -323,10 +328,12 @@ def require_data(value: object, argument: str, instead: str) -> None:
         instead: what serves a Pyro model of other arguments.
 
     Raises:
-        DataError: it is neither.
+        DataError: it is neither, or has a task dimension of size 0.
     """
     if not isinstance(value, Dataset | TaskBatch):
         raise DataError(
             f"{argument}: got a {type(value).__name__}; it must be a Dataset or a TaskBatch, such as Dataset(x, y). "
             f"For a Pyro model of other arguments there is {instead}"
         )
+    if 0 in value.batch_shape:
+        raise DataError(f"{argument}: got task dimensions {list(value.batch_shape)}; it must hold at least one task")

@@ -11,6 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from pp_models.arguments import POSITIVE, checked, number, shown
 from pp_models.contract import Likelihood
 from pp_models.data import DataError
 from pp_models.single_precision import single
@@ -29,10 +30,9 @@ class GaussianLikelihood(Likelihood):
         ValueError: a scale that is not positive, or a bound that is not above it or not needed.
     """
 
+    @checked(noise_scale=POSITIVE, max_noise=POSITIVE)
     def __init__(self, noise_scale: float = 0.1, learn_noise: bool = False, max_noise: float | None = None) -> None:
         super().__init__()
-        if not 0 < noise_scale < math.inf:
-            raise ValueError(f"noise_scale: got {noise_scale}; it must be positive and finite")
         if max_noise is not None and not learn_noise:
             raise ValueError(f"max_noise: got {max_noise}, but the noise is not learned; pass learn_noise=True")
         if max_noise is not None and not max_noise > noise_scale:
@@ -65,10 +65,9 @@ class GaussianHeadLikelihood(Likelihood):
         min_scale: the floor of the standard deviation.
     """
 
+    @checked(min_scale=number(0, 1, "[)"))
     def __init__(self, min_scale: float = 0.1) -> None:
         super().__init__()
-        if not 0 <= min_scale < 1:
-            raise ValueError(f"min_scale: got {min_scale}; it must lie in [0, 1)")
         self.min_scale = min_scale
 
     def dim_y(self, outputs: int) -> int:
@@ -89,10 +88,9 @@ class StudentTHeadLikelihood(GaussianHeadLikelihood):
         degrees_of_freedom: above 2, so that the variance exists.
     """
 
+    @checked(degrees_of_freedom=number(2, ends="()"))
     def __init__(self, min_scale: float = 0.1, degrees_of_freedom: float = 4.0) -> None:
         super().__init__(min_scale)
-        if not 2 < degrees_of_freedom < math.inf:
-            raise ValueError(f"degrees_of_freedom: got {degrees_of_freedom}; it must be finite and above 2")
         self.degrees_of_freedom = degrees_of_freedom
 
     def forward(self, outputs: Tensor) -> TorchDistribution:
@@ -155,6 +153,6 @@ def make_likelihood(likelihood: str | Likelihood, noise_scale: float = 0.1, min_
         "bernoulli": BernoulliLikelihood,
         "categorical": CategoricalLikelihood,
     }
-    if likelihood not in known:
-        raise ValueError(f"likelihood: got {likelihood!r}; it must be one of {', '.join(known)}, or a Likelihood")
+    if not isinstance(likelihood, str) or likelihood not in known:
+        raise ValueError(f"likelihood: got {shown(likelihood)}; it must be one of {', '.join(known)}, or a Likelihood")
     return known[likelihood]()

@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
+from pp_models.arguments import FLAG, TENSOR
 from pp_models.single_precision import single
 
 # -(log 2 + ψ(1/2)) / 2 = (γ + log 2) / 2: the KL at small α is this less log(α) / 2
@@ -93,6 +94,8 @@ def log_uniform_kl(log_alpha: Tensor, approximate: bool = False) -> Tensor:
     Returns:
         the KL, same shape, never negative.
     """
+    TENSOR.check("log_alpha", log_alpha)  # not by a decorator: it stands in a compiled training step
+    FLAG.check("approximate", approximate)
     if approximate:
         k1, k2, k3 = 0.63576, 1.87320, 1.48695
         return k1 - k1 * torch.sigmoid(k2 + k3 * log_alpha) + 0.5 * torch.nn.functional.softplus(-log_alpha)

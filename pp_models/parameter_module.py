@@ -12,6 +12,8 @@ import torch
 from pyro.nn import PyroModule
 from pyro.poutine.runtime import _PYRO_STACK
 
+from pp_models.arguments import check_weights
+
 #: who has which prefix in Pyro's store, as long as they live
 _owners: weakref.WeakValueDictionary[str, ParameterModule] = weakref.WeakValueDictionary()
 #: what was last announced under a name; anything else that the store holds there came from a file or by hand
@@ -97,6 +99,7 @@ def mlp(widths: list[int], activation: type[torch.nn.Module] = torch.nn.ReLU, **
         widths: input width, hidden widths, output width.
         activation: class of the activation, built with ``options``.
     """
+    check_weights("width", widths)
     layers: list[torch.nn.Module] = []
     for i, (k_in, k_out) in enumerate(itertools.pairwise(widths)):
         layer = torch.nn.Linear(k_in, k_out)

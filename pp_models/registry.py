@@ -11,6 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from pp_models.arguments import shown
+
 Entry = TypeVar("Entry")
 
 #: a table of up to this many names is printed whole where a name is unknown
@@ -55,7 +57,7 @@ class Registry(dict[str, Entry], Generic[Entry]):
         Raises:
             ValueError: it is not; the message has the nearest names.
         """
-        if name in self:
+        if isinstance(name, str) and name in self:
             return
         close = difflib.get_close_matches(str(name), self, n=3, cutoff=0.7)
         close = close or [known for known in self if known.startswith(str(name))][:3]
@@ -67,7 +69,7 @@ class Registry(dict[str, Entry], Generic[Entry]):
             hint = f"it is none of {len(self)} names such as {', '.join(list(self)[:3])}"
         if self.listed_by and len(self) > PRINTED_WHOLE:
             hint += f" ({self.listed_by} lists all)"
-        raise ValueError(f"{argument or self.argument}: got {name!r}; {hint}")
+        raise ValueError(f"{argument or self.argument}: got {shown(name)}; {hint}")
 
 
 def load(place: str) -> Any:

@@ -9,6 +9,8 @@ import pyro
 import torch
 from torch import Tensor
 
+from pp_models.data import DataError
+
 TASK_PLATE = "tasks"
 PARTICLE_PLATE = "particles"
 
@@ -20,7 +22,13 @@ def task_plate_name(position: int) -> str:
 
 @contextmanager
 def task_plates(batch_shape: torch.Size, device: torch.device | None = None) -> Iterator[None]:
-    """Enters one plate for each task dimension of ``batch_shape``, the rightmost named ``tasks``."""
+    """Enters one plate for each task dimension of ``batch_shape``, the rightmost named ``tasks``.
+
+    Raises:
+        DataError: a dimension has size 0.
+    """
+    if 0 in batch_shape:
+        raise DataError(f"data: got task dimensions {list(batch_shape)}; it must hold at least one task")
     with ExitStack() as stack:
         for position, size in enumerate(reversed(batch_shape)):
             name, at = task_plate_name(position), -1 - position

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from guides.adapters.lrvd_layers import layer_states, lrvd_modules, rank_log_alpha
+from pp_models.arguments import NUMBER, checked, instance
 from pp_models.log_uniform import log_uniform_kl
 
 
@@ -158,6 +159,7 @@ def place_of(module: str) -> RankPlace:
 
 
 @torch.no_grad()
+@checked(model=instance(nn.Module), threshold=NUMBER)
 def rank_summary(model: nn.Module, guide: Any = None, threshold: float = 1.0) -> pd.DataFrame:
     """What a trained adapter uses of its ranks, one row a module.
 

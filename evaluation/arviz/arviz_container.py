@@ -60,9 +60,14 @@ def pack(
         coords: coordinate values by dimension name; the others get integers, a layer's inputs get names.
         attrs: attributes of the container and of each group; the versions of the libraries are added.
 
+    A slash in a name is stored as a dot: NetCDF, Zarr and trees read it as a folder's.
+
     Raises:
-        ValueError: coords name a dimension that no group has, or of another length.
+        ValueError: coords name a dimension that no group has, or of another length; or two names that would be stored
+            as one.
     """
+    groups = {group: _without_slashes(variables) for group, variables in groups.items()}
+    coords = {_stored(dim): values for dim, values in coords.items()}
     known = {dim for variables in groups.values() for variable in variables.values() for dim in variable.dims}
     for dim in coords:
         if dim not in known:
@@ -74,6 +79,29 @@ def pack(
     import arviz  # here, because it takes seconds to import
 
     return arviz.InferenceData(attrs=attrs, **datasets)
+
+
+def _stored(name: str) -> str:
+    """A name as it may stand in a file or a tree, where a slash would begin a folder: with a dot in its place."""
+    return name.replace("/", ".")
+
+
+def _without_slashes(variables: Mapping[str, Variable]) -> dict[str, Variable]:
+    """Variables and their dimensions by stored names.
+
+    Raises:
+        ValueError: two names would be stored as one.
+    """
+    found: dict[str, Variable] = {}
+    for name, variable in variables.items():
+        if _stored(name) in found:
+            raise ValueError(
+                f"model: got sites {_stored(name)!r} and {name!r}, which would be stored as one; rename one"
+            )
+        positions = {_stored(dim): where for dim, where in (variable.positions or {}).items()}
+        dims = tuple(map(_stored, variable.dims))
+        found[_stored(name)] = Variable(variable.values, dims, positions or None)
+    return found
 
 
 def write_netcdf(container: Any, path: Path) -> None:

@@ -22,12 +22,14 @@ from inference.data_dtype import as_computed
 from inference.objectives.independent_plates import sample_sites
 from inference.pareto_smoothing import psis
 from inference.random_state import seeded
+from pp_models.arguments import CALLABLE, DRAWS, SEED, checked
 from pp_models.contract import as_objective
 from pp_models.data import Dataset, TaskBatch, require_data
 
 OBSERVED = "y"
 
 
+@checked(model=CALLABLE, guide=CALLABLE, num_samples=DRAWS, seed=SEED, chunk_size=DRAWS)
 def to_arviz(
     model: Callable,
     guide: Callable,
@@ -88,9 +90,6 @@ def to_arviz(
     """
     require_data(data, "data", "from_pyro_svi(model, guide, *args)")
     container = choose_container(container)
-    for name, value in (("num_samples", num_samples), ("chunk_size", chunk_size)):
-        if value < 1:
-            raise ValueError(f"{name}: got {value}; it must be at least 1")
     seen, scored = (data.context, data.target) if isinstance(data, TaskBatch) else (data, data)
     if seen.y is None:
         raise ValueError("data: y is None; a posterior needs observed outputs (to predict y use inference.predict)")
@@ -130,8 +129,11 @@ def _add_weight_summaries(stats: dict[str, Variable]) -> None:
     dims = stats["log_weight"].dims
     bound = torch.logsumexp(weights, 1) - math.log(weights.shape[1])
     stats["bound"] = Variable(bound.numpy(), (dims[0], *dims[2:]))
-    finite = torch.where(torch.isnan(weights), torch.full_like(weights, -torch.inf), weights)
-    khat = torch.where(torch.isnan(weights).any(1)[0], torch.nan, psis(finite))
+    # where no draw has a density under the model no tail can be fitted: the diagnosis is the worst there is
+    usable = torch.isfinite(weights.amax(1, keepdim=True))
+    khat = psis(torch.where(usable, weights, torch.zeros_like(weights)))
+    khat = torch.where(usable[:, 0][0], khat, torch.inf)
+    khat = torch.where(torch.isnan(weights).any(1)[0], torch.nan, khat)
     stats["khat"] = Variable(khat.unsqueeze(0).numpy(), (dims[0], *dims[2:]))
 
 

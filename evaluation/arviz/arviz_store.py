@@ -9,6 +9,7 @@ from typing import Any
 import xarray
 
 from evaluation.arviz.arviz_conversion import to_arviz
+from pp_models.arguments import CALLABLE, DRAWS, PATH, SEED, checked
 from pp_models.data import Dataset, TaskBatch
 from pp_models.files import make_folder, replaced_atomically
 
@@ -19,6 +20,7 @@ DRAWN = (
 )
 
 
+@checked(model=CALLABLE, guide=CALLABLE, num_samples=DRAWS, chunk_size=DRAWS, seed=SEED, path=PATH)
 def write_zarr(
     model: Callable,
     guide: Callable,
@@ -52,9 +54,6 @@ def write_zarr(
         ValueError: a number out of range.
         CheckpointError: the folder cannot be written to, or holds something.
     """
-    for name, value in (("num_samples", num_samples), ("chunk_size", chunk_size)):
-        if value < 1:
-            raise ValueError(f"{name}: got {value}; it must be at least 1")
     path = Path(path)
     if path.exists() and not path.is_dir():
         raise ValueError(f"path: {path} is a file; name a new store")

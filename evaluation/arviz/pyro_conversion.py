@@ -16,9 +16,11 @@ from torch import Tensor
 from evaluation.arviz.arviz_container import SAMPLE_DIMS, Variable, choose_container, pack
 from inference.objectives.independent_plates import independent_axes, per_particle, sample_sites
 from inference.random_state import seeded
+from pp_models.arguments import CALLABLE, DRAWS, SEED, checked
 
 
 @torch.no_grad()
+@checked(model=CALLABLE, guide=CALLABLE, num_samples=DRAWS, seed=SEED)
 def from_pyro_svi(
     model: Callable,
     guide: Callable,
@@ -68,8 +70,6 @@ def from_pyro_svi(
             observed site or factor, or a latent site that the guide lacks.
     """
     container = choose_container(container)
-    if num_samples < 1:
-        raise ValueError(f"num_samples: got {num_samples}; it must be at least 1")
     dims = dims or {}
     draws: dict[str, dict[str, list[Tensor]]] = {}
     axes: dict[str, tuple[str, ...]] = {}

@@ -27,6 +27,21 @@ from inference import checkpoint, fit
 from inference.compare_objectives import compare_objectives
 from inference.objectives import REGISTRY, make
 from inference.progress import Stages
+from pp_models.arguments import (
+    DRAWS,
+    MOST_DRAWS,
+    PATH,
+    POSITIVE,
+    SEED,
+    TASKS,
+    TEXT,
+    WIDTH,
+    checked,
+    each,
+    either,
+    instance,
+    integer,
+)
 from pp_models.contract import as_objective
 from pp_models.files import STRICT, FileError, make_folder, read_checked_json, sealed_json, write_atomically
 from pp_models.registry import Registry
@@ -118,6 +133,23 @@ class _Cell:
         return plain if plain == words else f"{plain}-{hashlib.sha256(words.encode()).hexdigest()[:8]}"
 
 
+@checked(
+    tasks=either(str, other=instance(TaskStream)),
+    test=instance(TaskStream),
+    seeds=each(SEED, 1, must="hold at least one seed"),
+    steps=integer(1),
+    num_particles=DRAWS,
+    width=WIDTH,
+    batch_size=TASKS,
+    learning_rate=POSITIVE,
+    max_grad_norm=POSITIVE,
+    test_tasks=TASKS,
+    draws=DRAWS,
+    snr_particles=each(DRAWS, must="hold numbers of particles"),
+    snr_repeats=integer(2, MOST_DRAWS),
+    num_simulations=integer(0, MOST_DRAWS),
+    out=PATH,
+)
 def compare(
     models: Iterable[str] | Mapping[str, Callable[[TaskShape], nn.Module]],
     guides: Iterable[str] | Mapping[str, Callable[[nn.Module], nn.Module]],
@@ -186,9 +218,6 @@ def compare(
         ValueError: an unknown name, a number out of range, or a folder with cells that were run otherwise.
         CheckpointError: the folder cannot be written to.
     """
-    for name, value in (("steps", steps), ("width", width), ("batch_size", batch_size), ("draws", draws)):
-        if value < 1:
-            raise ValueError(f"{name}: got {value}; it must be at least 1")
     if num_simulations and num_simulations < 50:
         raise ValueError(f"num_simulations: got {num_simulations}; it must be 0, for no verdicts, or at least 50")
     makers = _Makers(
@@ -197,8 +226,6 @@ def compare(
         _chosen("objectives", objectives, REGISTRY),
     )
     numbers = list(seeds)
-    if not numbers:
-        raise ValueError("seeds: got none; at least one is needed")
     settings = GridSettings(
         tasks if isinstance(tasks, str) else type(tasks).__name__, steps, num_particles, width, batch_size,
         learning_rate, max_grad_norm, test_tasks, draws, tuple(snr_particles), snr_repeats, num_simulations,
@@ -252,7 +279,8 @@ def _chosen(argument: str, given: Any, known: Registry) -> dict[str, Any]:
     if isinstance(given, Mapping):
         found = dict(given)
     else:
-        found = dict.fromkeys([given] if isinstance(given, str) else given)
+        names = [given] if isinstance(given, str) else each(TEXT, must="be names, or a mapping").check(argument, given)
+        found = dict.fromkeys(names)
         for name in found:
             known.check(name, argument)
     if not found:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from inference.pareto_smoothing import rows_at_once
+from pp_models.arguments import OPEN_SHARE, checked, one_of
 
 ESS_METHODS = ("bulk", "tail", "mean", "sd", "quantile")
 MCSE_METHODS = ("mean", "sd", "quantile")
@@ -25,18 +26,22 @@ def _checked(draws: Tensor) -> Tensor:
     """Draws as ``[batch, chain, draw]``.
 
     Raises:
-        ValueError: fewer than two dimensions.
+        ValueError: fewer than two dimensions, no chain or no draw.
     """
     if draws.dim() < 2:
         raise ValueError(f"draws: got shape {list(draws.shape)}; it must be [chain, draw, *batch]")
+    if 0 in draws.shape[:2]:
+        raise ValueError(f"draws: got shape {list(draws.shape)}; it must hold at least one chain and one draw")
     if not draws.dtype.is_floating_point:
         draws = draws.double()
-    return draws.reshape(*draws.shape[:2], -1).permute(2, 0, 1)
+    return draws.reshape(*draws.shape[:2], math.prod(draws.shape[2:])).permute(2, 0, 1)
 
 
 def _by_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A function of ``[B, C, D]`` that gives ``[B]``, some rows at a time."""
-    rows = rows_at_once(x[0].numel() if len(x) else 1, x.device)
+    if not len(x):  # a batch of none; the FFT of none is an error
+        return x.new_empty(0)
+    rows = rows_at_once(x[0].numel(), x.device)
     return torch.cat([function(part.contiguous()) for part in x.split(rows)])
 
 
@@ -114,6 +119,7 @@ def _effective(x: Tensor) -> Tensor:
     return torch.where(spread < 1e-15, torch.full_like(found, float(count)), found)
 
 
+@checked(method=one_of(*ESS_METHODS), prob=OPEN_SHARE)
 def ess(draws: Tensor, method: str = "bulk", prob: float | None = None) -> Tensor:
     """Effective sample size.
 
@@ -129,8 +135,6 @@ def ess(draws: Tensor, method: str = "bulk", prob: float | None = None) -> Tenso
     Raises:
         ValueError: an unknown method, a shape without chains and draws, or a quantile outside (0, 1).
     """
-    if method not in ESS_METHODS:
-        raise ValueError(f"method: got {method!r}; it must be one of {', '.join(ESS_METHODS)}")
     if method == "quantile" and (prob is None or not 0 < prob < 1):
         raise ValueError(f"prob: got {prob}; method 'quantile' needs a number between 0 and 1")
     x, shape = _checked(draws), draws.shape[2:]
@@ -162,6 +166,7 @@ def _potential_scale(x: Tensor) -> Tensor:
     return ((between / within + n - 1) / n).sqrt()
 
 
+@checked()
 def rhat(draws: Tensor) -> Tensor:
     """Rank-normalised split R-hat, the larger of bulk and tail.
 
@@ -189,6 +194,7 @@ def _rhat(x: Tensor) -> Tensor:
     return torch.where(bad, torch.nan, found)
 
 
+@checked(method=one_of(*MCSE_METHODS), prob=OPEN_SHARE)
 def mcse(draws: Tensor, method: str = "mean", prob: float | None = None) -> Tensor:
     """Monte-Carlo standard error of an estimate from the draws.
 
@@ -203,9 +209,9 @@ def mcse(draws: Tensor, method: str = "mean", prob: float | None = None) -> Tens
     Raises:
         ValueError: an unknown method, a shape without chains and draws, or a quantile outside (0, 1).
     """
-    if method not in MCSE_METHODS:
-        raise ValueError(f"method: got {method!r}; it must be one of {', '.join(MCSE_METHODS)}")
     x, shape = _checked(draws), draws.shape[2:]
+    if not len(x):
+        return x.new_empty(shape)
     if x.shape[-1] < 4:
         return x.new_full(shape, torch.nan)
     if method == "mean":

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from pp_models.arguments import POSITIVE, SEED, WIDTH, checked, either, integer, shown
 
 
 def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -18,9 +22,13 @@ def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         )
     if min(len(a), len(b)) < 2:
         raise ValueError(f"a, b: got {len(a)} and {len(b)} draws; at least 2 of each are needed")
-    return tuple(t.reshape(len(t), -1, t.shape[-1]).transpose(0, 1) for t in (a, b))  # type: ignore[return-value]
+    if not a.shape[-1]:
+        raise ValueError(f"a, b: got shapes {list(a.shape)} and {list(b.shape)}; a draw must have at least one number")
+    batch = math.prod(a.shape[1:-1])
+    return tuple(t.reshape(len(t), batch, t.shape[-1]).transpose(0, 1) for t in (a, b))  # type: ignore[return-value]
 
 
+@checked()
 def wasserstein(a: Tensor, b: Tensor) -> Tensor:
     """1-Wasserstein distance between the marginals of two sets of draws, entry by entry.
 
@@ -51,6 +59,7 @@ def wasserstein(a: Tensor, b: Tensor) -> Tensor:
     return (widths.reshape(-1, *(1,) * (a.dim() - 1)) * gaps).sum(0)
 
 
+@checked()
 def energy_distance(a: Tensor, b: Tensor) -> Tensor:
     """2 E|A - B| - E|A - A'| - E|B - B'| (Székely and Rizzo 2013), unbiased; zero for one distribution.
 
@@ -74,6 +83,7 @@ def energy_distance(a: Tensor, b: Tensor) -> Tensor:
     return (2 * between - within(first) - within(second)).reshape(a.shape[1:-1])
 
 
+@checked(bandwidth=either(Tensor, other=POSITIVE))
 def mmd(a: Tensor, b: Tensor, bandwidth: Tensor | float | None = None) -> Tensor:
     """Squared maximum mean discrepancy with a Gaussian kernel (Gretton et al. 2012, eq. 3), unbiased.
 
@@ -93,7 +103,7 @@ def mmd(a: Tensor, b: Tensor, bandwidth: Tensor | float | None = None) -> Tensor
     if bandwidth is not None:
         given = torch.as_tensor(bandwidth)
         if not bool((torch.isfinite(given) & (given > 0)).all()):
-            raise ValueError(f"bandwidth: got {bandwidth}; it must be positive and finite")
+            raise ValueError(f"bandwidth: got {shown(bandwidth)}; it must be positive and finite")
     both = torch.cat([first, second], 1)
     squared = torch.cdist(both, both, compute_mode="donot_use_mm_for_euclid_dist").square()
     if bandwidth is None:
@@ -109,6 +119,7 @@ def mmd(a: Tensor, b: Tensor, bandwidth: Tensor | float | None = None) -> Tensor
     return (found - 2 * cross.mean((-1, -2))).reshape(a.shape[1:-1])
 
 
+@checked(folds=integer(2), width=WIDTH, steps=integer(1), seed=SEED)
 def c2st(a: Tensor, b: Tensor, *, folds: int = 5, width: int = 32, steps: int = 200, seed: int = 0) -> Tensor:
     """Accuracy of a classifier that tells two sets of draws apart (Lopez-Paz and Oquab 2017): 0.5 is best, 1 worst.
 
@@ -133,6 +144,8 @@ def c2st(a: Tensor, b: Tensor, *, folds: int = 5, width: int = 32, steps: int = 
         raise ValueError(f"a, b: got {len(a)} and {len(b)} draws; a classifier's accuracy needs equally many")
     if not 2 <= folds <= len(a):
         raise ValueError(f"folds: got {folds}; it must lie in 2..{len(a)}, the number of draws")
+    if not len(first):  # a batch of none
+        return a.new_empty(a.shape[1:-1])
     x = torch.cat([first, second], 1)
     finite = torch.isfinite(x).flatten(1).all(-1)
     x = torch.where(finite[:, None, None], x, torch.zeros_like(x))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from inference.pareto_smoothing import psis_weights
+from pp_models.arguments import POSITIVE, checked, one_of, tensor
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,13 @@ class LOO:
         return (n * self.elpd.var(-1)).sqrt()
 
 
+@checked(
+    log_likelihood=tensor(least=3),
+    log_p=tensor(finite=False),
+    log_q=tensor(finite=False),
+    reff=POSITIVE,
+    rounding=one_of("up", "down"),
+)
 def loo(
     log_likelihood: Tensor,
     log_p: Tensor | None = None,
@@ -77,7 +85,7 @@ def loo(
     elpd = torch.logsumexp((weights + log_likelihood).flatten(0, 1), 0)
     if log_p is None:
         full = torch.logsumexp(log_likelihood.flatten(0, 1), 0) - math.log(
-            log_likelihood[..., 0].flatten(0, 1).shape[0]
+            log_likelihood.shape[0] * log_likelihood.shape[1]
         )
     else:
         assert log_q is not None

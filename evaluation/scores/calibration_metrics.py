@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from evaluation.scores.scored_data import check_classes, check_probabilities
+from pp_models.arguments import POINTS, POSITIVE, checked
 
 
 def average_draws(draws: Tensor) -> Tensor:
@@ -22,17 +23,19 @@ def average_draws(draws: Tensor) -> Tensor:
     Raises:
         ValueError: another number of dimensions.
     """
-    if draws.dim() != 3:
-        raise ValueError(f"draws: got shape {list(draws.shape)}; it must be [S, n, C]")
+    if draws.dim() != 3 or not len(draws):
+        raise ValueError(f"draws: got shape {list(draws.shape)}; it must be [S, n, C] with S at least 1")
     return draws.double().mean(0)
 
 
+@checked()
 def accuracy(probs: Tensor, labels: Tensor) -> float:
     """The share of items whose most probable class is right."""
     probs, labels = check_probabilities(probs, labels)
     return float((probs.argmax(-1) == labels).double().mean())
 
 
+@checked()
 def matthews_correlation(probs: Tensor, labels: Tensor) -> float:
     """Correlation of predicted and true class (Gorodkin's for more than two), 0 where one of them is constant."""
     probs, labels = check_probabilities(probs, labels)
@@ -44,6 +47,7 @@ def matthews_correlation(probs: Tensor, labels: Tensor) -> float:
     return float((table.trace() * total - true @ predicted) / spread.sqrt()) if spread > 0 else 0.0
 
 
+@checked()
 def negative_log_likelihood(probs: Tensor, labels: Tensor) -> float:
     """The mean of -ln p(right class), nats an item; probabilities below the smallest normal double count as that."""
     probs, labels = check_probabilities(probs, labels)
@@ -51,14 +55,13 @@ def negative_log_likelihood(probs: Tensor, labels: Tensor) -> float:
     return float(-right.clamp_min(torch.finfo(torch.float64).tiny).log().mean())
 
 
+@checked(bins=POINTS)
 def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) -> float:
     """ECE: the mean over items of |accuracy - confidence| of the item's bin, bins (lower, upper] of equal width.
 
     Raises:
         ValueError: fewer than one bin, or shapes that do not match.
     """
-    if bins < 1:
-        raise ValueError(f"bins: got {bins}; at least 1 is needed")
     probs, labels = check_probabilities(probs, labels)
     confidence, predicted = probs.max(-1)
     right = (predicted == labels).double()
@@ -67,17 +70,20 @@ def expected_calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) ->
     return float(gap.abs().sum() / len(labels))
 
 
+@checked()
 def brier_score(probs: Tensor, labels: Tensor) -> float:
     """The mean squared distance of the probabilities from the right class's indicator, between 0 and 2."""
     probs, labels = check_probabilities(probs, labels)
     return float((probs - torch.nn.functional.one_hot(labels, probs.shape[-1])).square().sum(-1).mean())
 
 
+@checked()
 def entropy(probs: Tensor) -> Tensor:
     """Entropy in nats over the last dimension."""
     return -torch.special.xlogy(probs.double(), probs.double()).sum(-1)
 
 
+@checked()
 def mutual_information(draws: Tensor) -> Tensor:
     """What an item's class would tell of the parameters, ``[n]`` in nats: H[mean p] - mean H[p] over draws (BALD)."""
     return (entropy(average_draws(draws)) - entropy(draws).mean(0)).clamp_min(0.0)
@@ -98,6 +104,7 @@ class ClassScores:
         return asdict(self)
 
 
+@checked()
 def score_classes(draws: Tensor, labels: Tensor) -> ClassScores:
     """All scores of ``[S, n, C]`` probabilities at labels ``[n]``."""
     probs = average_draws(draws)
@@ -110,6 +117,7 @@ def score_classes(draws: Tensor, labels: Tensor) -> ClassScores:
     )
 
 
+@checked(low=POSITIVE, high=POSITIVE)
 def fit_temperature(logits: Tensor, labels: Tensor, low: float = 0.05, high: float = 100.0) -> float:
     """The temperature that logits ``[n, C]`` are best divided by, on items held out of the training (Guo et al. 2017).
 

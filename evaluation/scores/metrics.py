@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from evaluation.scores.scored_data import check_outputs
+from pp_models.arguments import OPEN_SHARE, POINTS, POSITIVE, Rule, checked, each, one_of, shown, tensor
 from pp_models.data import Dataset, TaskBatch
 from pp_models.mixtures.simplex_distributions import ExpertMixture
 
@@ -35,6 +36,15 @@ class Prediction(Protocol):
     def log_prob(self, y: Tensor) -> Tensor: ...  # [*B, N]
 
     def joint_log_prob(self, y: Tensor, mask: Tensor | None = None) -> Tensor: ...  # [*B]
+
+
+def _prediction(value: Any) -> Any:
+    if not all(isinstance(getattr(value, name, None), Tensor) for name in ("mean", "std", "samples")):
+        raise ValueError(f"prediction: got {shown(value)}; it must be what predict gives, with mean, std and samples")
+    return value
+
+
+PREDICTION = Rule(_prediction)
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,9 @@ class LogLikelihoods:
         return {name: float(value.nanmean()) for name, value in self.as_dict().items()}
 
 
+@checked(
+    prediction=PREDICTION,
+)
 def log_likelihoods(prediction: Prediction, batch: TaskBatch) -> LogLikelihoods:
     """LL, RLL and PLL of a prediction made at ``batch.full.x`` (context points first, then target).
 
@@ -94,6 +107,7 @@ def log_likelihoods(prediction: Prediction, batch: TaskBatch) -> LogLikelihoods:
     return LogLikelihoods(**scores)
 
 
+@checked(prediction=PREDICTION, sigmas=each(POSITIVE, 1, must="hold positive numbers"))
 def sigma_coverage(
     prediction: Prediction, y: Tensor, mask: Tensor | None = None, sigmas: Sequence[float] = (1.0, 2.0)
 ) -> Tensor:
@@ -115,6 +129,9 @@ def sigma_coverage(
     return torch.stack([_masked_mean(_share(distance, k), mask) for k in sigmas])
 
 
+@checked(
+    prediction=PREDICTION,
+)
 def pit(prediction: Prediction, y: Tensor) -> Tensor:
     """Probability integral transform of each output under the S draws, ``[*B, N, Dy]`` in (0, 1).
 
@@ -132,6 +149,7 @@ def pit(prediction: Prediction, y: Tensor) -> Tensor:
     return torch.where(samples.isnan().any(0) | y.isnan(), torch.nan, found)
 
 
+@checked(prediction=PREDICTION, levels=POINTS)
 def calibration_error(prediction: Prediction, y: Tensor, mask: Tensor | None = None, levels: int = 19) -> Tensor:
     """How far the PIT is from uniform: the mean over levels q of abs(share of outputs with PIT <= q - q), a number.
 
@@ -147,8 +165,6 @@ def calibration_error(prediction: Prediction, y: Tensor, mask: Tensor | None = N
     Raises:
         ValueError: fewer than one level; y or mask do not fit, or y is not finite.
     """
-    if levels < 1:
-        raise ValueError(f"levels: got {levels}; at least 1 is needed")
     found = pit(prediction, check_outputs(y, prediction.samples.shape[1:], mask))
     found = found[mask] if mask is not None else found.flatten(0, -2)
     grid = torch.arange(1, levels + 1, dtype=found.dtype, device=found.device) / (levels + 1)
@@ -156,6 +172,7 @@ def calibration_error(prediction: Prediction, y: Tensor, mask: Tensor | None = N
     return (share - grid).abs().mean()
 
 
+@checked(prediction=PREDICTION, levels=each(OPEN_SHARE, 1, must="hold levels"))
 def interval_coverage(
     prediction: Prediction, y: Tensor, mask: Tensor | None = None, levels: Sequence[float] = (0.5, 0.9)
 ) -> Tensor:
@@ -166,13 +183,11 @@ def interval_coverage(
     Raises:
         ValueError: a level is outside (0, 1); y or mask do not fit, or y is not finite.
     """
-    for level in levels:
-        if not 0 < level < 1:
-            raise ValueError(f"levels: got {level}; each level must lie strictly between 0 and 1")
     distance = (2 * pit(prediction, check_outputs(y, prediction.samples.shape[1:], mask)) - 1).abs()
     return torch.stack([_masked_mean(_share(distance, level), mask) for level in levels])
 
 
+@checked(mean=tensor(finite=False), std=tensor(finite=False), y=tensor(finite=False))
 def gaussian_crps(mean: Tensor, std: Tensor, y: Tensor) -> Tensor:
     """The continuous ranked probability score of Normal(mean, std) at y, elementwise, in the units of y.
 
@@ -191,6 +206,12 @@ def gaussian_crps(mean: Tensor, std: Tensor, y: Tensor) -> Tensor:
     return std * (z * torch.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))
 
 
+@checked(
+    weights=tensor(least=1, finite=False),
+    means=tensor(finite=False),
+    scales=tensor(finite=False),
+    y=tensor(finite=False),
+)
 def mixture_crps(weights: Tensor, means: Tensor, scales: Tensor, y: Tensor) -> Tensor:
     """The CRPS of a mixture of Gaussians at y, in closed form (Grimit et al. 2006), in the units of y.
 
@@ -208,6 +229,11 @@ def mixture_crps(weights: Tensor, means: Tensor, scales: Tensor, y: Tensor) -> T
     Raises:
         ValueError: y has another shape than the mixtures.
     """
+    if not weights.shape == means.shape == scales.shape:
+        raise ValueError(
+            f"means: got shape {list(means.shape)} with weights {list(weights.shape)} and scales {list(scales.shape)}; "
+            "all three must agree"
+        )
     if y.shape != weights.shape[:-1]:
         raise ValueError(f"y: got shape {list(y.shape)}; the mixtures have shape {list(weights.shape[:-1])}")
 
@@ -223,6 +249,7 @@ def mixture_crps(weights: Tensor, means: Tensor, scales: Tensor, y: Tensor) -> T
     return error - 0.5 * (pairs * absolute(gaps, both)).sum((-1, -2))
 
 
+@checked(samples=tensor(least=1, finite=False), y=tensor(finite=False))
 def sample_crps(samples: Tensor, y: Tensor) -> Tensor:
     """The fair (unbiased) estimate of the CRPS from draws ``[S, *shape]`` at y ``[*shape]``, elementwise.
 
@@ -243,6 +270,7 @@ def sample_crps(samples: Tensor, y: Tensor) -> Tensor:
     return (samples - y).abs().mean(0) - (weight * ordered).sum(0) / (num * (num - 1))
 
 
+@checked(prediction=PREDICTION, method=one_of("samples", "gaussian", "mixture"))
 def crps(prediction: Prediction, y: Tensor, mask: Tensor | None = None, method: str = "samples") -> Tensor:
     """The mean CRPS over points and output dimensions, ``[*B]``, in the units of y; lower is better.
 
@@ -287,6 +315,9 @@ def gaussian_parts(prediction: Any) -> tuple[Tensor, Tensor, Tensor]:
     return weights.expand_as(means), means, scales
 
 
+@checked(
+    prediction=PREDICTION,
+)
 def rmse(prediction: Prediction, y: Tensor, mask: Tensor | None = None) -> Tensor:
     """Root mean squared error of the mean over points and output dimensions, ``[*B]``, in the units of y.
 
@@ -309,6 +340,7 @@ class PairedDifference:
         return f"{self.mean:+.4f} ± {self.standard_error:.4f} ({self.num_tasks} tasks)"
 
 
+@checked(a=tensor(finite=False), b=tensor(finite=False))
 def paired_difference(a: Tensor, b: Tensor) -> PairedDifference:
     """Compares two models' scores on the same tasks.
 

@@ -18,6 +18,7 @@ from inference import predict
 from inference.active_context import entropy_of_mean
 from inference.data_dtype import as_computed
 from pp_models import Dataset
+from pp_models.arguments import checked, tensor
 
 
 def differential_entropy(alpha: Tensor) -> Tensor:
@@ -57,6 +58,7 @@ class MixtureUncertainty:
         return asdict(self)
 
 
+@checked(alpha=tensor(least=1))
 def mixture_uncertainty(alpha: Tensor) -> MixtureUncertainty:
     """All scores of a concentration.
 
@@ -91,6 +93,7 @@ def concentration_of(guide: Any, data: Dataset) -> Tensor:
     return found.concentration.expand(*data.batch_shape, -1)
 
 
+@checked()
 def context_typicality(model: Any, guide: Any, data: Dataset, *, held_out: bool = False) -> Tensor:
     """How likely a context finds itself, ln p(y_i | x_i, D) averaged over its points and outputs, ``[*B]`` in nats.
 
@@ -117,6 +120,7 @@ def context_typicality(model: Any, guide: Any, data: Dataset, *, held_out: bool 
     return (log_prob * exists).sum(-1) / exists.sum(-1).clamp_min(1) / outputs
 
 
+@checked()
 def auroc(inside: Tensor, outside: Tensor) -> float:
     """The chance that an odd task scores above an ordinary one (ties count half).
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pp_models import Dataset, TaskBatch
+from pp_models.arguments import POSITIVE, SEED, checked, integer, one_of, tensor
 
 #: names of the columns of ``context_features``
 CONTEXT_FEATURES = (
@@ -50,6 +51,7 @@ class RepresentationScores:
     chance: float
 
 
+@checked(features=tensor(2), folds=integer(2), seed=SEED)
 def representation_scores(features: Tensor, labels: Tensor, *, folds: int = 5, seed: int = 0) -> RepresentationScores:
     """K-means (10 starts, as many clusters as labels) and a linear probe on standardised features.
 
@@ -96,6 +98,7 @@ def _standardised(features: Tensor) -> np.ndarray:
     return ((values - values.mean(0)) / torch.where(scale > 0, scale, 1.0)).numpy()
 
 
+@checked(features=tensor(2), method=one_of("auto", "pca", "umap"), seed=SEED)
 def picture_coordinates(features: Tensor, method: str = "auto", seed: int = 0) -> tuple[Tensor, str]:
     """Two coordinates a task for a picture.
 
@@ -110,8 +113,6 @@ def picture_coordinates(features: Tensor, method: str = "auto", seed: int = 0) -
     Raises:
         ValueError: unknown method, or UMAP is asked for and not installed.
     """
-    if method not in ("auto", "pca", "umap"):
-        raise ValueError(f"method: got {method!r}; it must be auto, pca or umap")
     x = _standardised(features)
     if method != "pca":
         try:
@@ -130,6 +131,7 @@ def picture_coordinates(features: Tensor, method: str = "auto", seed: int = 0) -
     return found, "PCA"
 
 
+@checked()
 def context_features(data: Dataset) -> Tensor:
     """Seven hand-made features of a context on a line: what a probe can know without a model.
 
@@ -176,6 +178,7 @@ def context_features(data: Dataset) -> Tensor:
     return torch.stack(columns, -1)
 
 
+@checked(to=POSITIVE)
 def match_amplitude(batch: TaskBatch, to: float = 0.5) -> TaskBatch:
     """The same tasks with every context at one standard deviation, so that amplitude tells nothing.
 
@@ -189,8 +192,6 @@ def match_amplitude(batch: TaskBatch, to: float = 0.5) -> TaskBatch:
     Raises:
         ValueError: ``to`` is not positive, or a task has fewer than 2 context points.
     """
-    if not to > 0:
-        raise ValueError(f"to: got {to}; it must be positive")
     context = batch.context
     if float(context.counts.min()) < 2:
         raise ValueError(f"batch: got a task of {int(context.counts.min())} context points; at least 2 are needed")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from guides.adapters.adapter_guide import AdapterGuide
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
+from pp_models.arguments import OPEN_SHARE, checked, one_of
 
 PLACES = ("input", "rank")
 
@@ -65,12 +66,9 @@ class MCDropoutAdapterGuide(AdapterGuide):
         ValueError: an argument out of range.
     """
 
+    @checked(rate=OPEN_SHARE, where=one_of(*PLACES))
     def __init__(self, model: LowRankAdapted, rate: float = 0.1, where: str = "input") -> None:
         super().__init__(model)
-        if not 0 < rate < 1:
-            raise ValueError(f"rate: got {rate}; it must lie in (0, 1)")
-        if where not in PLACES:
-            raise ValueError(f"where: got {where!r}; it must be 'input' or 'rank'")
         self.rate, self.where = rate, where
 
     def sample_module(self, index: int, path: str, lora_A: Tensor, lora_B: Tensor) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from guides.adapters.curvature import KroneckerMoments, check_structure, eigenba
 from guides.adapters.kronecker_normal import KroneckerNormal
 from guides.adapters.recorded_calls import are_per_example, recorded_calls
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
+from pp_models.arguments import POSITIVE, checked
 from pp_models.data import Dataset
 
 #: points of one backward pass
@@ -46,10 +47,9 @@ class LaplaceAdapterGuide(AdapterGuide):
         ValueError: a precision that is not positive, or an unknown structure.
     """
 
+    @checked(prior_precision=POSITIVE)
     def __init__(self, model: LowRankAdapted, prior_precision: float = 1.0, structure: str = "diagonal") -> None:
         super().__init__(model)
-        if not 0 < prior_precision < float("inf"):
-            raise ValueError(f"prior_precision: got {prior_precision}; it must be positive and finite")
         check_structure(structure)
         self.prior_precision, self.structure = float(prior_precision), structure
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from guides.adapters.adapter_guide import AdapterGuide
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
+from pp_models.arguments import POSITIVE, checked
 
 
 class AdapterMeanFieldGuide(AdapterGuide):
@@ -26,10 +27,9 @@ class AdapterMeanFieldGuide(AdapterGuide):
         ValueError: ``init_scale`` out of range.
     """
 
+    @checked(init_scale=POSITIVE)
     def __init__(self, model: LowRankAdapted, init_scale: float = 0.05) -> None:
         super().__init__(model)
-        if not 0 < init_scale < float("inf"):
-            raise ValueError(f"init_scale: got {init_scale}; it must be positive and finite")
         self.roots = nn.ParameterList()
         for module in model.rank_modules().values():
             factors = module.factors()

@@ -178,10 +178,12 @@ def _noisy_linear(x: Tensor, weight: Tensor, scale: Tensor, noise: str, held: Te
     """
     if noise == "token" and held is None:
         mean = linear(x, weight)
-        variance = linear(x.square(), scale.square().expand_as(weight))
-        # the root's slope at 0 is infinite, and float16 holds neither 1e-12 nor the slope there
-        floor = 1e-7 if variance.dtype == torch.float16 else 1e-12
-        return mean + (variance + floor).sqrt() * torch.randn_like(mean)
+        # squares leave float16 at both ends, whatever autocast would like; the root's slope at 0 is infinite
+        with torch.autocast(x.device.type, enabled=False):
+            variance = linear(single(x).square(), single(scale).square().expand_as(weight))
+            spread = (variance + 1e-12).sqrt()
+        return mean + spread.to(mean.dtype) * torch.randn_like(mean)
+    scale = scale.to(weight.dtype)  # noise levels are kept in float32 where the factors are not
     # the mean goes into the drawn weight: one product, forward and backward, and no second output to add
     if held is not None or noise == "call" or x.dim() == 1:
         eps = torch.randn_like(weight) if held is None else held

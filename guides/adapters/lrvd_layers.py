@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from guides.adapters.lrvd_families import (
     COUNTS,
-    NOISES,
     held_noise,
     rank_statistic,
     scored_ratios,
@@ -221,10 +220,6 @@ def sampling(
     Raises:
         ValueError: an argument out of range, or a model without LRVD layers.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples: got {num_samples}; it must be at least 1")
-    if noise not in NOISES[:3]:
-        raise ValueError(f"noise: got {noise!r}; it must be 'call', 'sequence' or 'token'")
     modules = list(lrvd_modules(model).values())
     before = [(m.lrvd_sampling, m.lrvd_held) for m in modules]
     draws = PosteriorDraws(modules, noise, num_samples)

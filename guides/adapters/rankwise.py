@@ -24,6 +24,7 @@ from guides.adapters.lrvd_families import (
 from guides.adapters.rank_normal import RankNormal
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
 from pp_models.adapters.low_rank_layer import RankParameter
+from pp_models.arguments import checked
 
 
 class RankwiseGuide(AdapterGuide):
@@ -47,6 +48,7 @@ class RankwiseGuide(AdapterGuide):
         ValueError: an unknown name.
     """
 
+    @checked()
     def __init__(self, model: LowRankAdapted, family: str = "rank", init_log_alpha: float | None = None) -> None:
         super().__init__(model)
         check_family(family)

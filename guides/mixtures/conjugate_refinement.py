@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pp_models.arguments import DRAWS, checked, instance
 from pp_models.contract import Guide
 from pp_models.data import Dataset
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork
@@ -38,10 +39,9 @@ class ConjugateRefinement(Guide):
 
     independent_sites = True
 
+    @checked(model=instance(MixtureDensityNetwork), guide=instance(nn.Module), sweeps=DRAWS)
     def __init__(self, model: MixtureDensityNetwork, guide: nn.Module, sweeps: int = 8) -> None:
         super().__init__()
-        if sweeps < 1:
-            raise ValueError(f"sweeps: got {sweeps}; it must be at least 1")
         self.guide, self.sweeps = guide, sweeps
         self._shared = (model,)  # in a tuple: its parameters are the model's, not the guide's
 

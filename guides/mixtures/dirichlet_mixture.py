@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from guides.mixtures.mixture_guide import MixtureGuide
+from pp_models.arguments import OPEN_SHARE, checked, one_of
 from pp_models.data import Dataset
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork
 from pp_models.mixtures.simplex_distributions import LogSpaceDirichlet
@@ -40,6 +41,7 @@ class DirichletMixtureGuide(MixtureGuide):
     name = "dirichlet-mixture"
     description = "NMDP: a Dirichlet over mixture weights from the context"
 
+    @checked(min_concentration=OPEN_SHARE, concentration_map=one_of(*MAPS))
     def __init__(
         self,
         model: MixtureDensityNetwork,
@@ -51,12 +53,6 @@ class DirichletMixtureGuide(MixtureGuide):
         **options: Any,
     ) -> None:
         super().__init__(model, width, pooling=pooling, **options)
-        if not 0 < min_concentration < 1:
-            raise ValueError(
-                f"min_concentration: got {min_concentration}; it must lie in (0, 1): sparse weights need α below 1"
-            )
-        if concentration_map not in MAPS:
-            raise ValueError(f"concentration_map: got {concentration_map!r}; it must be one of {', '.join(MAPS)}")
         self.min_concentration, self.concentration_map = min_concentration, concentration_map
         self.outputs = self.num_experts + (concentration_map != "softplus")
         self.start = float(self.num_experts)  # strength before training: α near 1

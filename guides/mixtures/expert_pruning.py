@@ -7,11 +7,13 @@ from copy import deepcopy
 import torch
 
 from guides.mixtures.mixture_guide import MixtureGuide
+from pp_models.arguments import OPEN_SHARE, checked, instance
 from pp_models.data import Dataset
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork, unused_experts
 
 
 @torch.no_grad()
+@checked(model=instance(MixtureDensityNetwork), guide=instance(MixtureGuide), threshold=OPEN_SHARE)
 def prune_experts(
     model: MixtureDensityNetwork, guide: MixtureGuide, data: Dataset, threshold: float = 1e-3
 ) -> tuple[MixtureDensityNetwork, MixtureGuide, list[int]]:
@@ -32,8 +34,6 @@ def prune_experts(
     Raises:
         ValueError: a threshold out of range, one that would drop every expert, or a guide that cannot drop any.
     """
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold: got {threshold}; it must lie in (0, 1)")
     usage = guide.mean_weights(data)
     gone = set(unused_experts(usage, threshold).tolist())
     kept = [i for i in range(model.num_experts) if i not in gone]

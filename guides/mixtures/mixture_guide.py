@@ -10,7 +10,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from guides.set_encoder import MemoryEncoder, SetEncoder
+from guides.set_encoder import POOLINGS, MemoryEncoder, SetEncoder
+from pp_models.arguments import MOST_LAYERS, WIDTH, checked, integer, one_of
 from pp_models.contract import Guide
 from pp_models.data import Dataset
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork
@@ -70,6 +71,7 @@ class MixtureGuide(Guide):
     #: no site depends on another
     independent_sites = True
 
+    @checked(width=WIDTH, pooling=one_of(*POOLINGS), path_blocks=integer(0, MOST_LAYERS))
     def __init__(
         self, model: MixtureDensityNetwork, width: int = 128, *, pooling: str = "mean", path_blocks: int = 1
     ) -> None:

@@ -11,6 +11,7 @@ from torch.nn.functional import softplus
 from guides.mixtures.dirichlet_mixture import LARGEST_CONCENTRATION
 from guides.mixtures.logistic_normal_mixture import check_several
 from guides.mixtures.mixture_guide import MixtureGuide
+from pp_models.arguments import OPEN_SHARE, checked
 from pp_models.data import Dataset
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork
 from pp_models.mixtures.simplex_distributions import StickBreaking
@@ -36,6 +37,7 @@ class StickBreakingGuide(MixtureGuide):
     name = "stick-breaking"
     description = "stick-breaking betas over mixture weights"
 
+    @checked(min_concentration=OPEN_SHARE)
     def __init__(
         self,
         model: MixtureDensityNetwork,
@@ -47,8 +49,6 @@ class StickBreakingGuide(MixtureGuide):
     ) -> None:
         super().__init__(model, width, pooling=pooling, **options)
         check_several(self)
-        if not 0 < min_concentration < 1:
-            raise ValueError(f"min_concentration: got {min_concentration}; it must lie in (0, 1)")
         self.min_concentration = min_concentration
         self.set_encoder = self.encoder(2 * (self.num_experts - 1))
         # at the start the weights are equal in the mean: a stick with l breaks to come keeps l times what it gives

@@ -12,6 +12,7 @@ from torch.nn.functional import softplus
 
 from guides.networks.weight_guide import WeightGuide, initial_weight
 from guides.set_encoder import SetEncoder
+from pp_models.arguments import POSITIVE, checked
 from pp_models.data import Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
 
@@ -29,6 +30,7 @@ class AmortisedMeanFieldGuide(WeightGuide):
     name = "mean-field"
     description = "an independent Gaussian for every weight, from the context"
 
+    @checked(initial_scale=POSITIVE)
     def __init__(
         self, model: BayesianNetwork, width: int = 128, *, pooling: str = "mean", initial_scale: float = 0.1
     ) -> None:

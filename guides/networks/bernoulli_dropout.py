@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from guides.networks.dropout_normal import DropoutNormal, DropRates
 from guides.networks.weight_guide import WeightGuide, initial_weight
 from guides.set_encoder import SetEncoder
+from pp_models.arguments import checked, number, one_of
 from pp_models.data import Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.parameter_module import mlp
@@ -87,6 +88,7 @@ class BernoulliExpertGuide(WeightGuide):
     name = "bernoulli-expert"
     description = "NVDP: drop rates of every weight from the context"
 
+    @checked(clip=one_of(*CLIPS), rates=one_of(*RATES), temperature=number(*TEMPERATURES))
     def __init__(
         self,
         model: BayesianNetwork,
@@ -99,12 +101,6 @@ class BernoulliExpertGuide(WeightGuide):
         share_encoder: bool = False,
     ) -> None:
         super().__init__(model, width, pooling=pooling)
-        if clip not in CLIPS:
-            raise ValueError(f"clip: got {clip!r}; it must be one of {', '.join(CLIPS)}")
-        if rates not in RATES:
-            raise ValueError(f"rates: got {rates!r}; it must be one of {', '.join(RATES)}")
-        if not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
-            raise ValueError(f"temperature: got {temperature}; it must lie in [{TEMPERATURES[0]}, {TEMPERATURES[1]}]")
         self.clip = clip
         self.rate_structure = rates
         self.encoder = SetEncoder(model.dim_x, model.dim_y, width, width, pooling=pooling)

@@ -16,6 +16,7 @@ from guides.networks.conjugate_layer import SOLVERS, layer_posterior, posterior_
 from guides.networks.context_transformer import ContextTransformer
 from guides.networks.weight_guide import WeightGuide
 from guides.networks.whitened_gaussian import WhitenedGaussian
+from pp_models.arguments import LAYERS, POINTS, WIDTH, checked, each, one_of
 from pp_models.data import DataError, Dataset
 from pp_models.likelihoods import GaussianLikelihood
 from pp_models.networks.bayesian_network import BayesianNetwork
@@ -82,6 +83,16 @@ class BNNWeightGuide(WeightGuide):
 
     independent_sites = False
 
+    @checked(
+        final_targets=one_of(*CHOICES),
+        final_noise=one_of(*CHOICES),
+        inference=one_of(*INFERENCE),
+        hidden=each(WIDTH, must="hold positive widths"),
+        solver=one_of(*SOLVERS),
+        chunk_size=POINTS,
+        num_blocks=LAYERS,
+        num_heads=LAYERS,
+    )
     def __init__(
         self,
         model: BayesianNetwork,
@@ -99,17 +110,8 @@ class BNNWeightGuide(WeightGuide):
         num_heads: int = 4,
     ) -> None:
         super().__init__(model, width)
-        for name, value in (("final_targets", final_targets), ("final_noise", final_noise)):
-            if value not in CHOICES:
-                raise ValueError(f"{name}: got {value!r}; it must be one of {', '.join(CHOICES)}")
-        if inference not in INFERENCE:
-            raise ValueError(f"inference: got {inference!r}; it must be one of {', '.join(INFERENCE)}")
         if hidden is not None and inference == "transformer":
             raise ValueError(f"hidden: got {hidden}, the widths of MLPs; a transformer takes width and num_blocks")
-        if solver not in SOLVERS:
-            raise ValueError(f"solver: got {solver!r}; it must be 'auto', 'primal' or 'dual'")
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size: got {chunk_size}; it must be at least 1, or None")
         if chunk_size is not None and solver == "dual":
             raise ValueError("chunk_size: the dual form has no statistics to accumulate; use solver='primal' or 'auto'")
         if chunk_size is not None and inference == "transformer":

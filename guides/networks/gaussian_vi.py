@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from guides.networks.weight_guide import WeightGuide
 from guides.networks.whitened_gaussian import Unwhitened, WhitenedGaussian
+from pp_models.arguments import POSITIVE, TASKS, checked, each, one_of
 from pp_models.data import DataError, Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.networks.priors import GRANULARITIES, GaussianPrior
@@ -32,6 +33,11 @@ class GaussianVIGuide(WeightGuide):
 
     independent_sites = False
 
+    @checked(
+        correlation=one_of(*GRANULARITIES),
+        batch_shape=each(TASKS, must="hold numbers of tasks"),
+        initial_scale=POSITIVE,
+    )
     def __init__(
         self,
         model: BayesianNetwork,
@@ -39,10 +45,6 @@ class GaussianVIGuide(WeightGuide):
         batch_shape: tuple[int, ...] = (),
         initial_scale: float = 0.1,
     ) -> None:
-        if correlation not in GRANULARITIES:
-            raise ValueError(f"correlation: got {correlation!r}; it must be one of {', '.join(GRANULARITIES)}")
-        if not initial_scale > 0:
-            raise ValueError(f"initial_scale: got {initial_scale}; it must be positive")
         super().__init__(model)
         if self.representation_encoder is not None or self.memory_encoder is not None:
             raise ValueError("model: it has a representation or path, which this guide cannot supply: it reads no data")

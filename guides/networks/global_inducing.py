@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from guides.networks.conjugate_layer import layer_posterior
 from guides.networks.weight_guide import WeightGuide
 from guides.networks.whitened_gaussian import WhitenedGaussian
+from pp_models.arguments import POINTS, POSITIVE, checked
 from pp_models.data import DataError, Dataset
 from pp_models.likelihoods import GaussianLikelihood
 from pp_models.networks.bayesian_network import BayesianNetwork
@@ -37,13 +38,10 @@ class GlobalInducingGuide(WeightGuide):
 
     independent_sites = False
 
+    @checked(num_inducing=POINTS, initial_noise=POSITIVE)
     def __init__(
         self, model: BayesianNetwork, data: Dataset, num_inducing: int = 32, initial_noise: float = 1.0
     ) -> None:
-        if num_inducing < 1:
-            raise ValueError(f"num_inducing: got {num_inducing}; it must be at least 1")
-        if not initial_noise > 0:
-            raise ValueError(f"initial_noise: got {initial_noise}; it must be positive")
         super().__init__(model)
         if self.representation_encoder is not None or self.memory_encoder is not None:
             raise ValueError("model: it has a representation or path, which this guide cannot supply: it reads no data")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from guides.networks.dropout_normal import DropoutNormal, DropRates
 from guides.networks.weight_guide import WeightGuide, initial_weight
+from pp_models.arguments import OPEN_SHARE, checked
 from pp_models.data import Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
 
@@ -30,10 +31,9 @@ class MCDropoutGuide(WeightGuide):
     name = "mc-dropout"
     description = "dropout at one fixed rate"
 
+    @checked(rate=OPEN_SHARE)
     def __init__(self, model: BayesianNetwork, width: int = 128, *, rate: float = 0.1) -> None:
         super().__init__(model, width)
-        if not 0 < rate < 1:
-            raise ValueError(f"rate: got {rate}; it must lie in (0, 1)")
         self.rate = rate
         self.weights = nn.ParameterList([nn.Parameter(initial_weight(shape)) for shape in self.shapes])
 

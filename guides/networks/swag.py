@@ -7,6 +7,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from guides.networks.weight_guide import WeightGuide
+from pp_models.arguments import checked
 from pp_models.data import DataError, Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.single_precision import single
@@ -30,6 +31,7 @@ class SWAGGuide(WeightGuide):
     variance: Tensor
     deviations: Tensor
 
+    @checked()
     def __init__(self, model: BayesianNetwork, mean: Tensor, variance: Tensor, deviations: Tensor) -> None:
         super().__init__(model)
         self.register_buffer("mean", mean)

@@ -10,7 +10,8 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from guides.set_encoder import MemoryEncoder, SetEncoder
+from guides.set_encoder import POOLINGS, MemoryEncoder, SetEncoder
+from pp_models.arguments import WIDTH, checked, one_of
 from pp_models.contract import Guide
 from pp_models.data import Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
@@ -32,6 +33,7 @@ class WeightGuide(Guide):
     #: no site's distribution depends on another's value: objectives need not run the guide twice for its densities
     independent_sites = True
 
+    @checked(width=WIDTH, pooling=one_of(*POOLINGS))
     def __init__(self, model: BayesianNetwork, width: int = 128, *, pooling: str = "mean") -> None:
         super().__init__()
         if not isinstance(model, BayesianNetwork):

@@ -12,6 +12,7 @@ from torch.distributions import constraints
 
 from guides.processes.neural_process_guide import require_representation_alone
 from guides.set_encoder import SetEncoder
+from pp_models.arguments import WIDTH, checked
 from pp_models.contract import Guide
 from pp_models.data import Dataset
 from pp_models.observation_model import join
@@ -48,6 +49,7 @@ class BootstrapGuide(Guide):
     #: no site depends on another
     independent_sites = True
 
+    @checked(width=WIDTH)
     def __init__(self, model: NeuralProcess, width: int = 128, *, residual: bool = True) -> None:
         super().__init__()
         require_representation_alone(model, "BootstrapGuide")

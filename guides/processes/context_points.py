@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
+from pp_models.arguments import checked
 from pp_models.contract import Guide
 from pp_models.data import Dataset
 from pp_models.processes.conditional_process import ConditionalProcess, context_memory
@@ -28,6 +29,7 @@ class ContextPointsGuide(Guide):
     #: no site depends on another
     independent_sites = True
 
+    @checked()
     def __init__(self, model: ConditionalProcess, width: int = 0) -> None:
         super().__init__()
         if not isinstance(model, ConditionalProcess):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from guides.set_encoder import PointEncoder, SetEncoder
+from pp_models.arguments import WIDTH, checked
 from pp_models.contract import Guide, ObjectiveOffers
 from pp_models.data import Dataset
 from pp_models.parameter_module import mlp
@@ -35,6 +36,7 @@ class DistanceInformedGuide(Guide):
     #: no site depends on another
     independent_sites = True
 
+    @checked(width=WIDTH)
     def __init__(self, model: DistanceInformedProcess, width: int = 64) -> None:
         super().__init__()
         if not isinstance(model, DistanceInformedProcess):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from guides.networks.weight_guide import WeightGuide, initial_weight
 from guides.processes.neural_process_guide import require_representation_alone
+from pp_models.arguments import MOST_LAYERS, POSITIVE, checked, integer
 from pp_models.contract import Guide
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood
@@ -51,12 +52,6 @@ class InnerGradientDescent(nn.Module):
         max_grad_norm: float | None,
     ) -> None:
         super().__init__()
-        if steps < 0:
-            raise ValueError(f"steps: got {steps}; it must be at least 0")
-        if not 0 < learning_rate < math.inf:
-            raise ValueError(f"learning_rate: got {learning_rate}; it must be positive and finite")
-        if max_grad_norm is not None and not 0 < max_grad_norm < math.inf:
-            raise ValueError(f"max_grad_norm: got {max_grad_norm}; it must be positive and finite, or None")
         self.steps, self.learning_rate, self.first_order = steps, float(learning_rate), first_order
         self.max_grad_norm = max_grad_norm
         self.log_rates = nn.Parameter(torch.full((num_values,), math.log(learning_rate))) if learn_rate else None
@@ -138,6 +133,7 @@ class MAMLGuide(WeightGuide):
     name = "maml"
     description = "weights adapted by gradient steps from one start"
 
+    @checked(steps=integer(0, MOST_LAYERS), learning_rate=POSITIVE, max_grad_norm=POSITIVE)
     def __init__(
         self,
         model: BayesianNetwork,
@@ -206,6 +202,7 @@ class CAVIAGuide(Guide):
     #: no site depends on another
     independent_sites = True
 
+    @checked(steps=integer(0, MOST_LAYERS), learning_rate=POSITIVE, max_grad_norm=POSITIVE)
     def __init__(
         self,
         model: NeuralProcess,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from guides.set_encoder import MemoryEncoder, SetEncoder
+from pp_models.arguments import WIDTH, checked
 from pp_models.contract import Guide
 from pp_models.data import Dataset
 from pp_models.parameter_module import mlp
@@ -36,6 +37,7 @@ class NeuralProcessGuide(Guide):
     #: no site depends on another
     independent_sites = True
 
+    @checked(width=WIDTH)
     def __init__(
         self, model: NeuralProcess, width: int = 128, *, pooling: str = "mean", path_pooling: str = "mean"
     ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from guides.adapters.lrvd_layers import lrvd_modules, rank_log_alpha
 from inference.adapters.rank_pruning import NoRankLeft, RankPruning, check_pruning, prune_ranks
+from pp_models.arguments import NUMBER, checked, integer, named
 
 try:
     from transformers import TrainerCallback
@@ -44,6 +45,7 @@ class LrvdCallback(TrainerCallback):
     #: set by :class:`LrvdTrainerMixin`, which gives the model a checkpoint's ranks before it loads one
     in_lrvd_trainer = False
 
+    @checked(prune_every=integer(0), threshold=named("gap", other=NUMBER), budget=integer(0), min_steps=integer(0))
     def __init__(
         self,
         prune_every: int | None = None,
@@ -51,8 +53,6 @@ class LrvdCallback(TrainerCallback):
         budget: int | None = None,
         min_steps: int = 0,
     ) -> None:
-        if prune_every is not None and prune_every < 0:
-            raise ValueError(f"prune_every: got {prune_every}; it must be at least 0, or None")
         self.prune_every, self.threshold, self.budget, self.min_steps = prune_every, threshold, budget, min_steps
         self.history: list[tuple[int, RankPruning]] = []
         self.soft_counts: list[tuple[int, int]] = []

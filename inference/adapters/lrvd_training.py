@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from guides.adapters.lrvd_layers import kl_divergence, layer_states
 from inference.schedules import SCHEDULES, decay
 from inference.skipped_steps import TrainingDiverged
 from pp_models.adapters.tempering import Tempering
+from pp_models.arguments import NOT_NEGATIVE, POSITIVE, checked, instance, integer, one_of
 
 #: how far log α may travel in a training run, in nats: the sum of its learning rates over the steps
 TRAVEL = 14.0
@@ -66,6 +66,7 @@ class LrvdObjective(Tempering):
         return self.kappa(count)
 
 
+@checked(steps=integer(1), travel=POSITIVE, schedule=one_of(*SCHEDULES), warmup_steps=integer(0))
 def log_alpha_learning_rate(
     steps: int, travel: float = TRAVEL, schedule: str = "linear", warmup_steps: int = 0
 ) -> float:
@@ -83,12 +84,6 @@ def log_alpha_learning_rate(
     Raises:
         ValueError: an argument out of range.
     """
-    if steps < 1:
-        raise ValueError(f"steps: got {steps}; it must be at least 1")
-    if not 0 < travel < math.inf:
-        raise ValueError(f"travel: got {travel}; it must be positive and finite")
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule: got {schedule!r}; it must be one of {', '.join(SCHEDULES)}")
     return travel / sum(_factor(t, steps, schedule, warmup_steps) for t in range(steps))
 
 
@@ -107,6 +102,16 @@ def noise_parameters(model: nn.Module, guide: nn.Module | None = None) -> list[n
     return found
 
 
+@checked(
+    model=instance(nn.Module),
+    learning_rate=POSITIVE,
+    steps=integer(1),
+    guide=instance(nn.Module),
+    travel=POSITIVE,
+    schedule=one_of(*SCHEDULES),
+    warmup_steps=integer(0),
+    weight_decay=NOT_NEGATIVE,
+)
 def parameter_groups(
     model: nn.Module,
     learning_rate: float,

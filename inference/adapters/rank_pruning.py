@@ -13,6 +13,7 @@ from guides.adapters.lrvd_layers import lrvd_modules, module_path, rank_key, ran
 from inference.adapters.optimizer_cutting import check_optimizers, forget, shrink, steps_done, torch_optimizers
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
 from pp_models.adapters.low_rank_layer import RankModule, RankParameter
+from pp_models.arguments import checked, instance, integer, named, number
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,12 @@ def rank_threshold(log_alpha: dict[str, Tensor], threshold: float | str = 1.0, b
     return float(threshold)
 
 
+@checked(
+    model=instance(nn.Module),
+    threshold=named("gap", other=number(endless=True)),
+    budget=integer(0),
+    min_steps=integer(0),
+)
 def prune_ranks(
     model: nn.Module,
     optimizer: Any = None,

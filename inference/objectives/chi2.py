@@ -10,6 +10,7 @@ from inference.objectives.fixed_values import score_term
 from inference.objectives.importance_weights import ImportanceWeighted, WeightedDraws, renyi_bound, vimco_signal
 from inference.objectives.renyi import set_factors
 from inference.objectives.task_objective import BoundTerms, log_mean_exp
+from pp_models.arguments import checked, number, one_of
 
 BOUNDS = ("forward", "cubo")
 
@@ -45,12 +46,9 @@ class Chi2(ImportanceWeighted):
     description = "forward χ² importance sampling, or the χ upper bound (CUBO)"
     reference = "Li et al. 2024; Dieng et al. 2017"
 
+    @checked(bound=one_of(*BOUNDS), order=number(1, ends="()"))
     def __init__(self, num_particles: int = 8, *, bound: str = "forward", order: float = 2.0, **options: Any) -> None:
         super().__init__(num_particles, **options)
-        if bound not in BOUNDS:
-            raise ValueError(f"bound: got {bound!r}; it must be one of {', '.join(BOUNDS)}")
-        if not 1 < order < float("inf"):
-            raise ValueError(f"order: got {order}; it must be finite and above 1")
         self.bound = bound
         self.order = float(order)
         self.fixed_particles = bound == "forward"

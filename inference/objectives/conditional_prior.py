@@ -11,6 +11,7 @@ from pyro.poutine.trace_struct import Trace
 from inference.objectives.independent_plates import is_point_mass, sample_sites
 from inference.objectives.kl_objective import Branches, LocallyReparameterized
 from inference.objectives.task_objective import context_and_full
+from pp_models.arguments import checked
 from pp_models.contract import as_guide
 
 
@@ -37,6 +38,7 @@ class ConditionalPrior(LocallyReparameterized):
     guide_is = "predictor"
     needs = "data set"
 
+    @checked()
     def __init__(
         self,
         num_particles: int = 1,

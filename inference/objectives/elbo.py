@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from inference.objectives.kl_objective import Branches, LocallyReparameterized
-from inference.objectives.task_objective import check_choice, data_set
+from inference.objectives.task_objective import data_set
+from pp_models.arguments import checked, one_of
 
 
 class TaskELBO(LocallyReparameterized):
@@ -37,9 +38,9 @@ class TaskELBO(LocallyReparameterized):
     reference = "Jordan et al. 1999"
     estimators = ("pathwise", "stl", "score")
 
+    @checked(on=one_of("full", "context"))
     def __init__(self, num_particles: int = 1, *, on: str = "full", **options: Any) -> None:
         super().__init__(num_particles, **options)
-        check_choice("on", on, ("full", "context"))
         self.on = on
 
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:

@@ -35,7 +35,8 @@ from inference.objectives.independent_plates import (
 )
 from inference.objectives.observations import observed_log_likelihood
 from inference.objectives.pushforward import moved_after_the_draw, run_at_leaves, score_at_fixed_values
-from inference.objectives.task_objective import BoundTerms, TaskObjective, check_choice, data_set, log_mean_exp
+from inference.objectives.task_objective import BoundTerms, TaskObjective, data_set, log_mean_exp
+from pp_models.arguments import checked, one_of
 from pp_models.task_plates import PARTICLE_PLATE
 
 
@@ -126,9 +127,9 @@ class ImportanceWeighted(WeightedObjective):
     #: the gradient of the values that the model reads is weighted
     weighs_gradients = False
 
+    @checked(on=one_of("full", "context"))
     def __init__(self, num_particles: int = 8, *, on: str = "full", **options: Any) -> None:
         super().__init__(num_particles, **options)
-        check_choice("on", on, ("full", "context"))
         self.on = on
 
     def check_guide(self, guide_trace: Trace) -> None:

@@ -25,6 +25,7 @@ from inference.objectives.task_objective import (
     log_mean_exp,
     scored_points,
 )
+from pp_models.arguments import DRAWS, checked, number, one_of, shown
 from pp_models.contract import as_model
 from pp_models.task_plates import task_plates
 
@@ -100,6 +101,7 @@ class IWEM(WeightedObjective):
     needs = "data set"
     has_no = MappingProxyType({"on": "iw-em always gives its guide the context; 'score' says which points weigh"})
 
+    @checked(score=one_of(*SCORES), min_ess=number(0, 1, "(]"), inner_steps=DRAWS)
     def __init__(
         self,
         num_particles: int = 16,
@@ -111,14 +113,8 @@ class IWEM(WeightedObjective):
         **options: Any,
     ) -> None:
         super().__init__(num_particles, **options)
-        if not callable(proposal) and proposal not in PROPOSALS:
-            raise ValueError(f"proposal: got {proposal!r}; it must be one of {', '.join(PROPOSALS)}, or a guide")
-        if score not in SCORES:
-            raise ValueError(f"score: got {score!r}; it must be one of {', '.join(SCORES)}")
-        if min_ess is not None and not 0 < min_ess <= 1:
-            raise ValueError(f"min_ess: got {min_ess}; it must lie in (0, 1], a share of the particles")
-        if inner_steps < 1:
-            raise ValueError(f"inner_steps: got {inner_steps}; it must be at least 1")
+        if not callable(proposal) and (not isinstance(proposal, str) or proposal not in PROPOSALS):
+            raise ValueError(f"proposal: got {shown(proposal)}; it must be one of {', '.join(PROPOSALS)}, or a guide")
         if inner_steps > 1 and not self.vectorize_particles:
             raise ValueError(f"inner_steps: got {inner_steps}; particles that are kept must be vectorised")
         self.proposal = proposal

@@ -36,6 +36,7 @@ from inference.objectives.independent_plates import (
 )
 from inference.objectives.observations import observed_log_likelihood, output_width
 from inference.objectives.task_objective import BoundTerms, TaskObjective
+from pp_models.arguments import NOT_NEGATIVE, checked, one_of
 from pp_models.contract import as_model
 
 KL_REDUCTIONS = ("sum", "mean")
@@ -104,6 +105,7 @@ class KLObjective(TaskObjective):
     estimators: tuple[str, ...] = ("pathwise", "score")
     local_reparameterization = False
 
+    @checked(beta=NOT_NEGATIVE, kl_reduction=one_of(*KL_REDUCTIONS))
     def __init__(
         self,
         num_particles: int = 1,
@@ -114,10 +116,6 @@ class KLObjective(TaskObjective):
         estimator: str = "pathwise",
         **options: Any,
     ) -> None:
-        if not 0 <= beta < float("inf"):
-            raise ValueError(f"beta: got {beta}; it must be finite and not negative")
-        if kl_reduction not in KL_REDUCTIONS:
-            raise ValueError(f"kl_reduction: got {kl_reduction!r}; it must be one of {', '.join(KL_REDUCTIONS)}")
         if estimator not in self.estimators:
             raise ValueError(f"estimator: got {estimator!r}; it must be one of {', '.join(self.estimators)}")
         super().__init__(num_particles, normalize=kl_reduction == "mean" if normalize is None else normalize, **options)
@@ -283,6 +281,7 @@ class LocallyReparameterized(KLObjective):
         ValueError: with an estimator that needs densities of the weights.
     """
 
+    @checked()
     def __init__(self, num_particles: int = 1, *, local_reparameterization: bool = False, **options: Any) -> None:
         super().__init__(num_particles, **options)
         if local_reparameterization and self.estimator != "pathwise":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
@@ -25,7 +26,7 @@ def predictive_draws(model_trace: Trace, guide_trace: Trace, axes: TaskAxes, eve
         every_score: score-function gradients of every site, not only of those that cannot be reparameterised.
     """
     log_likelihood, points = observed_log_likelihood(model_trace, axes)
-    nothing = log_likelihood.new_zeros(())
+    nothing = torch.zeros_like(log_likelihood)
     scores = score_densities(guide_trace, axes, every_score)
     return WeightedDraws(axes, 1.0, log_likelihood, nothing, log_likelihood, points, log_q_score=scores)
 

@@ -10,7 +10,8 @@ from typing import Any
 from inference.objectives.importance_weights import WeightedDraws, WeightedObjective
 from inference.objectives.independent_plates import PARTICLES, reported_axes
 from inference.objectives.log_predictive import AVERAGES, log_predictive, predictive_draws
-from inference.objectives.task_objective import BoundTerms, check_choice, context_and_full, scored_points
+from inference.objectives.task_objective import BoundTerms, context_and_full, scored_points
+from pp_models.arguments import checked, one_of
 
 
 class NPML(WeightedObjective):
@@ -45,6 +46,7 @@ class NPML(WeightedObjective):
         }
     )
 
+    @checked(average=one_of(*AVERAGES), score=one_of("target", "full"), estimator=one_of("pathwise", "score"))
     def __init__(
         self,
         num_particles: int = 8,
@@ -55,9 +57,6 @@ class NPML(WeightedObjective):
         **options: Any,
     ) -> None:
         super().__init__(num_particles, **options)
-        check_choice("average", average, tuple(AVERAGES))
-        check_choice("score", score, ("target", "full"))
-        check_choice("estimator", estimator, ("pathwise", "score"))
         self.average = average
         self.score = score
         self.estimator = estimator

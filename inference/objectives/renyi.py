@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from inference.objectives.importance_weights import (
 )
 from inference.objectives.independent_plates import drawn_sites
 from inference.objectives.task_objective import BoundTerms
+from pp_models.arguments import checked
 
 
 class RenyiBound(ImportanceWeighted):
@@ -75,12 +75,11 @@ class Renyi(RenyiBound):
     description = "variational Rényi bound, from IWAE (α = 0) to the ELBO (α = 1)"
     reference = "Li and Turner 2016; Daudel et al. 2023"
 
+    @checked()
     def __init__(
         self, num_particles: int = 8, *, alpha: float = 0.5, doubly_reparameterized: bool = False, **options: Any
     ) -> None:
         super().__init__(num_particles, **options)
-        if not math.isfinite(alpha):
-            raise ValueError(f"alpha: got {alpha}; it must be finite")
         self.alpha = float(alpha)
         self.doubly_reparameterized = self.needs_score = self.weighs_gradients = doubly_reparameterized
 

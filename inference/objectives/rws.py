@@ -15,6 +15,7 @@ from inference.objectives.fixed_values import only_drawn, score_term
 from inference.objectives.importance_weights import ImportanceWeighted, WeightedDraws
 from inference.objectives.independent_plates import TaskAxes, drawn_sites, independent_axes, per_particle, sample_sites
 from inference.objectives.task_objective import BoundTerms, data_set, log_mean_exp
+from pp_models.arguments import NOT_NEGATIVE, checked
 from pp_models.data import Dataset
 
 
@@ -54,6 +55,7 @@ class ReweightedWakeSleep(ImportanceWeighted):
     reference = "Bornschein and Bengio 2015; Le et al. 2019"
     fixed_particles = True
 
+    @checked(wake_theta=NOT_NEGATIVE, wake_phi=NOT_NEGATIVE, sleep_phi=NOT_NEGATIVE)
     def __init__(
         self,
         num_particles: int = 8,
@@ -66,9 +68,6 @@ class ReweightedWakeSleep(ImportanceWeighted):
     ) -> None:
         super().__init__(num_particles, **options)
         weights = {"wake_theta": wake_theta, "wake_phi": wake_phi, "sleep_phi": sleep_phi}
-        for name, value in weights.items():
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name}: got {value}; it must be finite and not negative")
         if not any(weights.values()):
             raise ValueError("wake_theta, wake_phi, sleep_phi: all are 0; nothing would be trained")
         self.wake_theta, self.wake_phi, self.sleep_phi = wake_theta, wake_phi, sleep_phi

@@ -24,6 +24,7 @@ from inference.objectives.fixed_values import fixed_values
 from inference.objectives.independent_plates import PARTICLES, Independence, Ties, check_extra_sites, sample_sites
 from inference.objectives.particles import OWN, STRUCTURES, NotVectorised, Pairs, apart, check_one_alone, one_subsample
 from inference.objectives.ties import Program, find_ties, structure
+from pp_models.arguments import DRAWS, checked, number
 from pp_models.contract import ObjectiveOffers, as_guide, as_model
 from pp_models.data import Dataset, TaskBatch
 from pp_models.parameter_module import ParameterModule
@@ -108,6 +109,7 @@ class TaskObjective(ObjectiveOffers, ELBO):
     #: particles carry no gradient to the guide
     fixed_particles = False
 
+    @checked(num_particles=DRAWS, max_plate_nesting=number(0, 1000, endless=True))
     def __init__(
         self,
         num_particles: int = 1,
@@ -116,8 +118,6 @@ class TaskObjective(ObjectiveOffers, ELBO):
         vectorize_particles: bool = True,
         max_plate_nesting: float = float("inf"),
     ) -> None:
-        if num_particles < 1:
-            raise ValueError(f"num_particles: got {num_particles}; it must be at least 1")
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         self._pairs = Pairs()
         self._pair = OWN

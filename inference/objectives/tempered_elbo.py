@@ -14,6 +14,7 @@ from inference.objectives.elbo import TaskELBO
 from inference.objectives.task_objective import BoundTerms, context_and_full
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
 from pp_models.adapters.tempering import Tempering
+from pp_models.arguments import checked, integer
 from pp_models.contract import as_guide
 
 
@@ -45,6 +46,7 @@ class TemperedELBO(TaskELBO):
     description = "the bound with a tempered, warmed-up KL and minibatches of the data"
     reference = "LRVD; Wenzel et al. 2020"
 
+    @checked(warmup_steps=integer(0), num_data=integer(1))
     def __init__(
         self,
         num_particles: int = 1,

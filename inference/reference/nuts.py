@@ -17,6 +17,7 @@ from inference.reference.numpyro_adapters import adapter_twin
 from inference.reference.numpyro_mixture import mixture_twin
 from inference.reference.numpyro_twin import numpyro_twin, precision_of
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
+from pp_models.arguments import DRAWS, OPEN_SHARE, SEED, checked, integer
 from pp_models.data import Dataset, require_data
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork
 from pp_models.networks.bayesian_network import BayesianNetwork
@@ -56,6 +57,17 @@ class NutsResult:
         return Prediction(likelihood_of_points(site), site["value"])
 
 
+def _one_masked_point(data: Dataset) -> Dataset:
+    """A data set of no points as one of a single point that its mask excludes."""
+    assert data.y is not None
+    x, y = (
+        data.x.new_zeros(*data.batch_shape, 1, data.x.shape[-1]),
+        data.y.new_zeros(*data.batch_shape, 1, *data.y.shape[data.x.dim() - 1 :]),
+    )
+    return Dataset(x, y, torch.zeros(x.shape[:-1], dtype=torch.bool))
+
+
+@checked(num_warmup=DRAWS, num_samples=DRAWS, num_chains=integer(1, 1024), seed=SEED, target_accept=OPEN_SHARE)
 def nuts(
     model: BayesianNetwork | MixtureDensityNetwork | LowRankAdapted,
     data: Dataset,
@@ -87,16 +99,13 @@ def nuts(
         ValueError: a number out of range, data without y, or a model without a twin.
     """
     require_data(data, "data", "pyro.infer.MCMC(pyro.infer.NUTS(model), ...)")
-    for name, value in (("num_warmup", num_warmup), ("num_samples", num_samples), ("num_chains", num_chains)):
-        if value < 1:
-            raise ValueError(f"{name}: got {value}; it must be at least 1")
-    if not 0 < target_accept < 1:
-        raise ValueError(f"target_accept: got {target_accept}; it must lie in (0, 1)")
     if data.y is None:
         raise ValueError("data: y is None; a posterior needs observed points")
     data = as_computed(data, model)
     if not isinstance(model, LowRankAdapted):
         model.check(data)
+    if not data.num_points:  # one that does not exist, for the twin cannot index none: the posterior is the prior
+        data = _one_masked_point(data)
     import jax
     from numpyro.infer import MCMC, NUTS
 

@@ -12,10 +12,21 @@ from guides.networks.swag import SWAGGuide
 from inference.data_dtype import as_computed
 from inference.objectives.independent_plates import sample_sites
 from inference.random_state import seeded
+from pp_models.arguments import MOST_WIDTH, POSITIVE, SEED, checked, instance, integer
 from pp_models.data import DataError, Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
 
 
+@checked(
+    model=instance(BayesianNetwork),
+    steps=integer(1),
+    warmup=integer(0),
+    every=integer(1),
+    rank=integer(2, MOST_WIDTH),
+    learning_rate=POSITIVE,
+    path_learning_rate=POSITIVE,
+    seed=SEED,
+)
 def swag(
     model: BayesianNetwork,
     data: Dataset,
@@ -52,9 +63,6 @@ def swag(
         ValueError: an argument out of range.
         DataError: the data has no y or no points.
     """
-    for name, value, least in (("steps", steps, 1), ("warmup", warmup, 0), ("every", every, 1), ("rank", rank, 2)):
-        if value < least:
-            raise ValueError(f"{name}: got {value}; it must be at least {least}")
     if steps < 2 * every:
         raise ValueError(f"steps: got {steps}; with every={every} it must be at least {2 * every}, two positions")
     if batch_size is not None and not 1 <= batch_size <= data.num_points:

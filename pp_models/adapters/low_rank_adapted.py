@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from pp_models.adapters.called_layers import check_called, watch_layers
 from pp_models.adapters.low_rank_layer import FactorDraws, RankModule, RankParameter, adapt, linear_sizes
-from pp_models.adapters.low_rank_priors import CentredCauchy, check_rank_prior
+from pp_models.adapters.low_rank_priors import RANK_PRIORS, CentredCauchy
 from pp_models.adapters.tempering import Tempering
+from pp_models.arguments import CALLABLE, POSITIVE, TEXT, WIDTH, checked, each, either, instance, named, number, one_of
 from pp_models.contract import Model
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
@@ -79,6 +80,18 @@ class LowRankAdapted(Model):
         ValueError: an argument out of range, or targets that name no linear layer.
     """
 
+    @checked(
+        backbone=instance(nn.Module),
+        targets=either(str, other=each(TEXT)),
+        trainable=each(TEXT),
+        call=CALLABLE,
+        rank=WIDTH,
+        lora_alpha=POSITIVE,
+        noise_scale=POSITIVE,
+        rank_prior=one_of(*RANK_PRIORS),
+        factor_prior=named("log-uniform", "ard", other=POSITIVE),
+        lora_dropout=number(0, 1, "[)"),
+    )
     def __init__(
         self,
         backbone: nn.Module,
@@ -109,12 +122,6 @@ class LowRankAdapted(Model):
                 DeprecationWarning,
                 stacklevel=2,
             )
-        check_rank_prior(rank_prior, "rank_prior")
-        named = isinstance(factor_prior, str)
-        if factor_prior not in ("log-uniform", "ard") and (named or not 0 < factor_prior < float("inf")):  # type: ignore[operator]
-            raise ValueError(f"factor_prior: got {factor_prior!r}; it must be 'log-uniform', 'ard' or a positive scale")
-        if not 0 <= lora_dropout < 1:
-            raise ValueError(f"lora_dropout: got {lora_dropout}; it must lie in [0, 1)")
         self.factor_prior, self.rank_prior = factor_prior, rank_prior
         self.base_dropout, self.call = base_dropout, call
         self.likelihood = make_likelihood(likelihood, noise_scale)

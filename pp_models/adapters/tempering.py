@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from pp_models.arguments import NOT_NEGATIVE, integer, named, one_of, optional
+
 KL_COUNTS = ("rank", "weights")
 #: β before the first step; a weight must be positive
 LEAST_BETA = 1e-6
+
+RULES = {
+    "num_data": optional(integer(1)),
+    "kl_count": one_of(*KL_COUNTS),
+    "kl_weight": named("elbo", other=NOT_NEGATIVE),
+    "temperature": NOT_NEGATIVE,
+    "warmup_steps": optional(NOT_NEGATIVE),
+}
 
 
 @dataclass(frozen=True)
@@ -37,18 +46,10 @@ class Tempering:
     warmup_steps: float | None = 0
 
     def __post_init__(self) -> None:
-        if self.kl_count not in KL_COUNTS:
-            raise ValueError(f"kl_count: got {self.kl_count!r}; it must be 'rank' or 'weights'")
-        if self.num_data is not None and self.num_data < 1:
-            raise ValueError(f"num_data: got {self.num_data}; it must be at least 1")
-        if self.kl_weight != "elbo" and (isinstance(self.kl_weight, str) or not 0 <= self.kl_weight < math.inf):
-            raise ValueError(f"kl_weight: got {self.kl_weight!r}; it must be 'elbo' or a number that is not negative")
+        for name, rule in RULES.items():
+            object.__setattr__(self, name, rule.check(name, getattr(self, name)))
         if self.kl_weight != "elbo" and self.num_data is None:
             raise ValueError(f"kl_weight: got {self.kl_weight}, which weighs a mean over the data; give num_data too")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature: got {self.temperature}; it must be finite and not negative")
-        if self.warmup_steps is not None and self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps: got {self.warmup_steps}; it must be at least 0")
 
     def beta(self, step: int | Tensor) -> float | Tensor:
         """β at a step, counted from 0: (step + 1) / warmup_steps up to 1."""

@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pp_models.arguments import MASK, MOST_DRAWS, checked, integer, tensor
 
+
+@checked(
+    concentration=tensor(least=1, finite=False),
+    expert_log_likelihood=tensor(least=2, finite=False),
+    mask=MASK,
+    sweeps=integer(0, MOST_DRAWS),
+)
 def dirichlet_sweeps(
     concentration: Tensor, expert_log_likelihood: Tensor, mask: Tensor | None = None, sweeps: int = 8
 ) -> Tensor:
@@ -25,6 +33,11 @@ def dirichlet_sweeps(
     Returns:
         a ``[*B, L]``; α itself where there is no point.
     """
+    if concentration.shape[-1] != expert_log_likelihood.shape[-1]:
+        raise ValueError(
+            f"concentration: got shape {list(concentration.shape)} with {expert_log_likelihood.shape[-1]} experts; it "
+            "must be [*batch, experts]"
+        )
     updated = concentration
     for _ in range(sweeps):
         responsibility = torch.softmax(expert_log_likelihood + torch.digamma(updated).unsqueeze(-2), -1)
@@ -34,6 +47,13 @@ def dirichlet_sweeps(
     return updated
 
 
+@checked(
+    a=tensor(least=1, finite=False),
+    b=tensor(least=1, finite=False),
+    expert_log_likelihood=tensor(least=2, finite=False),
+    mask=MASK,
+    sweeps=integer(0, MOST_DRAWS),
+)
 def stick_breaking_sweeps(
     a: Tensor, b: Tensor, expert_log_likelihood: Tensor, mask: Tensor | None = None, sweeps: int = 8
 ) -> tuple[Tensor, Tensor]:
@@ -51,6 +71,11 @@ def stick_breaking_sweeps(
     Returns:
         The updated a and b ``[*B, L - 1]``.
     """
+    if a.shape != b.shape or a.shape[-1] != expert_log_likelihood.shape[-1] - 1:
+        raise ValueError(
+            f"a, b: got shapes {list(a.shape)} and {list(b.shape)} with {expert_log_likelihood.shape[-1]} experts; "
+            "both must be [*batch, experts - 1]"
+        )
     new_a, new_b = a, b
     for _ in range(sweeps):
         both = torch.digamma(new_a + new_b)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from pp_models.arguments import MASK, MOST_WEIGHTS, checked, tensor
 
 #: numbers of counts that are held in memory at once, at most
 LARGEST_TABLE = 2**24
 
 
+@checked(expert_log_likelihood=tensor(least=2, finite=False), concentration=tensor(least=1, finite=False), mask=MASK)
 def exact_log_evidence(expert_log_likelihood: Tensor, concentration: Tensor, mask: Tensor | None = None) -> Tensor:
     """log ∫ Dir(z; α) Π_i Σ_l z_l p_il dz ``[*B]``, with no approximation (docs/papers/nmdp.md, eq. 13).
 
@@ -34,9 +38,15 @@ def exact_log_evidence(expert_log_likelihood: Tensor, concentration: Tensor, mas
         )
     batch = torch.broadcast_shapes(expert_log_likelihood.shape[:-2], concentration.shape[:-1])
     values = expert_log_likelihood.expand(*batch, n, experts)
+    if (n + 1) ** (experts - 1) * max(math.prod(batch), 1) > MOST_WEIGHTS // experts:
+        raise ValueError(
+            f"expert_log_likelihood: got {n} points of {experts} experts; the sum over their counts would not fit into "
+            "memory, so take fewer of either"
+        )
     axes = experts - 1  # counts of the experts but the last, whose count is what is left
     table = values.new_full((*batch, *(n + 1,) * axes), -torch.inf)
-    table.reshape(*batch, -1)[..., 0] = 0.0  # a view: the table is contiguous
+    nothing: tuple[Any, ...] = (..., *(0,) * axes)
+    table[nothing] = 0.0
     for i in range(n):
         point = values[..., i, :].reshape(*batch, experts, *(1,) * axes)
         parts = [table + point.select(len(batch), experts - 1)]

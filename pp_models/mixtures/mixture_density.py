@@ -12,6 +12,7 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from pp_models.arguments import FEATURES, LAYERS, POSITIVE, SHARE, WIDTH, checked, number, one_of, tensor
 from pp_models.context_path import make_path
 from pp_models.data import Dataset
 from pp_models.likelihoods import GaussianHeadLikelihood, Likelihood, categorical, make_likelihood
@@ -74,6 +75,19 @@ class MixtureDensityNetwork(ObservationModel):
         ValueError: an argument out of range.
     """
 
+    @checked(
+        num_experts=WIDTH,
+        dim_x=FEATURES,
+        dim_y=FEATURES,
+        experts=one_of(*EXPERTS),
+        min_scale=number(0, 1, "[)"),
+        width=WIDTH,
+        depth=LAYERS,
+        representation_dim=WIDTH,
+        num_heads=LAYERS,
+        concentration=POSITIVE,
+        spread=POSITIVE,
+    )
     def __init__(
         self,
         num_experts: int = 8,
@@ -93,15 +107,6 @@ class MixtureDensityNetwork(ObservationModel):
         features: str = "fourier",
     ) -> None:
         super().__init__()
-        sizes = {"num_experts": num_experts, "dim_x": dim_x, "dim_y": dim_y, "width": width, "depth": depth}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name}: got {value}; it must be at least 1")
-        if experts not in EXPERTS:
-            raise ValueError(f"experts: got {experts!r}; it must be one of {', '.join(EXPERTS)}")
-        for name, number in (("concentration", concentration), ("spread", spread)):
-            if not 0 < number < math.inf:
-                raise ValueError(f"{name}: got {number}; it must be positive and finite")
         self.num_experts, self.dim_x, self.dim_y, self.experts = num_experts, dim_x, dim_y, experts
         self.representation_dim = representation_dim if experts == "context" else 0
         self.reads_memory = experts != "strict"
@@ -249,6 +254,7 @@ class ExpertBank(nn.Module):
         return hidden.transpose(0, 1).reshape(*batch, self.num_experts, hidden.shape[-1])
 
 
+@checked(usage=tensor(least=1), threshold=SHARE)
 def unused_experts(usage: Tensor, threshold: float = 1e-3) -> Tensor:
     """Indices of experts whose mean weight over tasks lies below a threshold.
 
@@ -259,6 +265,7 @@ def unused_experts(usage: Tensor, threshold: float = 1e-3) -> Tensor:
     return (usage.reshape(-1, usage.shape[-1]).mean(0) < threshold).nonzero().squeeze(-1)
 
 
+@checked(usage=tensor(least=1))
 def effective_experts(usage: Tensor) -> Tensor:
     """exp of the entropy of the mean weights ``[*B, L]`` → ``[*B]``: how many experts a task uses in effect."""
     return torch.special.entr(usage).sum(-1).exp()

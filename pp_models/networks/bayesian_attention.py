@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from pp_models.arguments import FEATURES, LAYERS, POSITIVE, WIDTH, checked, instance, one_of
 from pp_models.attention import attend
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.networks.bayesian_network import BayesianNetwork, Layer
@@ -45,6 +46,16 @@ class BayesianAttentionNetwork(BayesianNetwork):
 
     independent_points = False
 
+    @checked(
+        dim_x=FEATURES,
+        dim_y=FEATURES,
+        width=WIDTH,
+        num_blocks=LAYERS,
+        num_heads=LAYERS,
+        prior=instance(WeightPrior),
+        noise_scale=POSITIVE,
+        activation=one_of(*ACTIVATIONS),
+    )
     def __init__(
         self,
         dim_x: int,
@@ -57,10 +68,6 @@ class BayesianAttentionNetwork(BayesianNetwork):
         noise_scale: float = 0.1,
         activation: str = "relu",
     ) -> None:
-        sizes = {"dim_x": dim_x, "dim_y": dim_y, "width": width, "num_blocks": num_blocks, "num_heads": num_heads}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name}: got {value}; it must be at least 1")
         if width % num_heads:
             raise ValueError(f"width: got {width}; attention needs a multiple of num_heads, {num_heads}")
         likelihood = make_likelihood(likelihood, noise_scale)

@@ -10,6 +10,20 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pp_models.arguments import (
+    FEATURES,
+    MOST_LAYERS,
+    MOST_WIDTH,
+    POSITIVE,
+    WIDTH,
+    check_weights,
+    checked,
+    each,
+    either,
+    instance,
+    integer,
+    one_of,
+)
 from pp_models.context_path import ContextPath, make_path
 from pp_models.context_regression import FourierFeatures
 from pp_models.data import Dataset
@@ -51,6 +65,15 @@ class BayesianNetwork(ObservationModel):
         ValueError: fewer than two widths, a width below 1, an unknown name, or a representation beside a path.
     """
 
+    @checked(
+        layer_sizes=each(FEATURES, 2, MOST_LAYERS, "hold at least two positive widths"),
+        prior=instance(WeightPrior),
+        noise_scale=POSITIVE,
+        activation=one_of(*ACTIVATIONS),
+        representation_dim=integer(0, MOST_WIDTH),
+        path_dim=WIDTH,
+        input_features=either(nn.Module, other=integer(0, MOST_WIDTH)),
+    )
     def __init__(
         self,
         layer_sizes: list[int] | tuple[int, ...],
@@ -65,13 +88,10 @@ class BayesianNetwork(ObservationModel):
         input_features: int | nn.Module = 0,
     ) -> None:
         super().__init__()
-        sizes = [int(size) for size in layer_sizes]
-        if len(sizes) < 2 or min(sizes) < 1:
-            raise ValueError(f"layer_sizes: got {list(layer_sizes)}; it must hold at least two positive widths")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation: got {activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
-        if representation_dim < 0:
-            raise ValueError(f"representation_dim: got {representation_dim}; it must be at least 0")
+        if path is not None and not isinstance(path, str) and not hasattr(path, "representation_dim"):
+            raise ValueError(f"path: got {type(path).__name__}; it must be a name, or a ContextPath")
+        sizes = list(layer_sizes)
+        check_weights("layer_sizes", sizes)
         self.layer_sizes: list[int] = sizes
         self.representation_dim = representation_dim
         self.likelihood = make_likelihood(likelihood, noise_scale)

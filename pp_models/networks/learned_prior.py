@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pp_models.arguments import SEED, SHARE, WIDTH, checked, number, one_of
 from pp_models.networks.priors import GRANULARITIES, GaussianPrior
 
 COVARIANCES = ("full", "low-rank", "sparse")
@@ -43,6 +44,15 @@ class LearnedGaussianPrior(GaussianPrior):
         ValueError: an unknown name, or another argument out of range.
     """
 
+    @checked(
+        granularity=one_of(*GRANULARITIES),
+        trainable=SHARE,
+        trainable_from=one_of("last", "first"),
+        seed=SEED,
+        covariance=one_of(*COVARIANCES),
+        rank=WIDTH,
+        density=number(0, 1, "(]"),
+    )
     def __init__(
         self,
         granularity: str = "weight",
@@ -55,20 +65,8 @@ class LearnedGaussianPrior(GaussianPrior):
         density: float = 0.1,
     ) -> None:
         super().__init__()
-        if granularity not in GRANULARITIES:
-            raise ValueError(f"granularity: got {granularity!r}; it must be one of {', '.join(GRANULARITIES)}")
-        if not 0 <= trainable <= 1:
-            raise ValueError(f"trainable: got {trainable}; it must lie in [0, 1]")
-        if trainable_from not in ("last", "first"):
-            raise ValueError(f"trainable_from: got {trainable_from!r}; it must be 'last' or 'first'")
-        if covariance not in COVARIANCES:
-            raise ValueError(f"covariance: got {covariance!r}; it must be one of {', '.join(COVARIANCES)}")
         if covariance != "full" and granularity == "weight":
             raise ValueError(f"covariance: got {covariance!r}, but with granularity='weight' nothing is correlated")
-        if rank < 1:
-            raise ValueError(f"rank: got {rank}; it must be at least 1")
-        if not 0 < density <= 1:
-            raise ValueError(f"density: got {density}; it must lie in (0, 1]")
         self.granularity = granularity
         self.scale_by_fan_in = scale_by_fan_in
         self.independent_layers = granularity != "network"

@@ -6,6 +6,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from pp_models.arguments import POSITIVE, checked
 from pp_models.log_uniform import LogUniform
 from pp_models.networks.priors import WeightPrior
 
@@ -21,9 +22,10 @@ class LogUniformPrior(WeightPrior):
     low: Tensor
     high: Tensor
 
+    @checked(low=POSITIVE, high=POSITIVE)
     def __init__(self, low: float = 1e-4, high: float = 1.0) -> None:
         super().__init__()
-        if not 0 < low < high:
+        if not low < high:
             raise ValueError(f"low, high: got {low}, {high}; they must satisfy 0 < low < high")
         self.register_buffer("low", torch.tensor(float(low)))
         self.register_buffer("high", torch.tensor(float(high)))

@@ -11,6 +11,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from pp_models.arguments import POSITIVE, TENSOR, checked, each, either
 from pp_models.files import FileError, write_atomically
 from pp_models.sealed_tensors import read_sealed_tensors, sealed_tensors
 from pp_models.single_precision import single
@@ -179,10 +180,9 @@ class FixedGaussianPrior(GaussianPrior):
 
     _anchor: Tensor
 
+    @checked(scale=POSITIVE)
     def __init__(self, scale_by_fan_in: bool = True, scale: float = 1.0) -> None:
         super().__init__()
-        if not scale > 0:
-            raise ValueError(f"scale: got {scale}; it must be positive")
         self.scale_by_fan_in = scale_by_fan_in
         self.scale = scale
         self.register_buffer("_anchor", torch.zeros(()), persistent=False)  # carries device and dtype
@@ -213,6 +213,10 @@ class GivenGaussianPrior(GaussianPrior):
             that is not symmetric and positive definite.
     """
 
+    @checked(
+        means=either(Tensor, list, tuple, other=each(TENSOR, 1)),
+        covariances=either(Tensor, list, tuple, other=each(TENSOR, 1)),
+    )
     def __init__(self, means: list[Tensor] | Tensor, covariances: list[Tensor] | Tensor) -> None:
         super().__init__()
         whole = isinstance(means, Tensor)

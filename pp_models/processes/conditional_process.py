@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from pp_models.arguments import FEATURES, checked
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.observation_model import ObservationModel, network_outputs, observe
@@ -53,11 +54,9 @@ class ConditionalProcess(ObservationModel):
         likelihood: as for BayesianNetwork; the per-point Gaussian head (floor 0.1) by default.
     """
 
+    @checked(dim_x=FEATURES, dim_y=FEATURES)
     def __init__(self, dim_x: int, dim_y: int, likelihood: str | Likelihood = "gaussian-head") -> None:
         super().__init__()
-        for name, value in (("dim_x", dim_x), ("dim_y", dim_y)):
-            if value < 1:
-                raise ValueError(f"{name}: got {value}; it must be at least 1")
         self.dim_x, self.dim_y = dim_x, dim_y
         self.likelihood = make_likelihood(likelihood)
         self.outputs = network_outputs(self.likelihood, dim_y)

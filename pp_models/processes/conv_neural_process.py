@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from pp_models.arguments import FEATURES, LAYERS, MOST_LAYERS, NOT_NEGATIVE, POSITIVE, WIDTH, checked, each, integer
 from pp_models.data import DataError, Dataset
 from pp_models.likelihoods import Likelihood
 from pp_models.parameter_module import mlp
@@ -46,6 +47,18 @@ class ConvNeuralProcess(ConditionalProcess):
         ValueError: an argument out of range, or an image model without its size.
     """
 
+    @checked(
+        dim_x=FEATURES,
+        dim_y=FEATURES,
+        width=WIDTH,
+        points_per_unit=POSITIVE,
+        extent=POSITIVE,
+        margin=NOT_NEGATIVE,
+        levels=integer(1, 16),
+        image_size=each(WIDTH, 2, 2, "be (height, width), each at least 1"),
+        num_blocks=LAYERS,
+        kernel_size=integer(1, MOST_LAYERS),
+    )
     def __init__(
         self,
         dim_x: int,
@@ -64,10 +77,10 @@ class ConvNeuralProcess(ConditionalProcess):
         super().__init__(dim_x, dim_y, likelihood)
         if dim_x not in (1, 2):
             raise ValueError(f"dim_x: got {dim_x}; it must be 1 (a line) or 2 (an image)")
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size: got {kernel_size}; it must be odd and positive")
         if dim_x == 2 and image_size is None:
             raise ValueError("image_size: got None; with dim_x = 2 it must be (height, width)")
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size: got {kernel_size}; it must be odd and positive")
         channels = dim_y + 1
         self.grid: LineConvolution | ImageConvolution
         if dim_x == 1:
@@ -106,13 +119,6 @@ class LineConvolution(nn.Module):
         kernel_size: int,
     ) -> None:
         super().__init__()
-        for name, value in (("points_per_unit", points_per_unit), ("extent", extent)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name}: got {value}; it must be positive and finite")
-        if not 0 <= margin < math.inf:
-            raise ValueError(f"margin: got {margin}; it must be finite and not negative")
-        if levels < 1:
-            raise ValueError(f"levels: got {levels}; it must be at least 1")
         self.extent, self.spacing = float(extent), 1.0 / points_per_unit
         self.coarse = 2**levels
         # one coarse cell more, for the stretch begins at a multiple of the coarse spacing
@@ -184,10 +190,6 @@ class ImageConvolution(nn.Module):
     ) -> None:
         super().__init__()
         self.height, self.width = (int(size) for size in image_size)
-        if min(self.height, self.width) < 1:
-            raise ValueError(f"image_size: got {image_size}; height and width must be at least 1")
-        if num_blocks < 1:
-            raise ValueError(f"num_blocks: got {num_blocks}; it must be at least 1")
         # the smoothing of the first layer reaches further, to the nearest of few context pixels
         self.smooth = nn.Conv2d(1, 1, 2 * kernel_size - 1, padding=kernel_size - 1, bias=False)
         self.lift = nn.Conv2d(channels, width, 1)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
+from pp_models.arguments import FEATURES, LAYERS, POSITIVE, WIDTH, checked, interval
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.observation_model import ObservationModel, join, network_outputs, observe
@@ -57,6 +56,17 @@ class DistanceInformedProcess(ObservationModel):
         ValueError: a size below 1, a width that the heads cannot divide, or bounds that are not 0 < low < high.
     """
 
+    @checked(
+        dim_x=FEATURES,
+        dim_y=FEATURES,
+        latent_dim=WIDTH,
+        local_dim=WIDTH,
+        width=WIDTH,
+        embedding_depth=LAYERS,
+        depth=LAYERS,
+        num_heads=LAYERS,
+        singular_values=interval(POSITIVE),
+    )
     def __init__(
         self,
         dim_x: int,
@@ -71,17 +81,10 @@ class DistanceInformedProcess(ObservationModel):
         likelihood: str | Likelihood = "gaussian-head",
     ) -> None:
         super().__init__()
-        sizes = {"dim_x": dim_x, "dim_y": dim_y, "latent_dim": latent_dim, "local_dim": local_dim,
-                 "embedding_depth": embedding_depth, "depth": depth, "num_heads": num_heads}  # fmt: skip
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name}: got {value}; it must be at least 1")
         if local_dim % num_heads:
             raise ValueError(f"local_dim: got {local_dim}; attention needs a multiple of num_heads, {num_heads}")
         if width < dim_x:
             raise ValueError(f"width: got {width}; an embedding that keeps distances needs at least dim_x, {dim_x}")
-        if not 0 < singular_values[0] < singular_values[1] < math.inf:
-            raise ValueError(f"singular_values: got {singular_values}; they must be (low, high) with 0 < low < high")
         self.dim_x, self.dim_y, self.latent_dim, self.local_dim = dim_x, dim_y, latent_dim, local_dim
         self.num_heads = num_heads
         self.likelihood = make_likelihood(likelihood)

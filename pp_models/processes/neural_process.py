@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pp_models.arguments import FEATURES, LAYERS, MOST_WIDTH, WIDTH, checked, integer
 from pp_models.context_path import make_path
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
@@ -44,6 +45,15 @@ class NeuralProcess(ObservationModel):
         ValueError: neither path, an unknown one, or attention without a representation that its heads can divide.
     """
 
+    @checked(
+        dim_x=FEATURES,
+        dim_y=FEATURES,
+        latent_dim=integer(0, MOST_WIDTH),
+        representation_dim=integer(0, MOST_WIDTH),
+        width=WIDTH,
+        depth=LAYERS,
+        num_heads=LAYERS,
+    )
     def __init__(
         self,
         dim_x: int,

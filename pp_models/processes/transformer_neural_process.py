@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pp_models.arguments import FEATURES, LAYERS, WIDTH, checked
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood
 from pp_models.parameter_module import mlp
@@ -32,6 +33,7 @@ class TransformerNeuralProcess(ConditionalProcess):
         ValueError: a size below 1, or a width that the heads cannot divide.
     """
 
+    @checked(dim_x=FEATURES, dim_y=FEATURES, width=WIDTH, num_layers=LAYERS, num_heads=LAYERS, feedforward=WIDTH)
     def __init__(
         self,
         dim_x: int,
@@ -43,10 +45,6 @@ class TransformerNeuralProcess(ConditionalProcess):
         likelihood: str | Likelihood = "gaussian-head",
     ) -> None:
         super().__init__(dim_x, dim_y, likelihood)
-        sizes = {"width": width, "num_layers": num_layers, "num_heads": num_heads, "feedforward": feedforward}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name}: got {value}; it must be at least 1")
         if width % num_heads:
             raise ValueError(f"width: got {width}; attention needs a multiple of num_heads, {num_heads}")
         self.embed = mlp([dim_x + dim_y + 1, width, width, width, width])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+from pp_models.arguments import DRAWS, POINTS, SEED, checked
 from pp_models.data import Dataset, TaskBatch
 from pp_models.mixtures.simplex_distributions import sample_log_dirichlet
 from pp_models.tasks.point_counts import PointCounts
@@ -46,6 +47,7 @@ class BranchTasks(TaskStream):
         ValueError: a count out of range.
     """
 
+    @checked(num_target=POINTS)
     def __init__(
         self,
         batch_size: int = 32,
@@ -77,6 +79,7 @@ class BranchTasks(TaskStream):
         return TaskBatch(batch.context, batch.target, {"mixture_weights": weights.to(self.dtype)})
 
 
+@checked(num_samples=DRAWS, seed=SEED)
 def branch_oracle(batch: TaskBatch, num_samples: int = 4000, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Marginal and joint log-likelihood per target point of the true branches, weights drawn from their posterior.
 

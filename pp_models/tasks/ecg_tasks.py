@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pp_models.arguments import checked, one_of
 from pp_models.data import DataError, Dataset, TaskBatch
 from pp_models.tasks.data_files import check_classes, reading, text_of
 from pp_models.tasks.downloads import find
@@ -103,6 +104,7 @@ class ECGTasks(TaskStream):
         DataError: see :func:`read_series` and :func:`simulated_beat`.
     """
 
+    @checked(kind=one_of(*KINDS), split=one_of("train", "test"))
     def __init__(
         self,
         kind: str = "simulated",
@@ -116,10 +118,6 @@ class ECGTasks(TaskStream):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(batch_size, seed)
-        if kind not in KINDS:
-            raise ValueError(f"kind: got {kind!r}; it must be one of {', '.join(KINDS)}")
-        if split not in ("train", "test"):
-            raise ValueError(f"split: got {split!r}; it must be 'train' or 'test'")
         self.kind, self.dtype = kind, dtype
         self.series = self.labels = None
         if kind == "simulated":

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pp_models.arguments import checked, number, one_of
 from pp_models.data import DataError, Dataset, TaskBatch
 from pp_models.tasks.data_files import reading
 from pp_models.tasks.downloads import find
@@ -98,6 +99,7 @@ class ERA5Tasks(TaskStream):
         DataError: see :func:`read_era5`, or too few times.
     """
 
+    @checked(split=one_of("train", "test"), point_share=number(0, 1, "(]"))
     def __init__(
         self,
         split: str = "train",
@@ -110,10 +112,6 @@ class ERA5Tasks(TaskStream):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(batch_size, seed)
-        if split not in ("train", "test"):
-            raise ValueError(f"split: got {split!r}; it must be 'train' or 'test'")
-        if not 0 < point_share <= 1:
-            raise ValueError(f"point_share: got {point_share}; it must lie in (0, 1]")
         places, temperature, rain = read_era5()
         if without_switzerland:
             west, east = SWITZERLAND["longitude"]

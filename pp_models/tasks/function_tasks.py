@@ -7,6 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from pp_models.arguments import NOT_NEGATIVE, NUMBER, POINTS, POSITIVE, WIDTH, checked, each, interval, one_of
 from pp_models.data import Dataset, TaskBatch
 from pp_models.observation_model import ACTIVATIONS
 from pp_models.tasks.gp_kernels import KERNELS
@@ -36,6 +37,7 @@ class FunctionTasks(TaskStream):
         ValueError: a range is empty, or a number out of its range.
     """
 
+    @checked(x_range=interval(NUMBER), noise_scale=NOT_NEGATIVE, grid=POINTS)
     def __init__(
         self,
         batch_size: int = 5,
@@ -51,12 +53,10 @@ class FunctionTasks(TaskStream):
     ) -> None:
         super().__init__(batch_size, seed)
         self.counts = ShareCounts(num_points, context_share, num_context)
-        if not x_range[0] < x_range[1]:
-            raise ValueError(f"x_range: got {x_range}; it must be (low, high) with low < high")
-        if not 0 <= noise_scale < float("inf"):
-            raise ValueError(f"noise_scale: got {noise_scale}; it must be a finite number of at least 0")
-        if grid is not None and grid < num_points[1]:
-            raise ValueError(f"grid: got {grid}; it must be at least the most points a task, {num_points[1]}")
+        if grid is not None and grid < self.counts.num_points[1]:
+            raise ValueError(
+                f"grid: got {grid}; it must be at least the most points a task, {self.counts.num_points[1]}"
+            )
         self.x_range, self.noise_scale, self.grid, self.dtype = x_range, noise_scale, grid, dtype
 
     @property
@@ -114,9 +114,8 @@ class SquaredExponentialTasks(FunctionTasks):
         **options: see :class:`FunctionTasks`.
     """
 
+    @checked(lengthscale=POSITIVE)
     def __init__(self, batch_size: int = 5, seed: int = 0, *, lengthscale: float = 0.5, **options) -> None:
-        if not lengthscale > 0:
-            raise ValueError(f"lengthscale: got {lengthscale}; it must be positive")
         super().__init__(batch_size, seed, **{"x_range": (-5.0, 5.0), **options})
         self.lengthscale = lengthscale
 
@@ -135,6 +134,7 @@ class SquaredExponentialTasks(FunctionTasks):
 class HeavisideTasks(SquaredExponentialTasks):
     """±1 by the sign of a smooth GP draw (ℓ = 1) less its mean over the task's points, on [-5, 5], noise 0.01."""
 
+    @checked(lengthscale=POSITIVE)
     def __init__(self, batch_size: int = 5, seed: int = 0, *, lengthscale: float = 1.0, **options) -> None:
         super().__init__(batch_size, seed, lengthscale=lengthscale, **{"noise_scale": 0.01, **options})
 
@@ -155,6 +155,7 @@ class NetworkTasks(FunctionTasks):
         **options: see :class:`FunctionTasks`.
     """
 
+    @checked(hidden=each(WIDTH, 1, must="hold at least one positive width"), activation=one_of(*ACTIVATIONS))
     def __init__(
         self,
         batch_size: int = 5,
@@ -164,10 +165,6 @@ class NetworkTasks(FunctionTasks):
         activation: str = "relu",
         **options,
     ) -> None:
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation: got {activation!r}; it must be one of {', '.join(ACTIVATIONS)}")
-        if not hidden or min(hidden) < 1:
-            raise ValueError(f"hidden: got {hidden}; it must hold at least one positive width")
         super().__init__(batch_size, seed, **{"x_range": (-5.0, 5.0), **options})
         self.hidden, self.activation = tuple(hidden), activation
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pp_models.arguments import POSITIVE, TEXT, each, interval, shown
+
 #: Names by kernel index (``TaskBatch.truth["kernel"]``).
 KERNELS = ("rbf", "matern52", "periodic", "weakly-periodic")
 #: The heterogeneous mix: one of these, uniformly, for each task.
@@ -39,9 +41,8 @@ class HyperParameters:
     decay_period: Range = (0.25, 0.5)
 
     def __post_init__(self) -> None:
-        for name, (low, high) in vars(self).items():
-            if not 0 < low <= high < math.inf:
-                raise ValueError(f"{name}: got ({low}, {high}); it must be (low, high) with 0 < low <= high")
+        for name, ends in vars(self).items():
+            object.__setattr__(self, name, interval(POSITIVE, strict=False).check(name, ends))
 
 
 #: ``random``: NVDP's variable kernel, which is the TNP sampler's. ``fixed``: NVDP's fixed kernel (lengthscale 0.6,
@@ -62,8 +63,10 @@ def kernel_names(kernel: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: a name is unknown, or none is given.
     """
-    names = kernel.split("+") if isinstance(kernel, str) else list(kernel)
-    names = [str(name).strip() for name in names]
+    names = (
+        kernel.split("+") if isinstance(kernel, str) else each(TEXT, must="be a name or names").check("kernel", kernel)
+    )
+    names = [name.strip() for name in names]
     expanded = [part for name in names for part in (MIX if name == "mix" else (name,))]
     unknown = [name for name in expanded if name not in KERNELS]
     if unknown or not expanded:
@@ -80,9 +83,9 @@ def hyperparameter_ranges(hyperparameters: str | HyperParameters) -> HyperParame
     """
     if isinstance(hyperparameters, HyperParameters):
         return hyperparameters
-    if hyperparameters not in HYPERPARAMETERS:
+    if not isinstance(hyperparameters, str) or hyperparameters not in HYPERPARAMETERS:
         raise ValueError(
-            f"hyperparameters: got {hyperparameters!r}; it must be one of {', '.join(HYPERPARAMETERS)} "
+            f"hyperparameters: got {shown(hyperparameters)}; it must be one of {', '.join(HYPERPARAMETERS)} "
             "or a HyperParameters"
         )
     return HYPERPARAMETERS[hyperparameters]

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from pp_models.arguments import NOT_NEGATIVE, checked, one_of
 from pp_models.data import Dataset, TaskBatch
 from pp_models.tasks.gp_kernels import covariance, noise_variance
 
@@ -47,8 +48,6 @@ def _posterior(batch: TaskBatch, x: Tensor, full_covariance: bool) -> tuple[Tens
 
 
 def _scored(batch: TaskBatch, points: str) -> tuple[Dataset, Tensor]:
-    if points not in ("target", "context", "full"):
-        raise ValueError(f"points: got {points!r}; it must be target, context or full")
     data: Dataset = getattr(batch, points)
     if data.y is None:
         raise ValueError(f"batch.{points}: y is None; points must be observed to be scored")
@@ -59,11 +58,10 @@ def _scored(batch: TaskBatch, points: str) -> tuple[Dataset, Tensor]:
 def _floor(min_scale: float | None) -> float:
     if min_scale is None:
         return 0.0
-    if not min_scale >= 0:
-        raise ValueError(f"min_scale: got {min_scale}; it must be at least 0, or None")
     return min_scale**2
 
 
+@checked()
 def oracle_predict(batch: TaskBatch, x: Tensor) -> tuple[Tensor, Tensor]:
     """Exact GP predictive of a new noisy observation at ``x`` given ``batch.context``, under the true kernel.
 
@@ -82,6 +80,7 @@ def oracle_predict(batch: TaskBatch, x: Tensor) -> tuple[Tensor, Tensor]:
     return mean.unsqueeze(-1), variance.sqrt().unsqueeze(-1)
 
 
+@checked(points=one_of("target", "context", "full"), min_scale=NOT_NEGATIVE)
 def oracle_log_likelihood(batch: TaskBatch, points: str = "target", min_scale: float | None = None) -> Tensor:
     """Marginal log-density of each point under the exact GP predictive from the context.
 
@@ -109,6 +108,7 @@ def oracle_log_likelihood(batch: TaskBatch, points: str = "target", min_scale: f
     return log_density.masked_fill(~seen, 0.0)
 
 
+@checked(points=one_of("target", "context", "full"), min_scale=NOT_NEGATIVE)
 def oracle_joint_log_likelihood(batch: TaskBatch, points: str = "target", min_scale: float | None = None) -> Tensor:
     """Joint log-density of a task's points under the exact GP predictive, divided by their number.
 

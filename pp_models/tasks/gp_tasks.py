@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pp_models.arguments import NOT_NEGATIVE, NUMBER, POINTS, checked, integer, interval
 from pp_models.data import Dataset, TaskBatch
 from pp_models.tasks.gp_kernels import (
     KERNELS,
@@ -53,6 +54,7 @@ class GPTasks(TaskStream):
         8
     """
 
+    @checked(noise_scale=NOT_NEGATIVE, x_range=interval(NUMBER), grid=POINTS)
     def __init__(
         self,
         kernel: str | Sequence[str] = "rbf",
@@ -71,13 +73,9 @@ class GPTasks(TaskStream):
         super().__init__(batch_size, seed)
         self.kernels = kernel_names(kernel)
         self.ranges = hyperparameter_ranges(hyperparameters)
-        if not 0 <= noise_scale < float("inf"):
-            raise ValueError(f"noise_scale: got {noise_scale}; it must be a finite number of at least 0")
-        if not x_range[0] < x_range[1]:
-            raise ValueError(f"x_range: got {x_range}; it must be (low, high) with low < high")
         if grid is not None:
-            if grid <= num_context[1]:
-                raise ValueError(f"grid: got {grid}; it must exceed the most context points, {num_context[1]}")
+            if grid <= (most := interval(integer(0), strict=False).check("num_context", num_context)[1]):
+                raise ValueError(f"grid: got {grid}; it must exceed the most context points, {most}")
             num_target, max_points = (1, None), grid
         self.counts = PointCounts(num_context, num_target, max_points)
         self.noise_scale = noise_scale

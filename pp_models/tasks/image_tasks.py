@@ -6,6 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pp_models.arguments import (
+    MOST_POINTS,
+    POINTS,
+    WIDTH,
+    checked,
+    each,
+    either,
+    instance,
+    integer,
+    interval,
+    number,
+    one_of,
+)
 from pp_models.data import DataError, Dataset, TaskBatch
 from pp_models.tasks.image_data import ImageData
 from pp_models.tasks.point_counts import PointCounts, ShareCounts, random_subsets
@@ -113,6 +126,16 @@ class ImageTasks(TaskStream):
         ValueError: the counts are out of range, or the size divides the images' not.
     """
 
+    @checked(
+        images=instance(np.ndarray, Tensor, ImageData),
+        labels=instance(np.ndarray, Tensor),
+        num_context=interval(integer(0, MOST_POINTS), strict=False),
+        num_target=interval(POINTS, strict=False, open_end=True),
+        max_points=POINTS,
+        context_share=interval(number(0, 1, "[)"), strict=False),
+        size=either(int, other=each(WIDTH, 2, 2, "be a size, or (height, width)")),
+        protocol=one_of(*PROTOCOLS),
+    )
     def __init__(
         self,
         images: np.ndarray | Tensor | ImageData,
@@ -153,8 +176,6 @@ class ImageTasks(TaskStream):
         if self.labels is not None and self.labels.shape != pixels.shape[:1]:
             raise DataError(f"labels: got shape {list(self.labels.shape)}; it must be [{len(pixels)}]")
         available = self.height * self.width
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"protocol: got {protocol!r}; it must be one of {', '.join(PROTOCOLS)}")
         self.counts: PointCounts | ShareCounts
         if context_share is not None:
             if num_context is not None:

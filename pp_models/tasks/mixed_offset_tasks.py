@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pp_models.arguments import NOT_NEGATIVE, NUMBER, POINTS, checked, interval
 from pp_models.data import Dataset, TaskBatch
 from pp_models.tasks.gp_kernels import HyperParameters
 from pp_models.tasks.gp_oracle import oracle_joint_log_likelihood, oracle_log_likelihood, oracle_predict
@@ -43,6 +44,13 @@ class MixedOffsetTasks(TaskStream):
         ValueError: a range is empty, or a number out of its range.
     """
 
+    @checked(
+        offset=NOT_NEGATIVE,
+        noise_scale=NOT_NEGATIVE,
+        context_range=interval(NUMBER),
+        target_range=interval(NUMBER),
+        grid=POINTS,
+    )
     def __init__(
         self,
         batch_size: int = 16,
@@ -61,19 +69,12 @@ class MixedOffsetTasks(TaskStream):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(batch_size, seed)
-        if not 0 <= offset < float("inf"):
-            raise ValueError(f"offset: got {offset}; it must be a finite number of at least 0")
-        for name, ends in (("context_range", context_range), ("target_range", target_range)):
-            if not ends[0] < ends[1]:
-                raise ValueError(f"{name}: got {ends}; it must be (low, high) with low < high")
         if hyperparameters is None:
             hyperparameters = HyperParameters(lengthscale=(0.5, 0.5), scale=(0.3, 0.3))
         self.functions = GPTasks(
             kernel, batch_size, hyperparameters=hyperparameters, noise_scale=noise_scale, dtype=dtype
         )
         if grid is not None:
-            if grid < 1:
-                raise ValueError(f"grid: got {grid}; it must be at least 1")
             num_target, max_points = (grid, grid), None
         self.counts = PointCounts(num_context, num_target, max_points)
         self.offset = offset

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from pp_models.arguments import MOST_POINTS, POINTS, Rule, integer, interval, number, optional
 
 
 def uniform_integer(low: int, high: int, generator: torch.Generator) -> int:
     """One integer from {low, ..., high}, both ends included."""
     return int(torch.randint(low, high + 1, (), generator=generator))
+
+
+def given(owner: Any, name: str, rule: Rule) -> Any:
+    """A field of a frozen dataclass, as the rule reads it; kept so."""
+    value = rule.check(name, getattr(owner, name))
+    object.__setattr__(owner, name, value)
+    return value
 
 
 @dataclass(frozen=True)
@@ -34,14 +44,9 @@ class PointCounts:
     max_points: int | None = 99
 
     def __post_init__(self) -> None:
-        low, high = self.num_context
-        if not 0 <= low <= high:
-            raise ValueError(f"num_context: got {self.num_context}; it must be (low, high) with 0 <= low <= high")
-        few, many = self.num_target
-        if few < 1 or (many is not None and many < few):
-            raise ValueError(
-                f"num_target: got {self.num_target}; it must be (low, high) with 1 <= low <= high, or None"
-            )
+        _, high = given(self, "num_context", interval(integer(0, MOST_POINTS), strict=False))
+        few, many = given(self, "num_target", interval(POINTS, strict=False, open_end=True))
+        given(self, "max_points", optional(POINTS))
         if self.max_points is None and many is None:
             raise ValueError("num_target: its upper end is None, so max_points must be given")
         if self.max_points is not None and high + few > self.max_points:
@@ -89,14 +94,11 @@ class ShareCounts:
     num_context: int | None = None
 
     def __post_init__(self) -> None:
-        low, high = self.num_points
-        if not 2 <= low <= high:
-            raise ValueError(f"num_points: got {self.num_points}; it must be (low, high) with 2 <= low <= high")
-        few, many = self.context_share
-        if not 0 <= few <= many < 1:
-            raise ValueError(f"context_share: got {self.context_share}; it must be (low, high), 0 <= low <= high < 1")
-        if self.num_context is not None and not 0 <= self.num_context < low:
-            raise ValueError(f"num_context: got {self.num_context}; it must lie in 0..{low - 1}, below num_points")
+        low, _ = given(self, "num_points", interval(integer(2, MOST_POINTS), strict=False))
+        given(self, "context_share", interval(number(0, 1, "[)"), strict=False))
+        count = given(self, "num_context", optional(integer(0)))
+        if count is not None and count >= low:
+            raise ValueError(f"num_context: got {count}; it must lie in 0..{low - 1}, below num_points")
 
     def draw(self, generator: torch.Generator) -> tuple[int, int]:
         """Numbers of context points and of all points for one batch."""

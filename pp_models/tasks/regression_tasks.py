@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pp_models.arguments import POINTS, SEED, checked, interval, one_of
 from pp_models.data import Dataset, TaskBatch
 from pp_models.tasks.point_counts import PointCounts, random_subsets
 from pp_models.tasks.regression_tables import RegressionTable, load_table
@@ -80,6 +81,14 @@ class RegressionTasks(TaskStream):
         DataError: see :func:`pp_models.tasks.regression_tables.load_table`.
     """
 
+    @checked(
+        split=one_of("train", "test"),
+        division=one_of(*DIVISIONS),
+        num_target=POINTS,
+        num_clusters=POINTS,
+        split_seed=SEED,
+        num_context=interval(POINTS, strict=False),
+    )
     def __init__(
         self,
         table: str | RegressionTable = "synthetic",
@@ -95,9 +104,6 @@ class RegressionTasks(TaskStream):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(batch_size, seed)
-        for name, value, known in (("split", split, ("train", "test")), ("division", division, DIVISIONS)):
-            if value not in known:
-                raise ValueError(f"{name}: got {value!r}; it must be {' or '.join(map(repr, known))}")
         table = load_table(table) if isinstance(table, str) else table
         self.source, self.duplicates = table.source, table.duplicates
         self.split, self.division = split, division

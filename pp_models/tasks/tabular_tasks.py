@@ -7,6 +7,7 @@ import csv
 import torch
 from torch import Tensor
 
+from pp_models.arguments import checked, one_of
 from pp_models.data import DataError, Dataset, TaskBatch
 from pp_models.tasks.data_files import reading, text_of
 from pp_models.tasks.downloads import find
@@ -71,6 +72,7 @@ class AbaloneTasks(TaskStream):
         DataError: see :func:`read_abalone`.
     """
 
+    @checked(split=one_of("train", "test"))
     def __init__(
         self,
         split: str = "train",
@@ -83,8 +85,6 @@ class AbaloneTasks(TaskStream):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(batch_size, seed)
-        if split not in ("train", "test"):
-            raise ValueError(f"split: got {split!r}; it must be 'train' or 'test'")
         tables = read_abalone()
         known = torch.cat([tables[sex] for sex in TRAIN_SEXES])
         mean, scale = known.mean(0), known.std(0)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pp_models.arguments import SEED, TASKS, checked
 from pp_models.data import TaskBatch
 
 
@@ -31,11 +32,8 @@ class TaskStream(ABC):
         """Ends of the interval that holds the inputs of tasks on a line, where they are known."""
         return None
 
+    @checked(batch_size=TASKS, seed=SEED)
     def __init__(self, batch_size: int = 16, seed: int = 0) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size: got {batch_size}; it must be at least 1")
-        if seed < 0:
-            raise ValueError(f"seed: got {seed}; it must be a non-negative integer")
         self.batch_size = batch_size
         self.seed = seed
         self.position = 0

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from pp_models.arguments import NUMBER, POINTS, checked, interval
 from pp_models.data import Dataset, TaskBatch
 from pp_models.tasks.point_counts import PointCounts, random_subsets
 from pp_models.tasks.task_stream import TaskStream
@@ -54,6 +55,7 @@ class TrigonometricTasks(TaskStream):
         ValueError: a range is empty, or the counts exceed the grid.
     """
 
+    @checked(amplitude=interval(NUMBER, strict=False), shift=interval(NUMBER, strict=False), grid=POINTS)
     def __init__(
         self,
         batch_size: int = 16,
@@ -69,9 +71,6 @@ class TrigonometricTasks(TaskStream):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(batch_size, seed)
-        for name, bounds in (("amplitude", amplitude), ("shift", shift)):
-            if not bounds[0] <= bounds[1]:
-                raise ValueError(f"{name}: got {bounds}; it must be (low, high) with low <= high")
         if full_grid:
             num_target, max_points = (1, None), grid
         self.counts = PointCounts(num_context, num_target, max_points)

@@ -256,7 +256,7 @@ def test_trained_pairs_of_each_family_get_a_verdict():
     [
         ({"tasks": None}, r"^tasks: got None; held-out tasks are needed"),
         ({"tasks": []}, r"^tasks: got none; held-out tasks are needed"),
-        ({"kind": "wish"}, r"^kind: got 'wish'; it must be one of posterior, prediction$"),
+        ({"kind": "wish"}, r"^kind: got 'wish'; it must be 'posterior' or 'prediction', or None$"),
         ({"num_simulations": 5}, r"^num_simulations: got 5; it must be at least 20$"),
         ({"num_samples": 5}, r"^num_samples: got 5; it must be at least 50$"),
     ],
@@ -271,7 +271,7 @@ def test_bad_arguments(options, message):
 def test_bad_corrections():
     family = Location()
     data = location_tasks().context
-    with pytest.raises(ValueError, match=r"^correct: got 'loo'; it must be None or one of psis, sir$"):
+    with pytest.raises(ValueError, match=r"^correct: got 'loo'; it must be 'psis' or 'sir', or None$"):
         sample_posterior(family.model, lambda d: family.guide(d, "exact"), data, 5, correct="loo")
     with pytest.raises(DataError, match=r"^data: y is None; importance weights need observed points$"):
         sample_posterior(shared_model, shared_guide, Dataset(torch.zeros(2, 3, 1)), 5, correct="psis")

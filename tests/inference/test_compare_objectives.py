@@ -101,8 +101,11 @@ def test_ones_own_objectives_and_pyros():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"repeats": 1}, r"^repeats: got 1; a standard deviation needs at least 2$"),
-        ({"num_particles": (0,)}, r"^num_particles: got 0; it must be at least 1$"),
+        ({"repeats": 1}, r"^repeats: got 1; it must be at least 2$"),
+        (
+            {"num_particles": (0,)},
+            r"^num_particles: got .*; it must hold numbers of particles, and each must be at least 1$",
+        ),
         ({"objectives": ["elbow"]}, r"^objective: got 'elbow'; did you mean 'elbo'"),
     ],
 )

@@ -35,7 +35,7 @@ def test_a_warm_up_is_a_share_or_a_number_of_steps(warmup, steps, found):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"warmup": -0.1}, r"^warmup: got -0.1; it must be a share of the steps below 1, or a whole number of steps$"),
+        ({"warmup": -0.1}, r"^warmup: got -0.1; it must be finite and not negative$"),
         ({"warmup": 2.5}, r"^warmup: got 2.5; "),
         ({"warmup": math.nan}, r"^warmup: got nan; "),
         ({"warmup": 10}, r"^warmup: got 10, 10 steps; the fit has 10$"),
@@ -46,9 +46,9 @@ def test_a_warm_up_is_a_share_or_a_number_of_steps(warmup, steps, found):
             r"^final_learning_rate: schedule='constant' never falls",
         ),
         ({"schedule": lambda o: None, "warmup": 2}, r"^warmup, final_learning_rate: a scheduler of torch has its own"),
-        ({"max_grad_norm": -1.0}, r"^max_grad_norm: got -1.0; it must be positive, or None$"),
+        ({"max_grad_norm": -1.0}, r"^max_grad_norm: got -1.0; it must be positive and finite, or None$"),
         ({"learning_rate": math.inf}, r"^learning_rate: got inf; it must be positive and finite$"),
-        ({"stop": "plato"}, r"^stop: got 'plato'; it must be 'plateau', a function of the history, or None$"),
+        ({"stop": "plato"}, r"^stop: got 'plato'; it must be 'plateau', or be a module or a function, or None$"),
     ],
 )
 def test_options_out_of_range_are_refused_in_one_line(options, message):

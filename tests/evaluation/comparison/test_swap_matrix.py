@@ -197,7 +197,7 @@ def test_failed_cells_are_tried_again_only_when_asked(tmp_path, monkeypatch):
         ({"guides": ["auto"]}, r"^guides: got 'auto'; it is none of 16 names such as "),
         ({"objectives": ["elbow"]}, r"^objectives: got 'elbow'; did you mean 'elbo'"),
         ({"objectives": []}, r"^objectives: got none; at least one is needed$"),
-        ({"seeds": []}, r"^seeds: got none; at least one is needed$"),
+        ({"seeds": []}, r"^seeds: got .*; it must hold at least one seed$"),
         ({"tasks": "gp-foo"}, r"^tasks: got 'gp-foo'; it is none of"),
         ({"steps": 0}, r"^steps: got 0; it must be at least 1$"),
     ],

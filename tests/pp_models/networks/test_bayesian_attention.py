@@ -96,7 +96,9 @@ def test_sites_and_shapes():
     assert classes.weight_shapes[-1] == (3, 9)
     assert poutine.trace(classes).get_trace(Dataset(d.x)).nodes["y"]["value"].shape == (4, 5)
     # the prior says whether its covariance is divided by the fan-in
-    scales = [network(prior=FixedGaussianPrior(s)).prior.layer(1, []).base_dist.scale[0, 0].item() for s in (0, 1)]
+    scales = [
+        network(prior=FixedGaussianPrior(s)).prior.layer(1, []).base_dist.scale[0, 0].item() for s in (False, True)
+    ]
     assert scales == pytest.approx([1.0, 1 / 3])
 
 

@@ -127,16 +127,19 @@ def test_a_given_number_of_context_points_and_none_at_all():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ShareCounts((1, 5)), r"^num_points: got \(1, 5\); it must be \(low, high\) with 2 <= low <= high$"),
+        (
+            lambda: ShareCounts((1, 5)),
+            r"^num_points: got \(1, 5\); it must be \(low, high\) with low <= high, and each must be at least 2$",
+        ),
         (
             lambda: ShareCounts(context_share=(0.5, 1.0)),
-            r"^context_share: got \(0.5, 1.0\); it must be \(low, high\), 0 <= low <= high < 1$",
+            r"^context_share: got \(0.5, 1.0\); it must be \(low, high\) .*, and each must lie in \[0, 1\)$",
         ),
         (lambda: ShareCounts((5, 9), num_context=5), r"^num_context: got 5; it must lie in 0..4, below num_points$"),
         (lambda: tasks.sawtooth(x_range=(1.0, 1.0)), r"^x_range: got \(1.0, 1.0\); "),
-        (lambda: tasks.sawtooth(noise_scale=-1), r"^noise_scale: got -1; it must be a finite number of at least 0$"),
+        (lambda: tasks.sawtooth(noise_scale=-1), r"^noise_scale: got -1; it must be finite and not negative$"),
         (lambda: tasks.heaviside(grid=99), r"^grid: got 99; it must be at least the most points a task, 100$"),
-        (lambda: tasks.squared_exponential(lengthscale=0), r"^lengthscale: got 0; it must be positive$"),
+        (lambda: tasks.squared_exponential(lengthscale=0), r"^lengthscale: got 0; it must be positive and finite$"),
         (
             lambda: tasks.network_draws(activation="sin"),
             r"^activation: got 'sin'; it must be one of relu, tanh, silu, ",

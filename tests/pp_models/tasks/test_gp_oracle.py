@@ -125,7 +125,7 @@ def test_reduced_reference_values_under_the_tnp_counts(kernel, marginal, joint):
 
 def test_bad_calls_get_one_clear_line():
     batch = tasks.gp(batch_size=2).batch(0)
-    with pytest.raises(ValueError, match="points: got 'all'; it must be target, context or full"):
+    with pytest.raises(ValueError, match="points: got 'all'; it must be one of target, context, full"):
         oracle_log_likelihood(batch, "all")
     with pytest.raises(ValueError, match="min_scale: got -0.1"):
         oracle_joint_log_likelihood(batch, min_scale=-0.1)

@@ -107,7 +107,7 @@ def test_streams_are_seeded_and_stay_in_their_ranges():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"offset": -1.0}, "offset: got -1.0; it must be a finite number of at least 0"),
+        ({"offset": -1.0}, "offset: got -1.0; it must be finite and not negative"),
         ({"context_range": (1.0, 1.0)}, r"context_range: got \(1.0, 1.0\); it must be \(low, high\)"),
         ({"target_range": (1.0, 0.0)}, r"target_range: got \(1.0, 0.0\)"),
         ({"grid": 0}, "grid: got 0; it must be at least 1"),
@@ -121,5 +121,5 @@ def test_ranges_are_checked(options, message):
 def test_the_oracle_needs_its_own_tasks():
     with pytest.raises(ValueError, match="batch.truth: it lacks offset"):
         mixed_offset_log_likelihood(tasks.gp().batch(0))
-    with pytest.raises(ValueError, match="points: got 'all'; it must be target, context or full"):
+    with pytest.raises(ValueError, match="points: got 'all'; it must be one of target, context, full"):
         mixed_offset_joint_log_likelihood(tasks.mixed_offset().batch(0), "all")
