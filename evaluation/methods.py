@@ -151,16 +151,16 @@ def _nvdp(
     **objective: Any,
 ) -> tuple:
     options = dict(guide or {})
-    features = 0
+    features, depth = 0, 5
     if task.recipe != "paper":
         options = {"pooling": task.regression, "temperature": 0.5, **options}
-        features = INPUT_FEATURES
+        features, depth = INPUT_FEATURES, 4
     if task.shared_path:
         model = network(task, task.width, depth=4, input_features=features)
         options["share_encoder"] = True
     else:
         representation = task.width if deterministic else 0
-        model = network(task, representation, path=path, path_dim=task.width, input_features=features)
+        model = network(task, representation, depth, path=path, path_dim=task.width, input_features=features)
     built = guides.BernoulliExpertGuide(model, width=task.width, **options)
     return model, built, objectives.make("conditional-prior", **{"beta": task.beta, **objective})
 
@@ -254,9 +254,14 @@ def _bnnp(task: TaskShape, attention: bool = False) -> tuple:
         model: pp_models.BayesianNetwork = pp_models.BayesianAttentionNetwork(
             task.dim_x, task.dim_y, task.width, 1, 4, prior=prior, likelihood=likelihood, activation="silu"
         )
-    else:
+    elif task.recipe == "paper":
         sizes = [task.dim_x, task.width, task.width, task.dim_y]
         model = pp_models.BayesianNetwork(sizes, prior=prior, likelihood=likelihood, activation="silu")
+    else:
+        sizes = [task.dim_x, min(task.width, BNNP_WIDTH), task.dim_y]
+        model = pp_models.BayesianNetwork(
+            sizes, prior=prior, likelihood=likelihood, activation="silu", input_features=INPUT_FEATURES
+        )
     return model, guides.BNNWeightGuide(model), objectives.make("pp-avi", num_particles=8)
 
 
@@ -278,8 +283,10 @@ def _mc_dropout(task: TaskShape) -> tuple:
     )
 
 
-#: sines and cosines of x, each, that NVDP's network reads beside x
+#: sines and cosines of x, each, that the networks of NVDP and BNNP read beside x
 INPUT_FEATURES = 8
+#: most hidden units of BNNP's one layer: a step costs as the square of them
+BNNP_WIDTH = 20
 
 #: name -> (what it is, how it is built)
 METHODS: Registry[tuple[str, Callable[[TaskShape], tuple]]] = Registry(
