@@ -94,8 +94,8 @@ def verdict(
     """
     if tasks is None:  # as a stream that is exhausted, or a split that was not made, may give
         raise ValueError("tasks: got None; held-out tasks are needed to test a guide on")
-    one = isinstance(tasks, TaskBatch | Dataset | torch.Tensor) or not isinstance(tasks, Iterable)
-    batches = [tasks] if one else list(tasks)
+    single = TaskBatch | Dataset | torch.Tensor
+    batches = [tasks] if isinstance(tasks, single) or not isinstance(tasks, Iterable) else list(tasks)
     for batch in batches:
         TASKS.check("tasks", batch)
         require_tasks(batch, "tasks")
