@@ -26,7 +26,7 @@ from pp_models.contract import as_guide, as_objective
 from pp_models.data import TaskBatch
 from pp_models.files import make_folder
 from pp_models.tasks.downloads import no_downloads
-from pp_models.tasks.task_table import task_stream
+from pp_models.tasks.task_table import TASKS, task_stream
 
 SIMULATIONS = 200
 
@@ -67,7 +67,8 @@ def inspect_run(
         summary, forest = widest_entries(idata), widest_forest(idata)
     rows = [{"model": configuration.model, **_means(table)}]
     if configuration.tasks.startswith("gp-"):
-        rows.append({"model": "exact GP, sd >= 0.1", **_means(score_oracle(batches, 0.1))})
+        floor = TASKS.find(configuration.tasks).min_scale
+        rows.append({"model": f"exact GP, sd >= {floor}", **_means(score_oracle(batches, floor))})
     scores = pd.DataFrame(rows)
 
     found = _verdict(configuration, method, draws, progress)
