@@ -115,7 +115,7 @@ def test_a_ragged_batch_trains_every_pair_and_an_empty_context_predicts(name):
 @pytest.mark.parametrize("name", [name for name in PAIRS if "regression" in name or "conjugate" in name])
 def test_what_is_handed_over_of_a_context_has_no_padding_in_it(name):
     torch.manual_seed(0)
-    guide = PAIRS[name]()[1].double()
+    _, guide = (module.double() for module in PAIRS[name]())
     context = ragged().context
     context = Dataset(context.x.double(), context.y.double(), context.mask)
     whole = poutine.trace(guide).get_trace(context).nodes
