@@ -14,6 +14,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from evaluation.methods import Method, TaskShape, build
+from evaluation.recipes import Recipe, recipe
 from inference import fit
 from pp_models.tasks.task_stream import TaskStream
 
@@ -29,8 +30,7 @@ class Job:
         tasks: the training stream.
         steps: optimizer steps.
         seed: seed of the initial parameters and of the fit.
-        learning_rate: of Adam.
-        final_learning_rate: what it falls to; None to keep it.
+        recipe: how; None for the method's own. The stream decides the batch size.
     """
 
     label: str
@@ -39,8 +39,7 @@ class Job:
     tasks: TaskStream
     steps: int
     seed: int
-    learning_rate: float = 1e-3
-    final_learning_rate: float | None = None
+    recipe: Recipe | None = None
 
     def build(self) -> Method:
         """The method with its initial parameters."""
@@ -62,11 +61,12 @@ def _start_worker(messages: Any) -> None:
 def _train(job: Job) -> tuple[dict[str, dict[str, Any]], list[dict[str, float]]]:
     """Trains in a worker; parameters come back as arrays."""
     method = job.build()
-    optimizer = partial(torch.optim.Adam, lr=job.learning_rate, fused=True)
+    how = recipe(job.method) if job.recipe is None else job.recipe
+    optimizer = partial(torch.optim.Adam, lr=how.learning_rate, fused=True)
     report = [lambda row: _messages.put((job.label, row))]
     result = fit(
         method.model, method.guide, job.tasks, method.objective, job.steps, job.seed, optimizer, "cpu",
-        progress=False, callbacks=report, final_learning_rate=job.final_learning_rate,
+        progress=False, callbacks=report, schedule=how.schedule, warmup=how.warmup, max_grad_norm=how.max_grad_norm,
     )  # fmt: skip
     modules = {"model": method.model, "guide": method.guide}
     return {k: {n: t.numpy() for n, t in m.state_dict().items()} for k, m in modules.items()}, result.history
