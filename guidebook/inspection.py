@@ -71,7 +71,7 @@ def inspect_run(
         rows.append({"model": f"exact GP, sd >= {floor}", **_means(score_oracle(batches, floor))})
     scores = pd.DataFrame(rows)
 
-    found = _verdict(configuration, method, draws, progress)
+    found = verdict_of(configuration, method, draws, progress)
     sections: list[Section] = [
         Heading(f"Verdict: {found.level}"),
         Prose(found.sentence),
@@ -119,8 +119,8 @@ def _counted(batches: list[TaskBatch], shown: Stages) -> Iterator[TaskBatch]:
         shown.advance()
 
 
-def _verdict(configuration: RunConfiguration, method: Method, draws: int, progress: bool) -> Verdict:
-    """The verdict on tasks of the training distribution that no training reaches."""
+def verdict_of(configuration: RunConfiguration, method: Method, draws: int, progress: bool) -> Verdict:
+    """The verdict on a fit of that configuration, by tasks of the training distribution that no training reaches."""
     with no_downloads("opening a run"):
         stream = task_stream(configuration.tasks, HELD_OUT_TASKS, configuration.seed)
     name = configuration.objective or as_objective(method.objective).name

@@ -227,28 +227,37 @@ def _start(
         earlier = held.read_bytes()
     checkpoint.write(path, CONFIGURATION, sealed_json(asdict(configuration)))
     try:
-        return fit(
-            method.model,
-            method.guide,
-            task_stream(configuration.tasks, configuration.batch_size, configuration.seed),
-            method.objective,
-            steps=configuration.steps,
-            seed=configuration.seed,
-            optimizer=partial(torch.optim.Adam, lr=configuration.learning_rate, fused=True),
-            schedule=configuration.schedule,
-            warmup=configuration.warmup,
-            max_grad_norm=configuration.max_grad_norm,
-            precision=configuration.precision,
-            checkpoint_dir=path,
-            resume=resume,
-            **options,
-        )
+        return train(configuration, method, checkpoint_dir=path, resume=resume, **options)
     except (ValueError, checkpoint.CheckpointError):
         if earlier is not None:
             checkpoint.write(path, CONFIGURATION, earlier)
         elif not (path / checkpoint.INDEX).exists():
             held.unlink()
         raise
+
+
+def train(configuration: RunConfiguration, method: Method, **options: Any) -> FitResult:
+    """Fits a method that a configuration built.
+
+    Args:
+        configuration: how.
+        method: its model and guide are trained in place.
+        **options: passed to :func:`inference.fit`.
+    """
+    return fit(
+        method.model,
+        method.guide,
+        task_stream(configuration.tasks, configuration.batch_size, configuration.seed),
+        method.objective,
+        steps=configuration.steps,
+        seed=configuration.seed,
+        optimizer=partial(torch.optim.Adam, lr=configuration.learning_rate, fused=True),
+        schedule=configuration.schedule,
+        warmup=configuration.warmup,
+        max_grad_norm=configuration.max_grad_norm,
+        precision=configuration.precision,
+        **options,
+    )
 
 
 def read_configuration(folder: str | Path) -> RunConfiguration:

@@ -107,7 +107,10 @@ def test_list_names_everything_of_a_kind(guidebook, kind, names):
 
 def test_list_of_an_unknown_kind(guidebook):
     message = is_one_error_line(guidebook("list", "kernels"))
-    assert message == "kind: got 'kernels'; it must be one of models, guides, families, objectives, tasks, experiments"
+    assert (
+        message
+        == "kind: got 'kernels'; it must be one of models, guides, families, objectives, tasks, experiments, pretrained"
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,132 @@
+"""How the gallery's entries are made: ``python -m guidebook.gallery all``."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from evaluation.findings import Verdict
+from evaluation.scores.scoring import parameter_count
+from guidebook.gallery import (
+    FOLDER,
+    MOST_BYTES,
+    card_path,
+    exact_scores,
+    pretrained,
+    scores_of,
+    test_tasks,
+    weights_path,
+)
+from guidebook.inspection import verdict_of
+from guidebook.runs import affordable, configure, train
+from pp_models.files import FileError, make_folder, sealed_json, write_atomically
+from pp_models.registry import Registry
+from pp_models.sealed_tensors import sealed_tensors
+
+#: name, which is that of a method and of tasks -> what differs from the method's recipe
+ENTRIES: Registry[dict[str, Any]] = Registry(
+    "name",
+    {
+        f"{model}-{tasks}": {"model": model, "tasks": tasks, **options}
+        for model, tasks, options in (
+            ("nvdp", "gp-rbf", {}),
+            ("nvdp+path", "gp-rbf", {}),
+            ("nmdp", "gp-mix-tnp", {}),
+            ("nvdp", "digits", {}),
+            ("bnnp", "gp-rbf-fixed", {"width": 32, "input_features": 16}),
+            ("nmdp-strict", "branches", {}),
+            ("convcnp", "gp-mix-tnp", {"width": 60}),  # 64 are more than a megabyte
+            ("convcnp", "digits", {}),
+            ("nvdp", "gp-rbf-fixed", {}),
+            ("tnp-d", "gp-mix-tnp", {}),
+            ("nvdp+path", "digits", {}),
+            ("cnp+path", "gp-rbf", {}),
+            ("convcnp", "gp-rbf", {"width": 60}),  # 64 are more than a megabyte
+        )
+    },
+    "python -m guidebook.gallery --help",
+)
+#: methods whose predictions are scored by draws: their mean weights are no predictive
+DRAWS = {"bnnp": 50}
+#: posterior draws of a verdict
+VERDICT_DRAWS = 200
+
+
+def make_entries(names: Iterable[str], cpu_seconds: float, anew: bool = False) -> None:
+    """Trains entries one by one, on one thread; what is there already is kept.
+
+    Args:
+        names: of ``ENTRIES``.
+        cpu_seconds: of training, for each.
+        anew: also those that are there.
+
+    Raises:
+        ValueError: unknown name, or seconds out of range.
+        FileError: a file cannot be written, or is too large for the package.
+    """
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    make_folder(FOLDER, "folder")
+    for name in names:
+        entry = ENTRIES.find(name)
+        if card_path(name).exists() and not anew:
+            print(f"{name}: is there", flush=True)
+            continue
+        print(make_entry(name, cpu_seconds, **entry), flush=True)
+
+
+def make_entry(name: str, cpu_seconds: float, **options: Any) -> str:
+    """Trains one entry, judges and scores it, and writes its weights and then its card; a line about it."""
+    configuration = configure(**options)
+    steps, _ = affordable(configuration, cpu_seconds, "cpu")
+    configuration = replace(configuration, steps=steps)
+    method = configuration.build()
+    start = time.process_time()
+    train(configuration, method, device="cpu", progress=False)
+    seconds = time.process_time() - start
+    weights = {
+        f"{key}.{parameter}": tensor
+        for key, module in (("model", method.model), ("guide", method.guide))
+        for parameter, tensor in module.state_dict().items()
+    }
+    content = sealed_tensors(weights, {"name": name, "step": steps})
+    if len(content) > MOST_BYTES:
+        raise FileError(f"{weights_path(name)}: would have {len(content):,} bytes; the package takes {MOST_BYTES:,}")
+    batches = test_tasks(configuration.tasks)
+    num_samples = DRAWS.get(configuration.model, 0)
+    scores = scores_of(method, batches, num_samples)
+    found: Verdict = verdict_of(configuration, method, VERDICT_DRAWS, progress=False)
+    card = {
+        "configuration": asdict(configuration),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "parameters": parameter_count(method.model, method.guide),
+        "cpu_seconds": round(seconds, 1),
+        "num_samples": num_samples,
+        "scores": scores,
+        "exact": exact_scores(configuration.tasks, batches),
+        "level": found.level,
+        "reason": found.reason,
+        "findings": [asdict(finding) for finding in found.findings],
+    }
+    write_atomically(weights_path(name), content)
+    write_atomically(card_path(name), sealed_json(card))
+    exact = card["exact"].get("pll", float("nan"))  # type: ignore[attr-defined]
+    return f"{name}: {steps} steps, {seconds:.0f} s, pll {scores['pll']:.3f} (exact {exact:.3f}), {found.level}"
+
+
+def markdown() -> str:
+    """The table of all entries as docs/gallery.md has it."""
+    lines = ["| | held-out LL | exact | within 1 sd | verdict | CPU s | parameters |", "|---|---|---|---|---|---|---|"]
+    for name, row in pretrained().iterrows():
+        exact = "" if math.isnan(row["exact"]) else f"{row['exact']:.2f}"
+        lines.append(
+            f"| `{name}` | {row['pll']:.2f} | {exact} | {row['within_1sd']:.0%} | {row['verdict']} | "
+            f"{row['cpu_seconds']:.0f} | {row['parameters']:,} |"
+        )
+    return "\n".join(lines)
