@@ -39,7 +39,7 @@ class Card:
 
     Args:
         configuration: what was fitted, and how; ``guidebook fit`` with it gives these weights.
-        sha256: of the file of weights.
+        weights_sha256: of the file of weights.
         parameters: trained numbers.
         cpu_seconds: that the fit took, of one thread.
         num_samples: draws of a prediction that was scored; 0 for the mean weights.
@@ -53,7 +53,7 @@ class Card:
     __pydantic_config__ = STRICT
 
     configuration: RunConfiguration
-    sha256: str
+    weights_sha256: str
     parameters: int
     cpu_seconds: float
     num_samples: int
@@ -109,7 +109,7 @@ def load_pretrained(name: str) -> Pretrained:
         content = read_regular(weights, MOST_BYTES)
     except OSError as error:
         raise FileError(f"{weights}: cannot be read ({error.strerror or error}); install the package anew") from None
-    if hashlib.sha256(content).hexdigest() != card.sha256:
+    if hashlib.sha256(content).hexdigest() != card.weights_sha256:
         raise FileError(f"{weights}: truncated or altered (SHA-256 differs from its card's); install the package anew")
     tensors, _ = unsealed_tensors(content, weights)
     with no_downloads("loading from the gallery"):

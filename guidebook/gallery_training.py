@@ -104,7 +104,7 @@ def make_entry(name: str, cpu_seconds: float, **options: Any) -> str:
     found: Verdict = verdict_of(configuration, method, VERDICT_DRAWS, progress=False)
     card = {
         "configuration": asdict(configuration),
-        "sha256": hashlib.sha256(content).hexdigest(),
+        "weights_sha256": hashlib.sha256(content).hexdigest(),
         "parameters": parameter_count(method.model, method.guide),
         "cpu_seconds": round(seconds, 1),
         "num_samples": num_samples,

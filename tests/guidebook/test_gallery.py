@@ -57,6 +57,7 @@ def test_an_entry_scores_what_its_card_says(name):
 
 
 def test_the_gallery_is_what_the_command_makes():
+    assert set(gallery.names()) == set(gallery_training.ENTRIES)
     for name in gallery.names():
         options, held = gallery_training.ENTRIES[name], asdict(gallery.read_card(name).configuration)
         assert {key: held[key] for key in options} == options and name == f"{options['model']}-{options['tasks']}"
@@ -93,9 +94,7 @@ def test_an_entry_predicts_and_is_what_the_calls_of_the_library_take():
 def test_an_unknown_name_gets_the_nearest():
     with pytest.raises(ValueError, match=r"^name: got 'nmdp-gp-mix-tmp'; did you mean 'nmdp-gp-mix-tnp'"):
         gb.load_pretrained("nmdp-gp-mix-tmp")
-    with pytest.raises(
-        ValueError, match=r"^name: got 'gan'; it is none of \d+ names such as .* \(guidebook list pretr"
-    ):
+    with pytest.raises(ValueError, match=r"^name: got 'gan'; it is none of \d+ names such as .* \(guidebook list"):
         gb.load_pretrained("gan")
     with pytest.raises(ValueError, match=r"^name: got '../weights/nmdp-gp-mix-tnp'; "):
         gb.load_pretrained("../weights/nmdp-gp-mix-tnp")
@@ -135,14 +134,14 @@ def test_no_code_is_run_and_nothing_downloaded_even_where_a_card_vouches_for_it(
     weights = folder / f"{ONE}.safetensors"
     held, good = read_sealed_json(folder / f"{ONE}.json"), weights.read_bytes()
     weights.write_bytes(pickle.dumps(Boom()))
-    reseal(folder, sha256=gallery.hashlib.sha256(weights.read_bytes()).hexdigest())
+    reseal(folder, weights_sha256=gallery.hashlib.sha256(weights.read_bytes()).hexdigest())
     with pytest.raises(FileError, match=r"is not a file of guidebook's"):
         gb.load_pretrained(ONE)
     weights.write_bytes(good)
     monkeypatch.delenv(downloads.DATA_VARIABLE, raising=False)
     monkeypatch.setattr(downloads, "cache_folder", lambda: folder / "cache")
     monkeypatch.setattr(downloads, "_download", lambda *arguments: pytest.fail("the network was reached"))
-    reseal(folder, sha256=held["sha256"], configuration=held["configuration"] | {"tasks": "svhn"})
+    reseal(folder, weights_sha256=held["weights_sha256"], configuration=held["configuration"] | {"tasks": "svhn"})
     with pytest.raises(DataError, match=r"not on this machine, and loading from the gallery"):
         gb.load_pretrained(ONE)
     reseal(folder, configuration=held["configuration"] | {"depth": 3})
