@@ -28,8 +28,9 @@ COLLAPSED, LEAST_RATE_SPREAD = (0.01, 0.99), 0.005
 #: a latent is active where its posterior mean varies by this share of the prior's variance between tasks (Burda et
 #: al. 2016), or its posterior variance is away from the prior's by more than this share
 ACTIVE, NARROWED = 0.01, 0.05
-#: how far from the training tasks is far (a share of these), and the share of tested tasks that may be farther
-FAR, MOST_UNLIKE = 0.99, 0.05
+#: how far from the training tasks is far (farther than this share of these), the share of tested tasks that may be
+#: farther, and the training tasks that it takes to say so
+FAR, MOST_UNLIKE, LEAST_TASKS = 0.95, 0.25, 40
 PRIOR_DRAWS = 64
 
 
@@ -111,11 +112,13 @@ def judge_likeness(tested: Evidence, batches: Sequence[TaskBatch | Dataset], tra
     whole = not all(isinstance(batch, TaskBatch) for batch in (*batches, *trained_on))
     names, known = _features(trained_on, whole)
     _, asked = _features(batches, whole)
-    if len(known) < 20 or known.shape[1] != asked.shape[1]:
+    if len(known) < LEAST_TASKS or known.shape[1] != asked.shape[1]:
         return
-    centre = known.nanmedian(0).values
-    width = (known - centre).abs().nanmedian(0).values.clamp_min(1e-6 * (1 + centre.abs()))
-    far = ((known - centre).abs() / width).nan_to_num(0.0).amax(1)
+    # one half says what is usual, the other how far from it tasks of the training lie: as tasks to come would
+    usual, others = known[::2], known[1::2]
+    centre = usual.nanmedian(0).values
+    width = (usual - centre).abs().nanmean(0).clamp_min(1e-3 * (1 + centre.abs()))
+    far = ((others - centre).abs() / width).nan_to_num(0.0).amax(1)
     each = ((asked - centre).abs() / width).nan_to_num(0.0)
     limit = float(far.quantile(FAR))
     unlike = each.amax(1) > limit * (1 + 1e-6)
@@ -123,12 +126,12 @@ def judge_likeness(tested: Evidence, batches: Sequence[TaskBatch | Dataset], tra
     error = math.sqrt(MOST_UNLIKE * (1 - MOST_UNLIKE) / len(asked))
     worst = names[int((each > limit).double().mean(0).argmax())]
     tested.numbers |= {"unlike_training": share}
-    passed = share <= MOST_UNLIKE + 3 * error
+    passed = share <= MOST_UNLIKE + 2 * error
     tested.note(
         "likeness to the training tasks",
         f"{share:.0%} of {len(asked)} tasks lie farther from the training tasks than {FAR:.0%} of these do"
         + ("" if passed else f", most by {worst}"),
-        f"at most {MOST_UNLIKE:.0%} (beyond 3 standard errors)",
+        f"at most {MOST_UNLIKE:.0%} (beyond 2 standard errors)",
         passed,
         "The tasks are like those of the training."
         if passed

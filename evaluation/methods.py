@@ -166,10 +166,10 @@ def _nvdp(
     **objective: Any,
 ) -> tuple:
     options = dict(guide or {})
-    features = 0
+    features, depth = 0, 5
     if task.recipe != "paper":
         options = {"pooling": task.regression, "temperature": 0.5, **options}
-        features = INPUT_FEATURES
+        features, depth = INPUT_FEATURES, 4
     if task.pooling is not None:
         options["pooling"] = task.pooling
     if task.shared_path:
@@ -177,7 +177,7 @@ def _nvdp(
         options["share_encoder"] = True
     else:
         representation = task.width if deterministic else 0
-        model = network(task, representation, path=path, path_dim=task.width, input_features=features)
+        model = network(task, representation, depth, path=path, path_dim=task.width, input_features=features)
     built = guides.BernoulliExpertGuide(model, width=task.width, **options)
     return model, built, objectives.make("conditional-prior", **{"beta": task.beta, **objective})
 
@@ -276,9 +276,14 @@ def _bnnp(task: TaskShape, attention: bool = False) -> tuple:
             task.dim_x, task.dim_y, task.width, 1, 4, prior=prior, likelihood=likelihood, activation="silu"
         )
     else:
-        sizes = [task.dim_x, task.width, task.width, task.dim_y]
+        paper = task.recipe == "paper"
+        features = task.input_features
+        if features is None:
+            features = 0 if paper else INPUT_FEATURES
+        hidden = [task.width, task.width] if paper else [min(task.width, BNNP_WIDTH)]
+        sizes = [task.dim_x, *hidden, task.dim_y]
         model = pp_models.BayesianNetwork(
-            sizes, prior=prior, likelihood=likelihood, activation="silu", input_features=task.input_features or 0
+            sizes, prior=prior, likelihood=likelihood, activation="silu", input_features=features
         )
     return model, guides.BNNWeightGuide(model), objectives.make("pp-avi", num_particles=8)
 
@@ -301,8 +306,10 @@ def _mc_dropout(task: TaskShape) -> tuple:
     )
 
 
-#: sines and cosines of x, each, that NVDP's network reads beside x
+#: sines and cosines of x, each, that the networks of NVDP and BNNP read beside x
 INPUT_FEATURES = 8
+#: most hidden units of BNNP's one layer: a step costs as the square of them
+BNNP_WIDTH = 20
 
 #: name -> (what it is, how it is built)
 METHODS: Registry[tuple[str, Callable[[TaskShape], tuple]]] = Registry(

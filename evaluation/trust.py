@@ -73,7 +73,7 @@ def verdict(
             nothing is held out of it). They must not have been trained on. Calibration simulates data at their inputs.
         objective: what the guide was trained with; it decides the kind where that is not given.
         kind: ``"posterior"`` or ``"prediction"``.
-        trained_on: some of the training tasks, at least 20 of them, to say whether the tested ones are like them.
+        trained_on: some of the training tasks, at least 40 of them, to say whether the tested ones are like them.
         num_simulations: tasks simulated for calibration.
         num_samples: draws for the weights and predictions.
         seed: of everything drawn; the global random state stays as it was.

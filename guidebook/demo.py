@@ -34,7 +34,8 @@ from pp_models.tasks.task_stream import batches_of
 #: methods of the demo, and steps of each as a share of NVDP's on GP tasks
 GP_METHODS = {"nvdp": 1.0, "nvdp+path": 0.5, "nmdp": 0.6, "cnp": 0.8}
 IMAGE_METHODS = {"nvdp": 0.5, "nvdp+path": 0.4, "cnp": 0.5}
-FLOOR = 0.1
+#: floor of the predictive standard deviation on GP tasks, whose draws have no noise
+FLOOR = 0.02
 #: steps of BNNP as a share of NVDP's, its width, and NUTS's warm-up and draws
 BNNP_SHARE, BNNP_WIDTH, NUTS_DRAWS = 0.4, 16, 200
 #: steps of NMDP as a share of NVDP's, and points of the context of its panel
@@ -47,7 +48,7 @@ def _verdicts(fits: dict[str, tuple[Method, Any]]) -> pd.DataFrame:
     for name, (method, stream) in fits.items():
         batches = batches_of(stream, HELD_OUT_BATCH, HELD_OUT_TASKS)
         objective = as_objective(method.objective).name
-        trained_on = batches_of(stream, 0, HELD_OUT_TASKS)
+        trained_on = batches_of(stream, 0, 200)
         answer = verdict(
             method.model, method.guide, batches, objective=objective, trained_on=trained_on, num_simulations=100,
             num_samples=100,
@@ -96,7 +97,7 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
         few = {"num_context": (3, 3 * pixel.num_points // 4), "max_points": pixel.num_points}
     on_images = tasks.images(images, "train", 16, seed, **few)
     on_functions = tasks.gp("rbf", 16, seed, hyperparameters="fixed")
-    image_task, function_task = TaskShape(2, pixel.y.shape[-1], 64, beta=0.5), TaskShape(1, 1, 64)
+    image_task, function_task = TaskShape(2, pixel.y.shape[-1], 48, beta=0.5), TaskShape(1, 1, 48, min_scale=FLOOR)
     jobs = [
         Job(f"{name}, {what}", name, task, stream, max(1, int(steps * share)), seed)
         for what, methods, task, stream in (

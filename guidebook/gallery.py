@@ -121,7 +121,12 @@ def load_pretrained(name: str) -> Pretrained:
 
 
 def pretrained() -> pd.DataFrame:
-    """The gallery, one row an entry: method, tasks, held-out log-likelihood, the exact one, verdict, CPU seconds."""
+    """The gallery, one row an entry, by tasks and score.
+
+    Columns: ``method``, ``tasks``, ``pll`` (held-out log-likelihood of the test tasks, nats a point), ``exact`` (the
+    same of the process that drew them; NaN where that is not known), ``within_1sd``, ``verdict``, ``cpu_seconds`` of
+    training, ``parameters``.
+    """
     rows = {}
     for name in names():
         card = read_card(name)
@@ -135,12 +140,14 @@ def pretrained() -> pd.DataFrame:
             "cpu_seconds": card.cpu_seconds,
             "parameters": card.parameters,
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("name")
+    return table.sort_values(["tasks", "pll"], ascending=[True, False])
 
 
 def names() -> Registry[Path]:
     """The card of every entry, by its name."""
-    cards = {path.stem: path for path in sorted(FOLDER.glob("*.json"))}
+    cards = {path.stem: path for path in FOLDER.glob("*.json")}
+    cards = {name: cards[name] for name in sorted(cards)}
     return Registry("name", cards, "guidebook list pretrained")
 
 
@@ -168,7 +175,7 @@ def read_card(name: str) -> Card:
         raise FileError(f"{card_path(name)}: cannot be read ({error.strerror or error})") from None
 
 
-def test_tasks(tasks: str) -> list[TaskBatch]:
+def scored_tasks(tasks: str) -> list[TaskBatch]:
     """The tasks that an entry is scored on."""
     stream = task_stream(tasks, BATCH_SIZE, 0, test=True)
     return [stream.batch(i) for i in range(BATCHES)]
@@ -179,7 +186,7 @@ def scores_of(fitted: Any, batches: Iterable[TaskBatch], num_samples: int) -> di
 
     Args:
         fitted: has ``model`` and ``guide``.
-        batches: :func:`test_tasks` for those of a card.
+        batches: :func:`scored_tasks` for those of a card.
         num_samples: draws of a prediction; 0 for the mean weights.
     """
     how: dict[str, Any] = {"weights": "samples", "num_samples": num_samples} if num_samples else {"weights": "mean"}
@@ -193,7 +200,7 @@ def exact_scores(tasks: str, batches: list[TaskBatch]) -> dict[str, float]:
         table = score_oracle(batches, TASKS.find(tasks).min_scale)
         return {name: float(table[name].mean()) for name in ("ll", "rll", "pll")}
     if tasks == "branches":
-        return {"pll": float(sum(branch_oracle(batch)[0].double().mean() for batch in batches) / len(batches))}
+        return {"pll": float(sum(branch_oracle(batch, 1000)[0].double().mean() for batch in batches) / len(batches))}
     return {}
 
 
@@ -205,11 +212,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("name", help=f"all, or one of {', '.join(ENTRIES)}; or table, to print that of docs/gallery.md")
     parser.add_argument("--cpu-seconds", type=float, default=120.0, help="of training, for each")
     parser.add_argument("--anew", action="store_true", help="also those that are there")
+    parser.add_argument("--judge", action="store_true", help="train none: score and judge those that are there")
     given = parser.parse_args(arguments)
     if given.name == "table":
         print(markdown())
         return
-    make_entries(ENTRIES if given.name == "all" else [given.name], given.cpu_seconds, given.anew)
+    make_entries(ENTRIES if given.name == "all" else [given.name], given.cpu_seconds, given.anew, given.judge)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,21 @@ from typing import Any
 
 import torch
 
-from evaluation.findings import Verdict
 from evaluation.scores.scoring import parameter_count
 from guidebook.gallery import (
     FOLDER,
     MOST_BYTES,
+    Card,
     card_path,
     exact_scores,
+    load_pretrained,
     pretrained,
+    scored_tasks,
     scores_of,
-    test_tasks,
     weights_path,
 )
 from guidebook.inspection import verdict_of
-from guidebook.runs import affordable, configure, train
+from guidebook.runs import RunConfiguration, affordable, configure, train
 from pp_models.files import FileError, make_folder, sealed_json, write_atomically
 from pp_models.registry import Registry
 from pp_models.sealed_tensors import sealed_tensors
@@ -35,17 +36,17 @@ ENTRIES: Registry[dict[str, Any]] = Registry(
     {
         f"{model}-{tasks}": {"model": model, "tasks": tasks, **options}
         for model, tasks, options in (
-            ("nvdp", "gp-rbf", {}),
-            ("nvdp+path", "gp-rbf", {}),
+            ("nvdp", "gp-rbf", {"width": 48}),
+            ("nvdp+path", "gp-rbf", {"width": 48}),
             ("nmdp", "gp-mix-tnp", {}),
-            ("nvdp", "digits", {}),
-            ("bnnp", "gp-rbf-fixed", {"width": 32, "input_features": 16}),
+            ("nvdp", "digits", {"width": 48}),
+            ("bnnp", "gp-rbf-fixed", {}),
             ("nmdp-strict", "branches", {}),
             ("convcnp", "gp-mix-tnp", {"width": 60}),  # 64 are more than a megabyte
             ("convcnp", "digits", {}),
-            ("nvdp", "gp-rbf-fixed", {}),
+            ("nvdp", "gp-rbf-fixed", {"width": 48}),
             ("tnp-d", "gp-mix-tnp", {}),
-            ("nvdp+path", "digits", {}),
+            ("nvdp+path", "digits", {"width": 48}),
             ("cnp+path", "gp-rbf", {}),
             ("convcnp", "gp-rbf", {"width": 60}),  # 64 are more than a megabyte
         )
@@ -58,13 +59,14 @@ DRAWS = {"bnnp": 50}
 VERDICT_DRAWS = 200
 
 
-def make_entries(names: Iterable[str], cpu_seconds: float, anew: bool = False) -> None:
+def make_entries(names: Iterable[str], cpu_seconds: float, anew: bool = False, judge: bool = False) -> None:
     """Trains entries one by one, on one thread; what is there already is kept.
 
     Args:
         names: of ``ENTRIES``.
         cpu_seconds: of training, for each.
         anew: also those that are there.
+        judge: train none: score and judge those that are there, as they are.
 
     Raises:
         ValueError: unknown name, or seconds out of range.
@@ -75,14 +77,16 @@ def make_entries(names: Iterable[str], cpu_seconds: float, anew: bool = False) -
     make_folder(FOLDER, "folder")
     for name in names:
         entry = ENTRIES.find(name)
-        if card_path(name).exists() and not anew:
+        if judge:
+            print(judge_entry(name), flush=True)
+        elif card_path(name).exists() and not anew:
             print(f"{name}: is there", flush=True)
-            continue
-        print(make_entry(name, cpu_seconds, **entry), flush=True)
+        else:
+            print(make_entry(name, cpu_seconds, **entry), flush=True)
 
 
 def make_entry(name: str, cpu_seconds: float, **options: Any) -> str:
-    """Trains one entry, judges and scores it, and writes its weights and then its card; a line about it."""
+    """Trains one entry and writes its weights and then its card; a line about it."""
     configuration = configure(**options)
     steps, _ = affordable(configuration, cpu_seconds, "cpu")
     configuration = replace(configuration, steps=steps)
@@ -98,26 +102,44 @@ def make_entry(name: str, cpu_seconds: float, **options: Any) -> str:
     content = sealed_tensors(weights, {"name": name, "step": steps})
     if len(content) > MOST_BYTES:
         raise FileError(f"{weights_path(name)}: would have {len(content):,} bytes; the package takes {MOST_BYTES:,}")
-    batches = test_tasks(configuration.tasks)
-    num_samples = DRAWS.get(configuration.model, 0)
-    scores = scores_of(method, batches, num_samples)
-    found: Verdict = verdict_of(configuration, method, VERDICT_DRAWS, progress=False)
-    card = {
-        "configuration": asdict(configuration),
-        "weights_sha256": hashlib.sha256(content).hexdigest(),
-        "parameters": parameter_count(method.model, method.guide),
-        "cpu_seconds": round(seconds, 1),
-        "num_samples": num_samples,
-        "scores": scores,
-        "exact": exact_scores(configuration.tasks, batches),
-        "level": found.level,
-        "reason": found.reason,
-        "findings": [asdict(finding) for finding in found.findings],
-    }
+    found = card_of(configuration, method, hashlib.sha256(content).hexdigest(), seconds)
     write_atomically(weights_path(name), content)
-    write_atomically(card_path(name), sealed_json(card))
-    exact = card["exact"].get("pll", float("nan"))  # type: ignore[attr-defined]
-    return f"{name}: {steps} steps, {seconds:.0f} s, pll {scores['pll']:.3f} (exact {exact:.3f}), {found.level}"
+    return _written(name, found)
+
+
+def judge_entry(name: str) -> str:
+    """Scores and judges an entry as it is, and writes its card anew; a line about it."""
+    fitted = load_pretrained(name)
+    held = fitted.card
+    return _written(name, card_of(held.configuration, fitted, held.weights_sha256, held.cpu_seconds))
+
+
+def card_of(configuration: RunConfiguration, fitted: Any, weights_sha256: str, seconds: float) -> Card:
+    """The card of a fit: its scores and its verdict."""
+    batches = scored_tasks(configuration.tasks)
+    num_samples = DRAWS.get(configuration.model, 0)
+    found = verdict_of(configuration, fitted, VERDICT_DRAWS, progress=False)
+    return Card(
+        configuration=configuration,
+        weights_sha256=weights_sha256,
+        parameters=parameter_count(fitted.model, fitted.guide),
+        cpu_seconds=round(seconds, 1),
+        num_samples=num_samples,
+        scores=scores_of(fitted, batches, num_samples),
+        exact=exact_scores(configuration.tasks, batches),
+        level=found.level,
+        reason=found.reason,
+        findings=found.findings,
+    )
+
+
+def _written(name: str, card: Card) -> str:
+    write_atomically(card_path(name), sealed_json(asdict(card)))
+    exact = card.exact.get("pll", math.nan)
+    return (
+        f"{name}: {card.configuration.steps} steps, {card.cpu_seconds:.0f} s, pll {card.scores['pll']:.3f} "
+        f"(exact {exact:.3f}), {card.level}"
+    )
 
 
 def markdown() -> str:

@@ -26,6 +26,7 @@ from pp_models.contract import as_guide, as_objective
 from pp_models.data import TaskBatch
 from pp_models.files import make_folder
 from pp_models.tasks.downloads import no_downloads
+from pp_models.tasks.task_stream import batches_of
 from pp_models.tasks.task_table import TASKS, task_stream
 
 SIMULATIONS = 200
@@ -129,7 +130,7 @@ def verdict_of(configuration: RunConfiguration, method: Method, draws: int, prog
         method.guide,
         stream.batch(HELD_OUT_BATCH),
         objective=name,
-        trained_on=[stream.batch(i) for i in range(4)],
+        trained_on=batches_of(stream, 0, 200),
         num_simulations=SIMULATIONS,
         num_samples=max(draws, 50),
         seed=configuration.seed % 2**31,

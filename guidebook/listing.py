@@ -47,7 +47,7 @@ def _pretrained() -> Rows:
     from pp_models.files import read_sealed_json
 
     rows = []
-    for path in sorted(Path(__file__).with_name("weights").glob("*.json")):
+    for path in sorted(Path(__file__).with_name("weights").glob("*.json"), key=lambda path: path.stem):
         card = read_sealed_json(path)
         model, tasks = card["configuration"]["model"], card["configuration"]["tasks"]
         exact = f" (exact {card['exact']['pll']:.2f})" if "pll" in card["exact"] else ""

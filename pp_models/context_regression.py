@@ -16,6 +16,8 @@ from pp_models.parameter_module import mlp
 FEATURES = ("fourier", "learned")
 #: shortest and longest lengthscale of the heads' kernels at the start, for inputs of unit scale
 LENGTHSCALES = (0.12, 0.8)
+#: sines and cosines of x that a network of learned features reads beside x
+LEARNED_FROM = 8
 
 
 class FourierFeatures(nn.Module):
@@ -64,9 +66,10 @@ class ContextRegression(nn.Module):
     """H regressions y = φ_h(x) w + m(x) + ε, w ~ N(0, I), ε ~ N(0, σ_h²), conditioned on a context exactly.
 
     Features φ_h are random Fourier features whose frequencies, amplitudes and scale are learned (head h starts with a
-    lengthscale of its own), or the outputs of a network. What a context says of the coefficients is Gaussian, with a
-    Cholesky factor of K x K in float64, whatever the dtype of the data; the prior keeps it from being singular, so
-    that an empty context, a repeated input and a padded point are all right, gradients too.
+    lengthscale of its own), or the outputs of a network that reads a few such features. What a context says of the
+    coefficients is Gaussian, with a Cholesky factor of K x K in float64, whatever the dtype of the data; the prior
+    keeps it from being singular, so that an empty context, a repeated input and a padded point are all right, gradients
+    too.
 
     Args:
         dim_x: input width.
@@ -111,7 +114,8 @@ class ContextRegression(nn.Module):
             self.frequencies = nn.Parameter(start / scales.reshape(-1, 1, 1))  # [H, Dx, K / 2]
             self.log_amplitude = nn.Parameter(torch.zeros(heads, features // 2))
         else:
-            self.network = mlp([dim_x, width, width, heads * features])
+            read = FourierFeatures(dim_x, LEARNED_FROM, 0.4)
+            self.network = nn.Sequential(read, *mlp([read.dim_out, width, width, heads * features]))
         self.log_scale = nn.Parameter(torch.zeros(heads))
         self.log_noise = nn.Parameter(torch.full((heads,), math.log(noise)))
         self.mean_function = mlp([dim_x, width, dim_y]) if mean else None

@@ -20,7 +20,7 @@ PICTURES |= {
     "lrvd_scales",
     "lrvd_energy",
 }
-ORACLE = "exact GP, sd >= 0.1"
+ORACLE = "exact GP, sd >= 0.02"
 
 
 @pytest.fixture(scope="module")
