@@ -92,19 +92,23 @@ def _take_over(name: str, stored: torch.Tensor, value: torch.Tensor) -> None:
         value.copy_(stored)
 
 
-def mlp(widths: list[int], activation: type[torch.nn.Module] = torch.nn.ReLU, **options: Any) -> torch.nn.Sequential:
-    """Linear layers of the given widths with activations between them, Kaiming-normal weights (NVDP's code).
+def mlp(
+    widths: list[int], activation: type[torch.nn.Module] = torch.nn.ReLU, *, kaiming: bool = True, **options: Any
+) -> torch.nn.Sequential:
+    """Linear layers of the given widths with activations between them.
 
     Args:
         widths: input width, hidden widths, output width.
         activation: class of the activation, built with ``options``.
+        kaiming: start from Kaiming-normal weights (NVDP's code); torch's own initial values otherwise.
     """
     check_weights("width", widths)
     layers: list[torch.nn.Module] = []
     for i, (k_in, k_out) in enumerate(itertools.pairwise(widths)):
         layer = torch.nn.Linear(k_in, k_out)
-        torch.nn.init.kaiming_normal_(layer.weight)
-        torch.nn.init.normal_(layer.bias, std=1e-3)
+        if kaiming:
+            torch.nn.init.kaiming_normal_(layer.weight)
+            torch.nn.init.normal_(layer.bias, std=1e-3)
         layers.append(layer)
         if i < len(widths) - 2:
             layers.append(activation(**options))

@@ -47,9 +47,10 @@ class TransformerNeuralProcess(ConditionalProcess):
         super().__init__(dim_x, dim_y, likelihood)
         if width % num_heads:
             raise ValueError(f"width: got {width}; attention needs a multiple of num_heads, {num_heads}")
-        self.embed = mlp([dim_x + dim_y + 1, width, width, width, width])
+        # torch's own initial values throughout, as the released code has them: larger ones cost half a nat and more
+        self.embed = mlp([dim_x + dim_y + 1, width, width, width, width], kaiming=False)
         self.layers = nn.ModuleList([TokenLayer(width, num_heads, feedforward) for _ in range(num_layers)])
-        self.head = mlp([width, feedforward, self.outputs])
+        self.head = mlp([width, feedforward, self.outputs], kaiming=False)
 
     def decode(self, asked: Dataset, context: Dataset) -> Tensor:
         """See :meth:`ConditionalProcess.decode`."""
@@ -71,6 +72,9 @@ class TokenLayer(nn.Module):
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.qkv.weight)  # as torch's attention starts
+        nn.init.zeros_(self.qkv.bias)
+        nn.init.zeros_(self.out.bias)
         self.mlp = nn.Sequential(nn.Linear(width, feedforward), nn.ReLU(), nn.Linear(feedforward, width))
         self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
 

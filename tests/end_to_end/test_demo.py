@@ -58,7 +58,7 @@ def test_the_report_needs_no_other_file(demo):
     for name in (*GP_METHODS, ORACLE.replace(">", "&gt;")):
         assert name in page
     assert "guidebook demo --images digits --seed 0 --steps 10 --out demo" in page
-    assert re.search(r"<h2>Verdict: \d of 5 fits can be trusted</h2>", page).start() < page.index(
+    assert re.search(r"<h2>Verdict: \d of 6 fits can be trusted</h2>", page).start() < page.index(
         "Gaussian-process regression"
     )
 
@@ -70,9 +70,9 @@ def test_the_posterior_opens_in_arviz(demo):
         "chain": 1,
         "draw": 100,
         "task": 2,
-        "layer_0_unit": 64,
-        "layer_0_input": 2,
+        "layer_0_unit": 48,
+        "layer_0_input": 1 + 2 * 8 + 1,
     }
-    assert list(posterior["layer_0_input"].values) == ["x0", "bias"]
-    summary = summarise(idata, var_names=["layer_4.weight"], kind="stats")
-    assert len(summary) == 2 * 2 * 65 and np.isfinite(summary.to_numpy(float)).all()
+    assert list(posterior["layer_0_input"].values)[-1] == "bias"
+    summary = summarise(idata, var_names=["layer_3.weight"], kind="stats")
+    assert len(summary) == 2 * 2 * 49 and np.isfinite(summary.to_numpy(float)).all()
