@@ -19,11 +19,12 @@ from guidebook.runs import RunConfiguration
 from inference import checkpoint
 from pp_models.data import TaskBatch
 from pp_models.files import STRICT, FileError, read_checked_json, read_regular
+from pp_models.likelihoods import GaussianHeadLikelihood
 from pp_models.registry import Registry
 from pp_models.sealed_tensors import unsealed_tensors
 from pp_models.tasks.branch_tasks import branch_oracle
 from pp_models.tasks.downloads import no_downloads
-from pp_models.tasks.task_table import TASKS, task_stream
+from pp_models.tasks.task_table import task_stream
 
 #: a card ``NAME.json`` and weights ``NAME.safetensors`` for every entry
 FOLDER = Path(__file__).with_name("weights")
@@ -45,6 +46,7 @@ class Card:
         num_samples: draws of a prediction that was scored; 0 for the mean weights.
         scores: mean scores of the test tasks, nats a point; see :func:`evaluation.scores.scoring.score_tasks`.
         exact: the same of the exact answer, as far as there is one.
+        floor: of the standard deviations of both; None where the method has none.
         level: of the verdict.
         reason: of the verdict.
         findings: of the verdict.
@@ -59,6 +61,7 @@ class Card:
     num_samples: int
     scores: dict[str, float]
     exact: dict[str, float]
+    floor: float | None
     level: str
     reason: str
     findings: list[Finding]
@@ -194,10 +197,16 @@ def scores_of(fitted: Any, batches: Iterable[TaskBatch], num_samples: int) -> di
     return {name: float(table[name].mean()) for name in SCORES}
 
 
-def exact_scores(tasks: str, batches: list[TaskBatch]) -> dict[str, float]:
-    """Those of the process that drew the tasks, with the floor of their scale; empty where there is none."""
+def floor_of(model: Any) -> float | None:
+    """The least standard deviation that a model predicts; None where its noise has no floor."""
+    likelihood = model.likelihood
+    return float(likelihood.min_scale) if isinstance(likelihood, GaussianHeadLikelihood) else None
+
+
+def exact_scores(tasks: str, batches: list[TaskBatch], floor: float | None) -> dict[str, float]:
+    """Scores of the process that drew the tasks, its standard deviation not below a floor; empty where not known."""
     if tasks.startswith("gp-"):
-        table = score_oracle(batches, TASKS.find(tasks).min_scale)
+        table = score_oracle(batches, floor)
         return {name: float(table[name].mean()) for name in ("ll", "rll", "pll")}
     if tasks == "branches":
         return {"pll": float(sum(branch_oracle(batch, 1000)[0].double().mean() for batch in batches) / len(batches))}
