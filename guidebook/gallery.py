@@ -39,7 +39,7 @@ class Card:
     """What is known of an entry.
 
     Args:
-        configuration: what was fitted, and how; ``guidebook fit`` with it gives these weights.
+        configuration: what was fitted, and how; on one thread of such a machine ``guidebook fit`` gives these weights.
         weights_sha256: of the file of weights.
         parameters: trained numbers.
         cpu_seconds: that the fit took, of one thread.
