@@ -200,10 +200,10 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
         *drawn["completions"],
         Heading("BNNP: a learned prior over functions"),
         Prose(
-            "A network with latent weights, its prior correlated by unit and learned from smooth functions (draws of a "
-            "GP of length scale 1) by PP-AVI. With the learned prior fixed, NUTS samples the posteriors that BNNP's "
-            "guide gives at once. At this budget the prior's functions come no nearer to the true ones, and the guide "
-            "is too sure of itself between few points; docs/results/bnnp.md has the numbers."
+            "A network of one hidden layer with latent weights on sines and cosines of x, its prior correlated by unit "
+            "and learned from smooth functions (draws of a GP of length scale 1) by PP-AVI. With the learned prior "
+            "fixed, NUTS samples the posteriors that BNNP's guide gives at once. How far the prior's functions are "
+            "from the true ones is said beneath; docs/results/bnnp.md has longer runs."
         ),
         *drawn["bnnp_prior"],
         *drawn["bnnp_posterior"],
