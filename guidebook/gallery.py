@@ -17,6 +17,7 @@ from evaluation.findings import Finding, Verdict
 from evaluation.scores.scoring import score_oracle, score_tasks
 from guidebook.runs import RunConfiguration
 from inference import checkpoint
+from pp_models.arguments import checked
 from pp_models.data import TaskBatch
 from pp_models.files import STRICT, FileError, read_checked_json, read_regular
 from pp_models.likelihoods import GaussianHeadLikelihood
@@ -90,6 +91,7 @@ class Pretrained(NamedTuple):
     card: Card
 
 
+@checked()
 def load_pretrained(name: str) -> Pretrained:
     """A fitted method by name, from the package's own files: nothing is downloaded, and no code in them is run.
 

@@ -100,6 +100,8 @@ def test_an_unknown_name_gets_the_nearest():
         gb.load_pretrained("gan")
     with pytest.raises(ValueError, match=r"^name: got '../weights/nmdp-gp-mix-tnp'; "):
         gb.load_pretrained("../weights/nmdp-gp-mix-tnp")
+    with pytest.raises(ValueError, match=r"^name: got \[1\]; it must be a string$"):
+        gb.load_pretrained([1])
 
 
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
