@@ -9,7 +9,6 @@ Run: python -m benchmarks.time_to_quality --tasks gp-rbf-fixed --budgets 30,90 -
 from __future__ import annotations
 
 import argparse
-import copy
 import math
 import time
 from pathlib import Path
@@ -20,27 +19,16 @@ import pandas as pd
 import torch
 
 from evaluation.methods import Method, TaskShape, build
-from evaluation.recipes import Recipe, recipe
+from evaluation.recipes import recipe
 from evaluation.scores.scoring import score_oracle, score_tasks
 from inference import fit
+from inference.step_cost import step_cost, steps_within
 from pp_models.contract import as_guide
 from pp_models.tasks.task_table import TASKS, TEST_SEED, task_stream
 
 OURS = ("nvdp", "nvdp+path", "cnp+path", "nmdp", "bnnp")
 RIVALS = ("cnp", "anp", "convcnp", "tnp-d")
-#: steps that measure the cost of one, and the least a fit takes
-MEASURED, LEAST = 8, 20
 SCORES = ("ll", "rll", "pll", "joint_pll")
-
-
-def steps_within(method: Method, stream: object, settings: Recipe, seconds: float) -> int:
-    """Steps that so many seconds of CPU buy, tasks included; the method is left as it was."""
-    trial = copy.deepcopy((method.model, method.guide, method.objective))
-    options = {"learning_rate": 1e-5, "progress": False, "max_grad_norm": settings.max_grad_norm}
-    fit(trial[0], trial[1], stream, trial[2], steps=2, **options)
-    start = time.process_time()
-    fit(trial[0], trial[1], stream, trial[2], steps=MEASURED, **options)
-    return max(LEAST, int(seconds / ((time.process_time() - start) / MEASURED)))
 
 
 def train(name: str, tasks: str, seconds: float, seed: int, width: int, floor: float) -> tuple[Method, int, float]:
@@ -50,7 +38,8 @@ def train(name: str, tasks: str, seconds: float, seed: int, width: int, floor: f
     torch.manual_seed(seed)
     shape = TaskShape.of(stream, width, beta=TASKS.find(tasks).beta, min_scale=floor)
     method = build(name, shape)
-    steps = steps_within(method, stream, settings, seconds)
+    cost = step_cost(method.model, method.guide, stream, method.objective, max_grad_norm=settings.max_grad_norm)
+    steps = steps_within(seconds, cost)
     start = time.process_time()
     fit(
         method.model, method.guide, stream, method.objective, steps=steps, seed=seed, progress=False,

@@ -51,6 +51,11 @@ class TaskShape:
         extent: length of the interval that holds the inputs of tasks on a line; models on a grid cover it.
         recipe: ``"best"``, or ``"paper"`` for NVDP and NMDP as their papers have them (mean pooling, temperature 1.5,
             attention in the experts), which the papers' experiments use.
+        pooling: of the encoder of a guide; this and the rest are None for the method's own, and ``PARTS`` says which
+            methods take them.
+        path: of the decoder.
+        input_features: sines and cosines of x, each, that a network reads beside x.
+        experts: of a mixture.
     """
 
     dim_x: int
@@ -62,6 +67,10 @@ class TaskShape:
     image_size: tuple[int, int] | None = None
     extent: float = 4.0
     recipe: str = "best"
+    pooling: str | None = None
+    path: str | None = None
+    input_features: int | None = None
+    experts: str | None = None
 
     @property
     def regression(self) -> str:
@@ -97,6 +106,10 @@ def network(
     **options: Any,
 ) -> pp_models.BayesianNetwork:
     """A network of ``depth`` weight matrices for a task distribution."""
+    if task.path is not None:
+        options |= {"path": task.path, "path_dim": task.width}
+    if task.input_features is not None:
+        options["input_features"] = task.input_features
     outputs = 2 * task.dim_y if likelihood == "gaussian-head" else task.dim_y
     sizes = [task.dim_x, *[task.width] * (depth - 1), outputs]
     found: Any = pp_models.GaussianHeadLikelihood(task.min_scale) if likelihood == "gaussian-head" else likelihood
@@ -107,6 +120,8 @@ def neural_process(
     task: TaskShape, latent: bool, path: bool, attention: bool = False, reads: str | None = None
 ) -> pp_models.NeuralProcess:
     """A decoder for a task distribution, with a global latent, a deterministic path (of a kind), or both."""
+    if task.path is not None:
+        attention, reads = False, task.path
     return pp_models.NeuralProcess(
         task.dim_x,
         task.dim_y,
@@ -155,6 +170,8 @@ def _nvdp(
     if task.recipe != "paper":
         options = {"pooling": task.regression, "temperature": 0.5, **options}
         features, depth = INPUT_FEATURES, 4
+    if task.pooling is not None:
+        options["pooling"] = task.pooling
     if task.shared_path:
         model = network(task, task.width, depth=4, input_features=features)
         options["share_encoder"] = True
@@ -167,9 +184,10 @@ def _nvdp(
 
 def _neural_process(task: TaskShape, latent: bool, path: bool, objective: str, attention: bool = False) -> tuple:
     model = neural_process(task, latent, path, attention)
+    pooling = task.pooling or "mean"
     return (
         model,
-        guides.NeuralProcessGuide(model, task.width),
+        guides.NeuralProcessGuide(model, task.width, pooling=pooling, path_pooling=pooling),
         objectives.make(objective, kl_reduction="sum", normalize=True),
     )
 
@@ -217,6 +235,8 @@ def _cavia(task: TaskShape) -> tuple:
 
 def mixture(task: TaskShape, experts: str = "context") -> pp_models.MixtureDensityNetwork:
     """A mixture of eight experts that read the context, or sixteen strict ones, for a task distribution."""
+    if task.path is not None and experts != "context":
+        raise ValueError(f"path: got {task.path!r}, but {experts} experts read no path; take experts='context' as well")
     return pp_models.MixtureDensityNetwork(
         16 if experts == "strict" else 8,
         task.dim_x,
@@ -225,15 +245,16 @@ def mixture(task: TaskShape, experts: str = "context") -> pp_models.MixtureDensi
         min_scale=task.min_scale,
         width=task.width,
         representation_dim=task.width,
+        path=task.path or "attention",
         features="fourier" if task.dim_x == 1 else "learned",
     )
 
 
 def _nmdp(task: TaskShape, experts: str | None = None, **objective: Any) -> tuple:
-    model = mixture(task, experts or ("context" if task.recipe == "paper" else "conjugate"))
+    model = mixture(task, task.experts or experts or ("context" if task.recipe == "paper" else "conjugate"))
     return (
         model,
-        guides.DirichletMixtureGuide(model, 2 * task.width),
+        guides.DirichletMixtureGuide(model, 2 * task.width, pooling=task.pooling or "mean"),
         objectives.make("iw-em", normalize=True, **objective),
     )
 
@@ -254,13 +275,15 @@ def _bnnp(task: TaskShape, attention: bool = False) -> tuple:
         model: pp_models.BayesianNetwork = pp_models.BayesianAttentionNetwork(
             task.dim_x, task.dim_y, task.width, 1, 4, prior=prior, likelihood=likelihood, activation="silu"
         )
-    elif task.recipe == "paper":
-        sizes = [task.dim_x, task.width, task.width, task.dim_y]
-        model = pp_models.BayesianNetwork(sizes, prior=prior, likelihood=likelihood, activation="silu")
     else:
-        sizes = [task.dim_x, min(task.width, BNNP_WIDTH), task.dim_y]
+        paper = task.recipe == "paper"
+        features = task.input_features
+        if features is None:
+            features = 0 if paper else INPUT_FEATURES
+        hidden = [task.width, task.width] if paper else [min(task.width, BNNP_WIDTH)]
+        sizes = [task.dim_x, *hidden, task.dim_y]
         model = pp_models.BayesianNetwork(
-            sizes, prior=prior, likelihood=likelihood, activation="silu", input_features=INPUT_FEATURES
+            sizes, prior=prior, likelihood=likelihood, activation="silu", input_features=features
         )
     return model, guides.BNNWeightGuide(model), objectives.make("pp-avi", num_particles=8)
 
@@ -269,7 +292,7 @@ def _mean_field(task: TaskShape) -> tuple:
     model = network(task)
     return (
         model,
-        guides.AmortisedMeanFieldGuide(model, task.width),
+        guides.AmortisedMeanFieldGuide(model, task.width, pooling=task.pooling or "mean"),
         objectives.make("elbo", normalize=True, local_reparameterization=True),
     )
 
@@ -352,11 +375,36 @@ METHODS: Registry[tuple[str, Callable[[TaskShape], tuple]]] = Registry(
 )
 
 
+#: which parts of a method a TaskShape may name
+PARTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("nvdp", "nvdp+path", "nvdp-no-prior", "nvdp-stop-prior", "nvdp-sum", "nvdp-layer", "nvdp-full", "mean-field"),
+        ("pooling", "path", "input_features"),
+    ),
+    "nvdp+det": ("pooling", "input_features"),
+    "mc-dropout": ("path", "input_features"),
+    "bnnp": ("input_features",),
+    **dict.fromkeys(("nmdp", "nmdp-conjugate"), ("pooling", "path", "experts")),
+    "nmdp-attention": ("pooling", "path"),
+    "nmdp-strict": ("pooling",),
+    **dict.fromkeys(("np", "np+vp"), ("pooling",)),
+    **dict.fromkeys(("cnp", "np+cnp", "np+cnp+vp", "anp"), ("pooling", "path")),
+    "canp": ("path",),
+    "cnp+path": ("path",),
+}
+
+
 def build(name: str, task: TaskShape) -> Method:
     """Builds a method.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or a part that the method does not have.
     """
-    model, guide, objective = METHODS.find(name)[1](task)
+    built = METHODS.find(name)[1]
+    has = PARTS.get(name, ())
+    for part in ("pooling", "path", "input_features", "experts"):
+        value = getattr(task, part)
+        if value is not None and part not in has:
+            raise ValueError(f"{part}: got {value!r}; of {name} one can name {' and '.join(has) or 'no part'}")
+    model, guide, objective = built(task)
     return Method(name, model, guide, objective)

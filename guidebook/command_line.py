@@ -117,34 +117,65 @@ def fit_command(
     model: Annotated[str, typer.Option(help="a method: guidebook list models")] = "nvdp",
     tasks: Annotated[str, typer.Option(help="a task distribution: guidebook list tasks")] = "gp-rbf",
     objective: Annotated[str | None, typer.Option(help="an objective; the method's own by default")] = None,
-    steps: Annotated[int, typer.Option(help="optimizer steps")] = 3_000,
+    steps: Annotated[int | None, typer.Option(help="optimizer steps; 3,000 without --cpu-seconds")] = None,
+    cpu_seconds: Annotated[
+        float | None, typer.Option(help="in place of steps: as many as so many seconds of CPU buy")
+    ] = None,
     seed: Annotated[int, typer.Option(help="seed of parameters, tasks and draws")] = 0,
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/fit"),
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in that folder")] = False,
     previous: Annotated[bool, typer.Option("--previous", help="resume from the checkpoint before the newest")] = False,
     width: Annotated[int, typer.Option(help="hidden width of every network")] = 64,
-    batch_size: Annotated[int, typer.Option(help="tasks a step")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="of Adam")] = 1e-3,
+    recipe: Annotated[str | None, typer.Option(help="best, or paper: as the method's paper has it")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="tasks a step; the recipe's by default")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="of Adam; the recipe's by default")] = None,
+    schedule: Annotated[str | None, typer.Option(help="constant, linear or cosine; the recipe's by default")] = None,
+    warmup: Annotated[float | None, typer.Option(help="share of the steps, or steps; the recipe's by default")] = None,
+    max_grad_norm: Annotated[
+        float | None, typer.Option(help="of the gradient, 0 does not clip; the recipe's by default")
+    ] = None,
+    pooling: Annotated[str | None, typer.Option(help="of the guide's encoder: mean, attention, regression …")] = None,
+    path: Annotated[
+        str | None, typer.Option(help="of the decoder: attention, regression or learned-regression")
+    ] = None,
+    input_features: Annotated[int | None, typer.Option(help="sines and cosines of x that a network reads")] = None,
+    experts: Annotated[str | None, typer.Option(help="of a mixture: conjugate, context or strict")] = None,
     beta: Annotated[float | None, typer.Option(help="weight of the KL")] = None,
     num_particles: Annotated[int | None, typer.Option(help="draws of each task in the objective")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     precision: Annotated[str, typer.Option(help="32-true, 64-true, bf16-mixed …")] = "32-true",
     checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints; Ctrl-C writes one too")] = 1_000,
 ) -> None:
-    """Fits a method on a task distribution.
+    """Fits a method on a task distribution, by the method's recipe where nothing else is said.
 
     Example: `guidebook fit --model nvdp --tasks gp-rbf --steps 3000 --seed 0 --out runs/first`
     """
     _known(model=model, tasks=tasks, objective=objective)
-    from guidebook.runs import RunConfiguration, start
+    from dataclasses import replace
+
+    from guidebook.runs import CONFIGURATION, affordable, configure, read_configuration, start
     from inference import Interrupted
     from inference.checkpoint import read_index
 
     _prepare()
 
-    configuration = RunConfiguration(
-        model, tasks, objective, steps, seed, width, batch_size, learning_rate, beta, num_particles, precision
-    )
+    if steps is not None and cpu_seconds is not None:
+        raise ValueError(f"cpu_seconds: got {cpu_seconds} beside steps = {steps}; take one of them")
+    continued = read_configuration(out) if (resume or previous) and (out / CONFIGURATION).exists() else None
+    configuration = configure(
+        model, tasks, continued, objective=objective, steps=3_000 if steps is None else steps, seed=seed, width=width,
+        batch_size=batch_size, learning_rate=learning_rate, schedule=schedule, warmup=warmup,
+        max_grad_norm=max_grad_norm, recipe=recipe, pooling=pooling, path=path, input_features=input_features,
+        experts=experts, beta=beta, num_particles=num_particles, precision=precision,
+    )  # fmt: skip
+    if cpu_seconds is not None:
+        if continued is None:
+            steps, cost = affordable(configuration, cpu_seconds, device)
+            say(f"a step costs {1000 * cost:.1f} ms of CPU: {steps:,} steps")
+        else:  # as many as it was begun with
+            steps = continued.steps
+        configuration = replace(configuration, steps=steps)
+    steps = configuration.steps
     if resume or previous:
         held = read_index(out)
         at = held[1 if previous and len(held) > 1 else 0]["step"] if held else 0

@@ -27,7 +27,7 @@ from pp_models.data import TaskBatch
 from pp_models.files import make_folder
 from pp_models.tasks.downloads import no_downloads
 from pp_models.tasks.task_stream import batches_of
-from pp_models.tasks.task_table import task_stream
+from pp_models.tasks.task_table import TASKS, task_stream
 
 SIMULATIONS = 200
 
@@ -68,10 +68,11 @@ def inspect_run(
         summary, forest = widest_entries(idata), widest_forest(idata)
     rows = [{"model": configuration.model, **_means(table)}]
     if configuration.tasks.startswith("gp-"):
-        rows.append({"model": "exact GP, sd >= 0.1", **_means(score_oracle(batches, 0.1))})
+        floor = TASKS.find(configuration.tasks).min_scale
+        rows.append({"model": f"exact GP, sd >= {floor}", **_means(score_oracle(batches, floor))})
     scores = pd.DataFrame(rows)
 
-    found = _verdict(configuration, method, draws, progress)
+    found = verdict_of(configuration, method, draws, progress)
     sections: list[Section] = [
         Heading(f"Verdict: {found.level}"),
         Prose(found.sentence),
@@ -119,8 +120,8 @@ def _counted(batches: list[TaskBatch], shown: Stages) -> Iterator[TaskBatch]:
         shown.advance()
 
 
-def _verdict(configuration: RunConfiguration, method: Method, draws: int, progress: bool) -> Verdict:
-    """The verdict on tasks of the training distribution that no training reaches."""
+def verdict_of(configuration: RunConfiguration, method: Method, draws: int, progress: bool) -> Verdict:
+    """The verdict on a fit of that configuration, by tasks of the training distribution that no training reaches."""
     with no_downloads("opening a run"):
         stream = task_stream(configuration.tasks, HELD_OUT_TASKS, configuration.seed)
     name = configuration.objective or as_objective(method.objective).name

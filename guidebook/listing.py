@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from pathlib import Path
 
 from pp_models.registry import Registry, exported_classes
 
@@ -42,6 +43,20 @@ def _tasks() -> Rows:
     return [(name, entry.description) for name, entry in TASKS.items()]
 
 
+def _pretrained() -> Rows:
+    from pp_models.files import read_sealed_json
+
+    rows = []
+    for path in sorted(Path(__file__).with_name("weights").glob("*.json"), key=lambda path: path.stem):
+        card = read_sealed_json(path)
+        model, tasks = card["configuration"]["model"], card["configuration"]["tasks"]
+        exact = f" (exact {card['exact']['pll']:.2f})" if "pll" in card["exact"] else ""
+        rows.append(
+            (path.stem, f"{model} on {tasks}: {card['scores']['pll']:.2f} nats a point{exact}; {card['level']}")
+        )
+    return rows
+
+
 def _experiments() -> Rows:
     from evaluation.experiments.table import EXPERIMENTS
 
@@ -58,5 +73,6 @@ KINDS: Registry[Callable[[], Rows]] = Registry(
         "objectives": _objectives,
         "tasks": _tasks,
         "experiments": _experiments,
+        "pretrained": _pretrained,
     },
 )

@@ -330,6 +330,7 @@ def fit(
                         elif not bool(bad):  # an optimizer that cannot skip by itself costs one host read a step
                             fabric_optimizer.step()
                 rates.after()
+                bar.stepped(step + 1)
                 at_log = (step + 1) % log_every == 0 or step + 1 == steps
                 at_save = (step + 1) % checkpoint_every == 0 or step + 1 == steps
                 if (step + 1) % check_every == 0 or at_log or at_save:

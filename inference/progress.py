@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import time
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -13,9 +16,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+#: steps after which a fit says how long it will take
+FORECAST_AFTER = 10
+
+
+def in_words(seconds: float) -> str:
+    """A length of time as one says it: 40 s, 3 min, 2 h 10 min."""
+    if seconds < 99.5:
+        return f"{max(round(seconds), 1)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
 
 class FitProgress:
-    """A bar with loss and log-likelihood; a context manager.
+    """A bar with loss and log-likelihood, and after ten steps a line on stderr that says how long all will take; a
+    context manager.
 
     Args:
         steps: steps in all.
@@ -35,6 +50,8 @@ class FitProgress:
             transient=False,
         )
         self._steps, self._done = steps, done
+        self._said = not enabled or steps - done <= FORECAST_AFTER
+        self._first = 0.0
 
     def __enter__(self) -> FitProgress:
         self._progress.start()
@@ -43,6 +60,18 @@ class FitProgress:
 
     def __exit__(self, *exc: object) -> None:
         self._progress.stop()
+
+    def stepped(self, step: int) -> None:
+        """A step is done, counted from 1."""
+        if self._said:
+            return
+        if step == self._done + 1:  # which also sets up what the others find
+            self._first = time.perf_counter()
+        elif step == self._done + FORECAST_AFTER:
+            self._said = True
+            left = self._steps - self._done
+            seconds = left * (time.perf_counter() - self._first) / (FORECAST_AFTER - 1)
+            print(f"{left:,} steps will take about {in_words(seconds)}", file=sys.stderr)
 
     def update(self, step: int, row: dict[str, float]) -> None:
         """Moves the bar and shows the numbers of a logged row."""

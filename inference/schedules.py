@@ -12,14 +12,14 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 def warmup_steps(warmup: float, steps: int) -> int:
-    """Steps of the warm-up: a share of all steps below 1, a number of steps from 1 on.
+    """Steps of the warm-up: a share of all steps below 1, a number of steps from 1 on; a share leaves the last one.
 
     Raises:
         ValueError: it is negative, not finite, or as long as the fit.
     """
     if not 0 <= warmup < math.inf or (warmup >= 1 and warmup != int(warmup)):
         raise ValueError(f"warmup: got {warmup}; it must be a share of the steps below 1, or a whole number of steps")
-    found = math.ceil(warmup * steps) if warmup < 1 else int(warmup)
+    found = min(math.ceil(warmup * steps), steps - 1) if warmup < 1 else int(warmup)
     if found >= steps and found > 0:
         raise ValueError(f"warmup: got {warmup}, {found} steps; the fit has {steps}")
     return found

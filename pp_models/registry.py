@@ -11,8 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from pp_models.arguments import shown
-
 Entry = TypeVar("Entry")
 
 #: a table of up to this many names is printed whole where a name is unknown
@@ -69,6 +67,8 @@ class Registry(dict[str, Entry], Generic[Entry]):
             hint = f"it is none of {len(self)} names such as {', '.join(list(self)[:3])}"
         if self.listed_by and len(self) > PRINTED_WHOLE:
             hint += f" ({self.listed_by} lists all)"
+        from pp_models.arguments import shown  # here, for it loads torch, and a list of names should not wait for that
+
         raise ValueError(f"{argument or self.argument}: got {shown(name)}; {hint}")
 
 

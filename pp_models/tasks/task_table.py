@@ -28,6 +28,7 @@ class TaskDistribution:
         train: a stream from ``(batch_size, seed)``.
         test: the same with the test protocol of its kind: all points of a grid or an image, the test split.
         beta: weight of NVDP's KL that suits it (1.4 for regression on functions, 0.5 for images; docs/papers/nvdp.md).
+        min_scale: floor of the standard deviation at which methods are compared on it.
         shows_progress: whether its streams take ``progress``, for a download.
     """
 
@@ -35,6 +36,7 @@ class TaskDistribution:
     train: Callable[..., TaskStream]
     test: Callable[..., TaskStream]
     beta: float = 1.4
+    min_scale: float = 0.1
     shows_progress: bool = False
 
 
@@ -45,7 +47,7 @@ def _gp(kernel: str, description: str, **options: Any) -> TaskDistribution:
 
 def _gp_of_tnp(kernel: str, description: str) -> TaskDistribution:
     stream = partial(tasks.gp, kernel, **tasks.TNP_COUNTS)
-    return TaskDistribution(description, stream, stream)
+    return TaskDistribution(description, stream, stream, min_scale=0.01)
 
 
 def _on_a_line(stream: Callable[..., TaskStream], description: str) -> TaskDistribution:

@@ -1,6 +1,7 @@
 """The named methods: that each one trains and predicts, how large it is, and how it is scored."""
 
 import math
+import re
 
 import numpy as np
 import pyro
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.methods import METHODS, TaskShape, build
+from evaluation.methods import METHODS, PARTS, TaskShape, build
 from evaluation.scores.scoring import SCORES, parameter_count, score_oracle, score_tasks
 from guides import MCDropoutGuide
 from inference import fit, predict
@@ -106,6 +107,46 @@ def test_images_have_two_inputs_and_three_outputs(name):
 )
 def test_what_a_method_is_trained_with(name, attribute, value):
     assert getattr(build(name, TaskShape(1, 1, 8)).objective, attribute) == value
+
+
+NAMED = {"pooling": "attention", "path": "regression", "input_features": 3, "experts": "context"}
+
+
+@pytest.mark.parametrize(("name", "part"), [(name, part) for name, parts in PARTS.items() for part in parts])
+def test_a_part_that_is_named_is_in_the_method(name, part):
+    beside = {"experts": "context"} if part == "path" and "experts" in PARTS[name] else {}
+    shapes = []
+    for parts in (beside, beside | {part: NAMED[part]}):
+        method = build(name, TaskShape(1, 1, 16, **parts))
+        stream = tasks.gp("rbf", 2, 0, num_context=(3, 6), max_points=10)
+        result = fit(method.model, method.guide, stream, method.objective, steps=2, log_every=1, progress=False)
+        assert not result.skipped and all(math.isfinite(row["loss"]) for row in result.history)
+        state = {**method.model.state_dict(prefix="model."), **method.guide.state_dict(prefix="guide.")}
+        shapes.append({key: tuple(value.shape) for key, value in state.items()})
+    assert shapes[0] != shapes[1]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_part_that_a_method_does_not_have_is_refused(name):
+    for part in set(NAMED) - set(PARTS.get(name, ())):
+        with pytest.raises(
+            ValueError, match=rf"^{part}: got {NAMED[part]!r}; of {re.escape(name)} one can name [^\n]+$"
+        ):
+            build(name, TaskShape(1, 1, 16, **{part: NAMED[part]}))
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "message"),
+    [
+        ("nvdp", {"pooling": "median"}, "pooling: got 'median'; "),
+        ("nvdp", {"path": "walk"}, "path: got 'walk'; it must be one of attention, regression, learned-regression"),
+        ("nmdp", {"experts": "wise"}, "experts: got 'wise'; "),
+        ("nmdp", {"path": "regression"}, "path: got 'regression', but conjugate experts read no path; take experts="),
+    ],
+)
+def test_a_part_of_no_kind_is_refused(name, parts, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        build(name, TaskShape(1, 1, 16, **parts))
 
 
 def test_an_unknown_method():

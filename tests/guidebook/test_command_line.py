@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -106,7 +107,10 @@ def test_list_names_everything_of_a_kind(guidebook, kind, names):
 
 def test_list_of_an_unknown_kind(guidebook):
     message = is_one_error_line(guidebook("list", "kernels"))
-    assert message == "kind: got 'kernels'; it must be one of models, guides, families, objectives, tasks, experiments"
+    assert (
+        message
+        == "kind: got 'kernels'; it must be one of models, guides, families, objectives, tasks, experiments, pretrained"
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -157,7 +161,7 @@ def test_doctor_says_that_the_data_folder_is_missing_and_goes_on(guidebook, tmp_
 
 def test_fit_inspect_resume_round_trip(guidebook, tmp_path):
     folder = tmp_path / "a [b] c"  # brackets are markup to rich
-    fit = ["fit", *TINY, "--out", folder]
+    fit = ["fit", *TINY, "--schedule", "constant", "--warmup", 0, "--out", folder]
     status, out, err = guidebook(*fit, "--steps", 2)
     assert status == 0 and err == ""
     assert "step 2: loss " in out and "0 steps skipped" in out and f"next: guidebook inspect '{folder}'\n" in out
@@ -168,13 +172,28 @@ def test_fit_inspect_resume_round_trip(guidebook, tmp_path):
     assert "exact GP, sd >= 0.1" in out and "layer_" in out and ".weight[" in out
     assert (folder / "posterior.nc").read_bytes()[:4] == b"\x89HDF" and "<img" in (folder / "report.html").read_text()
 
-    status, out, _ = guidebook(*fit, "--steps", 4, "--resume")
+    status, out, _ = guidebook("fit", *TINY, "--out", folder, "--steps", 4, "--resume")  # the rest is the run's
     assert status == 0 and "step 4: loss " in out
     assert json.loads((folder / "run.json").read_text())["steps"] == 4
     whole = tmp_path / "whole"
-    assert guidebook("fit", *TINY, "--out", whole, "--steps", 4)[0] == 0
+    assert guidebook(*fit[:-1], whole, "--steps", 4)[0] == 0
     newest = ["weights-00000004.safetensors", "state-00000004.pt"]
     assert (folder / newest[0]).read_bytes() == (whole / newest[0]).read_bytes()
+
+
+def test_cpu_seconds_in_place_of_steps(guidebook, tmp_path, monkeypatch):
+    monkeypatch.setattr("guidebook.runs.step_cost", lambda *args, **options: 0.1)
+    fit = ["fit", *TINY, "--model", "cnp", "--cpu-seconds", 2.5, "--out", tmp_path / "run"]
+    status, out, err = guidebook(*fit)
+    assert status == 0 and "a step costs 100.0 ms of CPU: 25 steps\n" in out and "step 25: loss " in out
+    assert re.fullmatch(r"25 steps will take about \d+ s\n", err)
+    held = read_sealed_json(tmp_path / "run/run.json")
+    assert (held["steps"], held["learning_rate"], held["schedule"], held["warmup"]) == (25, 1e-3, "cosine", 0.03)
+    monkeypatch.setattr("guidebook.runs.step_cost", lambda *args, **options: 0.01)
+    status, out, _ = guidebook(*fit, "--resume")  # another moment's cost changes nothing
+    assert status == 0 and "goes on at step 25 of 25\n" in out
+    message = is_one_error_line(guidebook(*fit, "--steps", 3))
+    assert message == "cpu_seconds: got 2.5 beside steps = 3; take one of them"
 
 
 @pytest.mark.parametrize(
@@ -213,6 +232,14 @@ BAD_FITS = {
     ),
     "batch size": (["--batch-size", "0"], "batch_size: got 0; it must be at least 1"),
     "learning rate": (["--learning-rate", "nan"], "learning_rate: got nan; it must be positive and finite"),
+    "schedule": (["--schedule", "steps"], "schedule: got 'steps'; it must be one of constant, linear, cosine"),
+    "warm-up": (["--warmup", "2"], "warmup: got 2.0, 2 steps; the fit has 2"),
+    "gradient norm": (["--max-grad-norm", "-1"], "max_grad_norm: got -1.0; it must be positive"),
+    "recipe": (["--recipe", "secret"], "recipe: got 'secret'; it must be one of best, paper"),
+    "pooling": (["--pooling", "median"], "pooling: got 'median'; it must be one of"),
+    "a part of another method": (["--experts", "strict"], "experts: got 'strict'; of nvdp one can name pooling and"),
+    "path": (["--path", "walk"], "path: got 'walk'; it must be one of"),
+    "features": (["--input-features", "-3"], "input_features: got -3; it must be at least 0"),
     "beta": (["--beta", "nan"], "beta: got nan; it must be finite and not negative"),
     "device": (["--device", "gpu"], "device: got 'gpu'; it must be 'auto', 'cpu', 'cuda', 'cuda:N',"),
     "device number": (["--device", "cpu:x"], "device: got 'cpu:x'; it must be"),

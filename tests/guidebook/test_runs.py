@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from evaluation.findings import LEVELS
+from evaluation.recipes import RECIPES, recipe
 from guidebook.inspection import inspect_run
-from guidebook.runs import RunConfiguration, open_run, read_configuration, start
+from guidebook.runs import RunConfiguration, affordable, configure, open_run, read_configuration, start
 from inference import CheckpointError, TrainingDiverged, predict
 from pp_models import DataError
 from pp_models.files import locked, read_sealed_json, sealed_json
@@ -71,6 +72,11 @@ def test_beta_reaches_the_objective_of_every_method(model, tasks, objective, bet
         ({"learning_rate": float("inf")}, "learning_rate: got inf; it must be positive and finite"),
         ({"beta": -1.0}, "beta: got -1.0; it must be finite and not negative"),
         ({"num_particles": 0}, "num_particles: got 0; it must be at least 1"),
+        ({"schedule": "steps"}, "schedule: got 'steps'; it must be one of constant, linear, cosine"),
+        ({"warmup": -0.1}, "warmup: got -0.1; it must be finite and not negative"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm: got 0.0; it must be positive and finite"),
+        ({"recipe": "secret"}, "recipe: got 'secret'; it must be one of best, paper"),
+        ({"input_features": -1}, "input_features: got -1; it must be at least 0 and at most 4,096"),
         ({"objective": 3}, "objective: got 3; it must be of type str | None"),
         ({"model": None}, "model: got None; it must be of type str"),
     ],
@@ -110,7 +116,9 @@ def test_precision_belongs_to_the_run(tmp_path):
 
 def test_a_run_file_of_an_earlier_version_takes_the_defaults(tmp_path):
     (tmp_path / "run.json").write_bytes(sealed_json({"model": "np", "tasks": "digits", "seed": 4}))
-    assert read_configuration(tmp_path) == RunConfiguration("np", "digits", seed=4)
+    found = read_configuration(tmp_path)
+    assert found == RunConfiguration("np", "digits", seed=4)
+    assert (found.schedule, found.warmup, found.max_grad_norm, found.recipe) == ("constant", 0, None, "paper")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         open_run(tmp_path)
 
@@ -124,6 +132,58 @@ def test_inspection_scores_as_often_as_it_is_asked_and_the_same(tmp_path):
     assert {"ll", "rll", "pll", "joint_ll", "joint_pll", "crps", "within_1sd", "within_2sd"} < set(scores)
     with pytest.raises(ValueError, match="draws: got 1; at least 2 are needed"):
         inspect_run(tmp_path, 1)
+
+
+def test_nvdp_of_an_earlier_version_is_the_papers():
+    method = RunConfiguration("nvdp", "gp-rbf", **TINY).build()
+    assert method.model.input_features is None and method.guide.encoder.by_point
+    best = configure("nvdp", "gp-rbf", width=8).build()
+    assert best.model.input_features is not None and not best.guide.encoder.by_point
+
+
+@pytest.mark.parametrize("model", [*RECIPES, "dnp"])
+def test_what_is_not_given_is_the_recipe(model):
+    found, own = configure(model, "gp-rbf", seed=1, batch_size=None), recipe(model)
+    assert found.recipe == "best" and found.seed == 1 and found.steps == 3_000
+    for name in ("learning_rate", "schedule", "warmup", "max_grad_norm", "batch_size"):
+        assert getattr(found, name) == getattr(own, name)
+
+
+def test_what_is_given_or_held_comes_before_the_recipe():
+    found = configure("nvdp", "gp-rbf", learning_rate=0.1, max_grad_norm=0)
+    assert (found.learning_rate, found.max_grad_norm, found.schedule) == (0.1, None, "cosine")
+    paper = configure("nvdp", "gp-rbf", recipe="paper")
+    assert (paper.learning_rate, paper.schedule, paper.warmup, paper.max_grad_norm) == (1e-3, "constant", 0, None)
+    held = RunConfiguration("nvdp", "gp-rbf", batch_size=3, seed=5, pooling="attention")
+    again = configure("nvdp", "gp-rbf", held, warmup=2)
+    assert again == RunConfiguration("nvdp", "gp-rbf", batch_size=3, pooling="attention", warmup=2)
+    assert configure("cnp", "gp-rbf", held) == configure("cnp", "gp-rbf")  # start says that it is another model
+
+
+def test_settings_of_a_run_reach_its_fit(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("guidebook.runs.fit", lambda *args, **options: seen.update(options))
+    chosen = {"schedule": "linear", "warmup": 0.2, "max_grad_norm": 0.5}
+    start(RunConfiguration("cnp", "gp-rbf", **chosen, **TINY), tmp_path, **QUIET)
+    assert seen.items() >= chosen.items()
+
+
+def test_parts_and_the_floor_of_the_tasks_reach_the_method():
+    method = configure("nvdp", "gp-rbf-tnp", width=8, pooling="mean", path="regression", input_features=3).build()
+    assert method.guide.encoder.by_point and method.model.path.regression.kind == "fourier"
+    assert method.model.input_features.frequencies.numel() == 3
+    assert method.model.likelihood.min_scale == 0.01
+    assert configure("nvdp", "gp-rbf", width=8).build().model.likelihood.min_scale == 0.1
+
+
+def test_cpu_seconds_buy_steps_and_leave_the_configuration_as_it_is(monkeypatch):
+    monkeypatch.setattr("guidebook.runs.step_cost", lambda *args, **options: 0.02)
+    configuration = RunConfiguration("cnp", "gp-rbf", **TINY)
+    assert affordable(configuration, 3.0, "cpu") == (150, 0.02)
+    assert affordable(configuration, 1e-3, "cpu") == (20, 0.02)  # the least that a fit takes
+    for seconds in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"^cpu_seconds: got \S+; it must be positive and finite$"):
+            affordable(configuration, seconds)
 
 
 NEED_FILES = {"mnist", "emnist", "emnist-unseen", "omniglot", "cifar10", "cifar10-subset", "celeba", "svhn"}

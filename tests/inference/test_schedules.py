@@ -27,7 +27,9 @@ def test_a_line_ends_at_its_floor_and_a_constant_stays():
     assert factor(0, 1, "cosine") == 1.0
 
 
-@pytest.mark.parametrize(("warmup", "steps", "found"), [(0, 10, 0), (0.03, 1000, 30), (0.5, 3, 2), (7, 10, 7)])
+@pytest.mark.parametrize(
+    ("warmup", "steps", "found"), [(0, 10, 0), (0.03, 1000, 30), (0.5, 3, 2), (7, 10, 7), (0.03, 1, 0), (0.99, 4, 3)]
+)
 def test_a_warm_up_is_a_share_or_a_number_of_steps(warmup, steps, found):
     assert warmup_steps(warmup, steps) == found
 
