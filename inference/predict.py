@@ -15,7 +15,7 @@ from inference.prediction import Prediction, likelihood_of_points, stack_distrib
 from inference.random_state import seeded
 from pp_models.arguments import CALLABLE, DRAWS, SEED, checked, data_set, instance, one_of
 from pp_models.contract import as_model
-from pp_models.data import DataError, Dataset, context_of, require_tasks
+from pp_models.data import DataError, Dataset, TaskBatch, context_of, require_tasks
 from pp_models.task_plates import PARTICLE_PLATE
 
 
@@ -47,12 +47,12 @@ def run_chunks(num_samples: int, size_of_one: int, limit: int = 2**24) -> list[i
     x=instance(Tensor, Dataset),
     guide=CALLABLE,
     model=CALLABLE,
-    context=data_set("Dataset", instead="pyro.infer.Predictive(model, guide=guide, num_samples=...)"),
+    context=data_set("Dataset", "TaskBatch", instead="pyro.infer.Predictive(model, guide=guide, num_samples=...)"),
 )
 def predict(
     model: Any,
     guide: Any,
-    context: Dataset,
+    context: Dataset | TaskBatch,
     x: Tensor | Dataset,
     num_samples: int = 100,
     *,
@@ -64,8 +64,8 @@ def predict(
     Args:
         model: called with a Dataset without y; its observation site is ``y``.
         guide: called with the context.
-        context: observed points ``[*B, N_c]``; may be empty. Like x, in any floating-point dtype: it is cast to the
-            model's.
+        context: observed points ``[*B, N_c]``, or a TaskBatch, whose context is used; may be empty. Like x, in any
+            floating-point dtype: it is cast to the model's.
         x: inputs ``[*B, N, Dx]`` (``[N, Dx]`` is used for every task), or a Dataset whose inputs and mask are used.
         num_samples: posterior draws S; each draw is one function per task, coherent over ``x``.
         weights: ``"samples"``, or ``"mean"`` for one pass with the posterior mean of every latent (what NVDP's
