@@ -58,7 +58,7 @@ def test_pictures_say_how_they_were_made(monkeypatch):
     assert name == "PCA" and torch.equal(again, found)
     with pytest.raises(ValueError, match="method: got 'umap', which needs umap-learn"):
         picture_coordinates(features, "umap")
-    with pytest.raises(ValueError, match="method: got 'tsne'; it must be auto, pca or umap"):
+    with pytest.raises(ValueError, match="method: got 'tsne'; it must be one of auto, pca, umap"):
         picture_coordinates(features, "tsne")
 
     class Stub:
