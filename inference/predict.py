@@ -47,7 +47,7 @@ def run_chunks(num_samples: int, size_of_one: int, limit: int = 2**24) -> list[i
     x=instance(Tensor, Dataset),
     guide=CALLABLE,
     model=CALLABLE,
-    context=data_set("Dataset", instead="pyro.infer.Predictive(model, guide=guide, num_samples=...)"),
+    context=data_set("Dataset", "TaskBatch", instead="pyro.infer.Predictive(model, guide=guide, num_samples=...)"),
 )
 def predict(
     model: Any,
@@ -64,7 +64,7 @@ def predict(
     Args:
         model: called with a Dataset without y; its observation site is ``y``.
         guide: called with the context.
-        context: observed points ``[*B, N_c]``, may be empty; or a TaskBatch, whose context is taken. Like x, in any
+        context: observed points ``[*B, N_c]``, or a TaskBatch, whose context is used; may be empty. Like x, in any
             floating-point dtype: it is cast to the model's.
         x: inputs ``[*B, N, Dx]`` (``[N, Dx]`` is used for every task), or a Dataset whose inputs and mask are used.
         num_samples: posterior draws S; each draw is one function per task, coherent over ``x``.

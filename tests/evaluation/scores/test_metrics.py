@@ -150,7 +150,9 @@ def test_interval_coverage_is_the_level_when_calibrated_and_below_it_when_overco
         assert value == pytest.approx(level, abs=0.03)
     prediction.samples = prediction.mean + 0.5 * (prediction.samples - prediction.mean)
     assert metrics.interval_coverage(prediction, y, levels=(0.9,)).mean().item() < 0.65
-    with pytest.raises(ValueError, match=r"levels: got \(1\.0,\); it must hold levels, and each must lie in \(0, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"^levels: got \(1\.0,\); it must hold levels, and each must lie in \(0, 1\)$"
+    ):
         metrics.interval_coverage(prediction, y, levels=(1.0,))
 
 
