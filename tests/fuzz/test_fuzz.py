@@ -31,8 +31,8 @@ def test_the_surface_has_every_public_callable():
     # results, errors, contracts and distributions are made by the library; plots draw what other calls checked
     made = {
         "CheckpointError", "DataError", "ExpertMixture", "FileError", "FitResult", "Guide", "Interrupted", "Likelihood",
-        "LogSpaceDirichlet", "LrvdTrainerMixin", "Model", "NutsResult", "Prediction", "RankPruning", "StickBreaking",
-        "TaskObjective", "TrainingDiverged", "BernoulliLikelihood", "CategoricalLikelihood", "summarise",
+        "LogSpaceDirichlet", "LrvdTrainerMixin", "Model", "NutsResult", "Prediction", "Pretrained", "RankPruning",
+        "StickBreaking", "TaskObjective", "TrainingDiverged", "BernoulliLikelihood", "CategoricalLikelihood", "summarise",
     }  # fmt: skip
     assert public - made <= called, public - made - called
 
