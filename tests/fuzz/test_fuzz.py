@@ -32,7 +32,8 @@ def test_the_surface_has_every_public_callable():
     made = {
         "CheckpointError", "DataError", "ExpertMixture", "FileError", "FitResult", "Guide", "Interrupted", "Likelihood",
         "LogSpaceDirichlet", "LrvdTrainerMixin", "Model", "NutsResult", "Prediction", "Pretrained", "RankPruning",
-        "StickBreaking", "TaskObjective", "TrainingDiverged", "BernoulliLikelihood", "CategoricalLikelihood", "summarise",
+        "StickBreaking", "TaskObjective", "TrainingDiverged", "BernoulliLikelihood", "CategoricalLikelihood",
+        "summarise",
     }  # fmt: skip
     assert public - made <= called, public - made - called
 
