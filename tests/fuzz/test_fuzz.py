@@ -13,6 +13,7 @@ from tests.fuzz.values import is_wrong_kind
 
 #: what takes seconds a call is left to ``make fuzz``
 SLOW = {"nuts", "write_zarr", "guidebook fit", "verdict", "compare", "tasks.multi_output", "tasks.images"}
+SLOW |= {"load_pretrained", "pretrained"}
 
 
 def test_every_call_is_right_or_refused_in_one_line():
