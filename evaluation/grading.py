@@ -14,8 +14,8 @@ from torch import Tensor
 from evaluation.diagnostics import psis, wasserstein
 from inference.posterior_draws import posterior_log_weights, sample_posterior
 from inference.progress import Stages
-from pp_models.arguments import CALLABLE, MOST_DRAWS, SEED, checked, integer
-from pp_models.data import Dataset, require_data
+from pp_models.arguments import CALLABLE, MOST_DRAWS, SEED, checked, data_set, integer
+from pp_models.data import Dataset, require_tasks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +45,13 @@ class Grade:
         return forest(self, most)
 
 
-@checked(model=CALLABLE, guide=CALLABLE, num_samples=integer(2, MOST_DRAWS), seed=SEED)
+@checked(
+    model=CALLABLE,
+    guide=CALLABLE,
+    data=data_set("Dataset", instead="from_pyro_svi(model, guide, *args) beside arviz.from_pyro(mcmc)"),
+    num_samples=integer(2, MOST_DRAWS),
+    seed=SEED,
+)
 def grade(
     model: Any,
     guide: Any,
@@ -70,7 +76,7 @@ def grade(
     Raises:
         ValueError: a site of the reference that the guide has not, or draws of other shapes.
     """
-    require_data(data, "data", "from_pyro_svi(model, guide, *args) beside arviz.from_pyro(mcmc)")
+    require_tasks(data, "data")
     if not isinstance(reference if isinstance(reference, Mapping) else getattr(reference, "draws", None), Mapping):
         raise ValueError(f"reference: got {type(reference).__name__}; it must be what nuts gives, or draws by site")
     draws: Mapping[str, Tensor] = reference if isinstance(reference, Mapping) else reference.draws

@@ -17,10 +17,16 @@ from inference.objectives import REGISTRY
 from inference.objectives.task_objective import effective_sample_size
 from inference.posterior_draws import posterior_log_weights
 from inference.progress import Stages
-from pp_models.arguments import CALLABLE, MOST_DRAWS, SEED, checked, integer, one_of
-from pp_models.data import Dataset, TaskBatch, require_data
+from pp_models.arguments import CALLABLE, MOST_DRAWS, SEED, checked, data_set, integer, one_of
+from pp_models.data import Dataset, TaskBatch, require_tasks
 
 KINDS = ("posterior", "prediction")
+#: what is tested
+TASKS = data_set(
+    "Dataset",
+    "TaskBatch",
+    instead="from_pyro_svi(model, guide, *args), whose k-hat says whether to trust the guide",
+)
 #: where in a training stream tasks lie that no training reaches, and how many of them a run's verdict rests on
 HELD_OUT_BATCH, HELD_OUT_TASKS = 20_000_000, 32
 #: share of tasks whose weights must be reliable
@@ -88,9 +94,11 @@ def verdict(
     """
     if tasks is None:  # as a stream that is exhausted, or a split that was not made, may give
         raise ValueError("tasks: got None; held-out tasks are needed to test a guide on")
-    batches = [tasks] if isinstance(tasks, TaskBatch | Dataset) or not isinstance(tasks, Iterable) else list(tasks)
+    single = TaskBatch | Dataset | torch.Tensor
+    batches = [tasks] if isinstance(tasks, single) or not isinstance(tasks, Iterable) else list(tasks)
     for batch in batches:
-        require_data(batch, "tasks", "from_pyro_svi(model, guide, *args), whose k-hat says whether to trust the guide")
+        TASKS.check("tasks", batch)
+        require_tasks(batch, "tasks")
     if not batches:
         raise ValueError("tasks: got none; held-out tasks are needed to test a guide on")
     if kind is None:

@@ -14,15 +14,22 @@ from inference.objectives.importance_weights import weigh
 from inference.objectives.independent_plates import sample_sites
 from inference.pareto_smoothing import psis_weights
 from inference.random_state import seeded
-from pp_models.arguments import CALLABLE, DRAWS, SEED, checked, one_of
-from pp_models.data import DataError, Dataset, TaskBatch, context_of, require_data
+from pp_models.arguments import CALLABLE, DRAWS, SEED, checked, data_set, one_of
+from pp_models.data import DataError, Dataset, TaskBatch, context_of, require_tasks
 from pp_models.task_plates import PARTICLE_PLATE
 
 CORRECTIONS = ("psis", "sir")
 
 
 @torch.no_grad()
-@checked(num_samples=DRAWS, seed=SEED, correct=one_of(*CORRECTIONS), model=CALLABLE, guide=CALLABLE)
+@checked(
+    num_samples=DRAWS,
+    seed=SEED,
+    correct=one_of(*CORRECTIONS),
+    model=CALLABLE,
+    guide=CALLABLE,
+    data=data_set("Dataset", "TaskBatch", instead="pyro.infer.Predictive(guide, num_samples=...)"),
+)
 def sample_posterior(
     model: Any,
     guide: Any,
@@ -54,7 +61,7 @@ def sample_posterior(
         ValueError: ``num_samples`` below 1, or an unknown correction.
         DataError: a correction for data without y.
     """
-    require_data(data, "data", "pyro.infer.Predictive(guide, num_samples=...)")
+    require_tasks(data, "data")
     data = as_computed(context_of(data), model, guide)
     with seeded(seed, data.x.device):
         with pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - len(data.batch_shape)):

@@ -13,9 +13,9 @@ from torch import Tensor
 from inference.data_dtype import as_computed
 from inference.prediction import Prediction, likelihood_of_points, stack_distributions, widen_draws
 from inference.random_state import seeded
-from pp_models.arguments import CALLABLE, DRAWS, SEED, checked, instance, one_of
+from pp_models.arguments import CALLABLE, DRAWS, SEED, checked, data_set, instance, one_of
 from pp_models.contract import as_model
-from pp_models.data import DataError, Dataset, TaskBatch, context_of, require_data
+from pp_models.data import DataError, Dataset, TaskBatch, context_of, require_tasks
 from pp_models.task_plates import PARTICLE_PLATE
 
 
@@ -47,6 +47,7 @@ def run_chunks(num_samples: int, size_of_one: int, limit: int = 2**24) -> list[i
     x=instance(Tensor, Dataset),
     guide=CALLABLE,
     model=CALLABLE,
+    context=data_set("Dataset", instead="pyro.infer.Predictive(model, guide=guide, num_samples=...)"),
 )
 def predict(
     model: Any,
@@ -75,7 +76,7 @@ def predict(
         ValueError: an argument out of range.
         DataError: shapes that do not fit.
     """
-    require_data(context, "context", "pyro.infer.Predictive(model, guide=guide, num_samples=...)")
+    require_tasks(context, "context")
     context = as_computed(context_of(context), model, guide)
     x = as_computed(x, model, guide)
     if isinstance(x, Dataset):

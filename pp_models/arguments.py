@@ -45,6 +45,8 @@ MOST_WEIGHTS = 2**31
 class _Refused(Exception):
     """A value breaks a rule; the message ends ``it must ...``."""
 
+    error: type[ValueError] = ValueError
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -69,7 +71,7 @@ class Rule:
         try:
             return self.read(value)
         except _Refused as refused:
-            raise ValueError(f"{name}: got {shown(value)}; it must {refused}") from None
+            raise refused.error(f"{name}: got {shown(value)}; it must {refused}") from None
 
 
 def shown(value: Any) -> str:
@@ -105,10 +107,12 @@ def integer(low: int | None = None, high: int | None = None) -> Rule:
     return Rule(read)
 
 
-def number(low: float = -math.inf, high: float = math.inf, ends: str = "[]", endless: bool = False) -> Rule:
+def number(
+    low: float = -math.inf, high: float = math.inf, ends: str = "[]", endless: bool = False, why: str = ""
+) -> Rule:
     """A finite number of an interval, whose ``ends`` are closed (``[``, ``]``) or open (``(``, ``)``).
 
-    ``endless`` takes infinity as well.
+    ``endless`` takes infinity as well; ``why`` ends the line that refuses the rest.
     """
     if math.isinf(high):
         words = {
@@ -119,11 +123,12 @@ def number(low: float = -math.inf, high: float = math.inf, ends: str = "[]", end
         must = words.get((low, ends[0]), f"be finite and {'above' if ends[0] == '(' else 'at least'} {low:g}")
     else:
         must = f"lie in {ends[0]}{low:g}, {high:g}{ends[1]}"
+    must += why
 
     def read(value: Any) -> float:
         found = as_number(value)
         if found is None:
-            raise _Refused(f"be a number, and {must}")
+            raise _Refused(f"be a number that {'is' if must.startswith('be') else 'lies'}{must[must.index(' ') :]}")
         inside = low <= found <= high and math.isfinite(found)
         if inside and abs(found) > MOST_NUMBER:
             raise _Refused(f"be at most {MOST_NUMBER:g} in size")
@@ -235,7 +240,10 @@ def named(*names: Any, other: Rule) -> Rule:
         try:
             return other.read(value)
         except _Refused as refused:
-            raise _Refused(f"be {_either(names)}, or {refused}") from None
+            line = str(refused)
+            if line.startswith("be a"):
+                raise _Refused(f"be {_either(names, line.removeprefix('be '))}") from None
+            raise _Refused(f"be {_either(names)}, or {line}") from None
 
     return Rule(read)
 
@@ -294,8 +302,8 @@ def tensor(dims: int | None = None, least: int = 0, finite: bool = True) -> Rule
     return Rule(read)
 
 
-def _either(names: Iterable[Any]) -> str:
-    *first, last = map(repr, names)
+def _either(names: Iterable[Any], *others: str) -> str:
+    *first, last = [*map(repr, names), *others]
     return f"{', '.join(first)} or {last}" if first else last
 
 
@@ -339,13 +347,23 @@ def _path(value: Any) -> Any:
     return value
 
 
-def _data(*names: str) -> Rule:
+def data_set(*names: str, instead: str = "") -> Rule:
+    """Data of one of our kinds; what breaks the rule is a ``DataError``.
+
+    Args:
+        names: ``"Dataset"``, ``"TaskBatch"`` or both.
+        instead: what serves a Pyro model of other arguments, where the call is one that such a model may be given to.
+    """
+    serves = f". For a Pyro model of other arguments there is {instead}" if instead else ""
+
     def read(value: Any) -> Any:
-        from pp_models.data import Dataset, TaskBatch  # here, for data has arguments of its own
+        from pp_models.data import DataError, Dataset, TaskBatch  # here, for data has arguments of its own
 
         kinds = {"Dataset": Dataset, "TaskBatch": TaskBatch}
         if not isinstance(value, tuple(kinds[name] for name in names)):
-            raise _Refused(f"be a {' or a '.join(names)}, such as Dataset(x, y)")
+            refused = _Refused(f"be a {' or a '.join(names)}, such as Dataset(x, y){serves}")
+            refused.error = DataError
+            raise refused
         return value
 
     return Rule(read)
@@ -368,9 +386,9 @@ BY_ANNOTATION = {
     "Tensor": TENSOR,
     "torch.dtype": Rule(_dtype),
     "torch.Generator": instance(torch.Generator),
-    "Dataset": _data("Dataset"),
-    "TaskBatch": _data("TaskBatch"),
-    "Dataset | TaskBatch": _data("Dataset", "TaskBatch"),
+    "Dataset": data_set("Dataset"),
+    "TaskBatch": data_set("TaskBatch"),
+    "Dataset | TaskBatch": data_set("Dataset", "TaskBatch"),
 }
 
 

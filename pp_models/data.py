@@ -319,21 +319,15 @@ def context_of(data: Dataset | TaskBatch) -> Dataset:
     return data.context if isinstance(data, TaskBatch) else data
 
 
-def require_data(value: object, argument: str, instead: str) -> None:
-    """Refuses what holds no task, or is no Dataset or TaskBatch, as calls for our models get it from somebody else's.
+def require_tasks(value: Dataset | TaskBatch, argument: str) -> None:
+    """Refuses data that hold no task.
 
     Args:
         value: what was given.
         argument: its name.
-        instead: what serves a Pyro model of other arguments.
 
     Raises:
-        DataError: it is neither, or has a task dimension of size 0.
+        DataError: a task dimension has size 0.
     """
-    if not isinstance(value, Dataset | TaskBatch):
-        raise DataError(
-            f"{argument}: got a {type(value).__name__}; it must be a Dataset or a TaskBatch, such as Dataset(x, y). "
-            f"For a Pyro model of other arguments there is {instead}"
-        )
     if 0 in value.batch_shape:
         raise DataError(f"{argument}: got task dimensions {list(value.batch_shape)}; it must hold at least one task")

@@ -22,14 +22,21 @@ from inference.data_dtype import as_computed
 from inference.objectives.independent_plates import sample_sites
 from inference.pareto_smoothing import psis
 from inference.random_state import seeded
-from pp_models.arguments import CALLABLE, DRAWS, SEED, checked
+from pp_models.arguments import CALLABLE, DRAWS, SEED, checked, data_set
 from pp_models.contract import as_objective
-from pp_models.data import Dataset, TaskBatch, require_data
+from pp_models.data import Dataset, TaskBatch, require_tasks
 
 OBSERVED = "y"
 
 
-@checked(model=CALLABLE, guide=CALLABLE, num_samples=DRAWS, seed=SEED, chunk_size=DRAWS)
+@checked(
+    model=CALLABLE,
+    guide=CALLABLE,
+    data=data_set("Dataset", "TaskBatch", instead="from_pyro_svi(model, guide, *args)"),
+    num_samples=DRAWS,
+    seed=SEED,
+    chunk_size=DRAWS,
+)
 def to_arviz(
     model: Callable,
     guide: Callable,
@@ -88,7 +95,7 @@ def to_arviz(
         ValueError: y is unknown, an option is out of range, the likelihood does not split into points, or coords
             name a dimension that is not there or has another length.
     """
-    require_data(data, "data", "from_pyro_svi(model, guide, *args)")
+    require_tasks(data, "data")
     container = choose_container(container)
     seen, scored = (data.context, data.target) if isinstance(data, TaskBatch) else (data, data)
     if seen.y is None:

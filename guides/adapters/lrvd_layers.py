@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from guides.adapters.lrvd_families import (
     COUNTS,
+    NOISES,
     held_noise,
     rank_statistic,
     scored_ratios,
 )
 from pp_models.adapters.low_rank_layer import RankModule
 from pp_models.adapters.low_rank_priors import rank_prior_kl
+from pp_models.arguments import DRAWS, SEED, checked, one_of
 
 
 class LayerState(NamedTuple):
@@ -197,6 +199,7 @@ class PosteriorDraws:
         return self.num_samples
 
 
+@checked(num_samples=DRAWS, seed=SEED, noise=one_of(*NOISES[:3]))
 @contextmanager
 def sampling(
     model: nn.Module, num_samples: int = 1, seed: int | None = None, noise: str = "call"

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from guides.mixtures.mixture_guide import MixtureGuide
-from pp_models.arguments import OPEN_SHARE, checked, one_of
+from pp_models.arguments import checked, number, one_of
 from pp_models.data import Dataset
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork
 from pp_models.mixtures.simplex_distributions import LogSpaceDirichlet
@@ -41,7 +41,9 @@ class DirichletMixtureGuide(MixtureGuide):
     name = "dirichlet-mixture"
     description = "NMDP: a Dirichlet over mixture weights from the context"
 
-    @checked(min_concentration=OPEN_SHARE, concentration_map=one_of(*MAPS))
+    @checked(
+        min_concentration=number(0, 1, "()", why=": sparse weights need α below 1"), concentration_map=one_of(*MAPS)
+    )
     def __init__(
         self,
         model: MixtureDensityNetwork,

@@ -39,9 +39,10 @@ class LrvdObjective(Tempering):
     approximate: bool | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.num_data is None:
             raise ValueError("num_data: got None; a mean loss needs the number of training examples")
+        integer(1).check("num_data", self.num_data)  # before the parent's, which allows None
+        super().__post_init__()
 
     @property
     def weight(self) -> float:

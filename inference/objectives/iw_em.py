@@ -101,7 +101,7 @@ class IWEM(WeightedObjective):
     needs = "data set"
     has_no = MappingProxyType({"on": "iw-em always gives its guide the context; 'score' says which points weigh"})
 
-    @checked(score=one_of(*SCORES), min_ess=number(0, 1, "(]"), inner_steps=DRAWS)
+    @checked(score=one_of(*SCORES), min_ess=number(0, 1, "(]", why=", a share of the particles"), inner_steps=DRAWS)
     def __init__(
         self,
         num_particles: int = 16,

@@ -17,8 +17,8 @@ from inference.reference.numpyro_adapters import adapter_twin
 from inference.reference.numpyro_mixture import mixture_twin
 from inference.reference.numpyro_twin import numpyro_twin, precision_of
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
-from pp_models.arguments import DRAWS, OPEN_SHARE, SEED, checked, integer
-from pp_models.data import Dataset, require_data
+from pp_models.arguments import DRAWS, OPEN_SHARE, SEED, checked, data_set, integer
+from pp_models.data import Dataset, require_tasks
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.task_plates import PARTICLE_PLATE
@@ -67,7 +67,14 @@ def _one_masked_point(data: Dataset) -> Dataset:
     return Dataset(x, y, torch.zeros(x.shape[:-1], dtype=torch.bool))
 
 
-@checked(num_warmup=DRAWS, num_samples=DRAWS, num_chains=integer(1, 1024), seed=SEED, target_accept=OPEN_SHARE)
+@checked(
+    data=data_set("Dataset", instead="pyro.infer.MCMC(pyro.infer.NUTS(model), ...)"),
+    num_warmup=DRAWS,
+    num_samples=DRAWS,
+    num_chains=integer(1, 1024),
+    seed=SEED,
+    target_accept=OPEN_SHARE,
+)
 def nuts(
     model: BayesianNetwork | MixtureDensityNetwork | LowRankAdapted,
     data: Dataset,
@@ -98,7 +105,7 @@ def nuts(
     Raises:
         ValueError: a number out of range, data without y, or a model without a twin.
     """
-    require_data(data, "data", "pyro.infer.MCMC(pyro.infer.NUTS(model), ...)")
+    require_tasks(data, "data")
     if data.y is None:
         raise ValueError("data: y is None; a posterior needs observed points")
     data = as_computed(data, model)

@@ -36,11 +36,11 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_that_needs_data_sets_says_what_serves_instead(name, guide):
     call, argument, instead = CALLS[name]
-    with pytest.raises(
-        DataError, match=rf"^{argument}: got a Tensor; it must be a Dataset or a TaskBatch, such"
-    ) as caught:
+    shape = r"a Tensor of shape \[8\] and dtype torch.float32"
+    rule = r"it must be a Dataset( or a TaskBatch)?, such as Dataset\(x, y\)"
+    with pytest.raises(DataError, match=rf"^{argument}: got {shape}; {rule}. .* there is {instead}") as caught:
         call(guide, torch.zeros(8))
-    assert instead in str(caught.value) and "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_prior_of_another_model_says_what_serves_instead():

@@ -49,7 +49,7 @@ def test_a_model_of_another_kind_is_a_type_error(build, message):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: BernoulliExpertGuide(network(), clip="no"), r"^clip: got 'no'; it must be one of logit, probability$"),
+        (lambda: BernoulliExpertGuide(network(), clip="no"), r"^clip: got 'no'; it must be 'logit' or 'probability'$"),
         (
             lambda: BernoulliExpertGuide(network(), rates="no"),
             r"^rates: got 'no'; it must be one of product, layer, full$",

@@ -362,7 +362,7 @@ def test_float32_is_stable_with_small_noise_and_many_points():
     ("options", "message"),
     [
         ({"final_targets": "true"}, r"^final_targets: got 'true'; it must be one of auto, real, pseudo$"),
-        ({"solver": "cg"}, r"^solver: got 'cg'; it must be 'auto', 'primal' or 'dual'$"),
+        ({"solver": "cg"}, r"^solver: got 'cg'; it must be one of auto, primal, dual$"),
         (
             {"final_targets": "real", "likelihood": "gaussian-head"},
             r"^final_targets: got 'real', but the likelihood is",

@@ -196,7 +196,7 @@ def test_training_raises_the_marginal_likelihood_and_a_broken_estimator_does_not
     ("options", "message"),
     [
         ({"proposal": "posterior"}, r"^proposal: got 'posterior'; it must be one of prior, conjugate, or a guide$"),
-        ({"score": "context"}, r"^score: got 'context'; it must be one of full, target$"),
+        ({"score": "context"}, r"^score: got 'context'; it must be 'full' or 'target'$"),
         ({"on": "full"}, r"^on: iw-em always gives its guide the context"),
     ],
 )

@@ -515,7 +515,7 @@ def test_elbo_on_the_context_alone():
         ("elbo", {"on": "targets"}, r"^on: got 'targets'; it must be 'full' or 'context'$"),
         ("elbo", {"num_particles": 0}, r"^num_particles: got 0; it must be at least 1$"),
         ("elbo", {"beta": -1.0}, r"^beta: got -1.0; it must be finite and not negative$"),
-        ("conditional-prior", {"kl_reduction": "max"}, r"^kl_reduction: got 'max'; it must be one of sum, mean$"),
+        ("conditional-prior", {"kl_reduction": "max"}, r"^kl_reduction: got 'max'; it must be 'sum' or 'mean'$"),
     ],
 )
 def test_bad_names_and_options_in_one_line(name, options, message):

@@ -54,5 +54,5 @@ def test_bad_arguments():
         prior_predictive(model, torch.zeros(3, 1), 0)
     with pytest.raises(DataError, match=r"^x: got input width 2; this model was built for 1$"):
         prior_predictive(model, torch.zeros(3, 2))
-    with pytest.raises(ValueError, match=r"^model: its representation is supplied by a guide"):
+    with pytest.raises(ValueError, match=r"^model: its representation or path is supplied by a guide"):
         prior_predictive(BayesianNetwork([1, 4, 1], representation_dim=2), torch.zeros(3, 1))

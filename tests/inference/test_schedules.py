@@ -50,7 +50,7 @@ def test_a_warm_up_is_a_share_or_a_number_of_steps(warmup, steps, found):
         ({"schedule": lambda o: None, "warmup": 2}, r"^warmup, final_learning_rate: a scheduler of torch has its own"),
         ({"max_grad_norm": -1.0}, r"^max_grad_norm: got -1.0; it must be positive and finite, or None$"),
         ({"learning_rate": math.inf}, r"^learning_rate: got inf; it must be positive and finite$"),
-        ({"stop": "plato"}, r"^stop: got 'plato'; it must be 'plateau', or be a module or a function, or None$"),
+        ({"stop": "plato"}, r"^stop: got 'plato'; it must be 'plateau' or a module or a function, or None$"),
     ],
 )
 def test_options_out_of_range_are_refused_in_one_line(options, message):

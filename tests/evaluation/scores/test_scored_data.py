@@ -200,9 +200,10 @@ def test_arguments_of_diagnostics():
     for reff in (math.nan, 0.0, -1.0, math.inf, torch.tensor([1.0, math.nan])):
         for call in (diagnostics.psis, diagnostics.psis_weights, diagnostics.loo):
             with pytest.raises(
-                ValueError, match=r"^reff: got .*; (it must be|a relative efficiency is) positive and finite"
+                ValueError,
+                match=r"^reff: got .*; (a relative efficiency is|it must be( a number that is)?) positive and finite",
             ):
                 call(weights, reff=reff)
     for bandwidth in (-1.0, 0.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match=r"^bandwidth: got .*; it must be positive and finite$"):
+        with pytest.raises(ValueError, match=r"^bandwidth: got .*; it must be positive and finite, or None$"):
             diagnostics.mmd(weights[0], weights[0], bandwidth=bandwidth)

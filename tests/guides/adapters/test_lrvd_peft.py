@@ -142,7 +142,7 @@ def test_a_model_without_lrvd_layers_is_refused():
         with pytest.raises(ValueError, match=r"^model: Net has no LRVD layer; adapt it with guides.LrvdConfig first$"):
             call(Net())
     model = adapted()
-    with pytest.raises(ValueError, match=r"^noise: got 'none'; it must be 'call', 'sequence' or 'token'$"):
+    with pytest.raises(ValueError, match=r"^noise: got 'none'; it must be one of call, sequence, token$"):
         sampling(model, noise="none").__enter__()
     with pytest.raises(ValueError, match=r"^num_samples: got 0; it must be at least 1$"):
         sampling(model, num_samples=0).__enter__()

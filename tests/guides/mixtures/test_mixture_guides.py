@@ -271,13 +271,22 @@ def test_bad_models(options, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: DirichletMixtureGuide(m, min_concentration=1.0), r"^min_concentration: got 1.0; .* below 1$"),
-        (lambda m: DirichletMixtureGuide(m, concentration_map="exp"), r"^concentration_map: got 'exp'; it must be one"),
+        (
+            lambda m: DirichletMixtureGuide(m, min_concentration=1.0),
+            r"^min_concentration: got 1.0; it must lie in \(0, 1\): sparse weights need α below 1$",
+        ),
+        (
+            lambda m: DirichletMixtureGuide(m, concentration_map="exp"),
+            r"^concentration_map: got 'exp'; it must be 'softplus' or 'mean-and-concentration'$",
+        ),
         (lambda m: StickBreakingGuide(m, min_concentration=0), r"^min_concentration: got 0; it must lie in \(0, 1\)$"),
         (lambda m: StickBreakingGuide(MixtureDensityNetwork(1)), r"^model: its num_experts is 1, .* at least 2"),
         (lambda m: LogisticNormalGuide(MixtureDensityNetwork(1)), r"^model: its num_experts is 1, .* at least 2"),
         (lambda m: DirichletMixtureGuide(m, pooling="max"), r"^pooling: got 'max'; it must be one of"),
-        (lambda m: make("iw-em", min_ess=0), r"^min_ess: got 0; it must lie in \(0, 1\], a share of the particles$"),
+        (
+            lambda m: make("iw-em", min_ess=0),
+            r"^min_ess: got 0; it must lie in \(0, 1\], a share of the particles, or None$",
+        ),
         (lambda m: make("iw-em", inner_steps=0), r"^inner_steps: got 0; it must be at least 1$"),
         (
             lambda m: make("iw-em", inner_steps=2, vectorize_particles=False),

@@ -158,7 +158,7 @@ def test_points_one_by_one_need_a_last_layer_that_reads_none():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"inference": "cnn"}, r"^inference: got 'cnn'; it must be one of mlp, transformer$"),
+        ({"inference": "cnn"}, r"^inference: got 'cnn'; it must be 'mlp' or 'transformer'$"),
         ({"hidden": [8]}, r"^hidden: got \[8\], the widths of MLPs; a transformer takes width and num_blocks$"),
         ({"chunk_size": 5}, r"^chunk_size: got 5, but the points of a chunk would attend only to one another; a trans"),
         ({"width": 6}, r"^width: got 6; attention needs a multiple of num_heads, 4$"),

@@ -140,7 +140,7 @@ def test_bad_arguments():
     d = data()
     with pytest.raises(ValueError, match=r"^correlation: got 'row'; it must be one of weight, unit, layer, network$"):
         GaussianVIGuide(model, "row")
-    with pytest.raises(ValueError, match=r"^initial_scale: got 0; it must be positive$"):
+    with pytest.raises(ValueError, match=r"^initial_scale: got 0; it must be positive and finite$"):
         GaussianVIGuide(model, initial_scale=0)
     with pytest.raises(
         DataError, match=r"^data: got task dimensions \[2\]; this guide holds posteriors of tasks \[\] "
@@ -148,7 +148,7 @@ def test_bad_arguments():
         GaussianVIGuide(model)(data(2))
     with pytest.raises(ValueError, match=r"^num_inducing: got 0; it must be at least 1$"):
         GlobalInducingGuide(model, d, 0)
-    with pytest.raises(ValueError, match=r"^initial_noise: got 0; it must be positive$"):
+    with pytest.raises(ValueError, match=r"^initial_noise: got 0; it must be positive and finite$"):
         GlobalInducingGuide(model, d, initial_noise=0)
     with pytest.raises(DataError, match=r"^data: a task has no point for inducing inputs to start at$"):
         GlobalInducingGuide(model, Dataset(d.x[:0], d.y[:0]))
@@ -159,7 +159,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match=r"^prior: got LogUniformPrior, which is not Gaussian; "):
         GlobalInducingGuide(BayesianNetwork([1, 3, 1], prior=LogUniformPrior()), d)
     for make_guide in (GaussianVIGuide, lambda m: GlobalInducingGuide(m, d)):
-        with pytest.raises(ValueError, match=r"^model: it has a representation, which this guide cannot supply"):
+        with pytest.raises(ValueError, match=r"^model: it has a representation or path, which this guide cannot"):
             make_guide(BayesianNetwork([1, 3, 1], representation_dim=2))
 
 

@@ -130,10 +130,13 @@ def test_parameter_groups():
         (lambda: LrvdObjective(5, kl_count="layer"), r"^kl_count: got 'layer'; it must be 'rank' or 'weights'$"),
         (
             lambda: LrvdObjective(5, kl_weight="map"),
-            r"^kl_weight: got 'map'; it must be 'elbo' or a number that is not",
+            r"^kl_weight: got 'map'; it must be 'elbo' or a number that is finite and not negative$",
         ),
         (lambda: LrvdObjective(5, temperature=-1.0), r"^temperature: got -1.0; it must be finite and not negative$"),
-        (lambda: LrvdObjective(5, warmup_steps=-1), r"^warmup_steps: got -1; it must be at least 0$"),
+        (
+            lambda: LrvdObjective(5, warmup_steps=-1),
+            r"^warmup_steps: got -1; it must be finite and not negative, or None$",
+        ),
         (lambda: log_alpha_learning_rate(0), r"^steps: got 0; it must be at least 1$"),
         (lambda: log_alpha_learning_rate(5, 0.0), r"^travel: got 0.0; it must be positive and finite$"),
         (lambda: log_alpha_learning_rate(5, schedule="steps"), r"^schedule: got 'steps'; it must be one of constant"),
@@ -386,12 +389,22 @@ def test_a_loop_without_a_kl_is_noticed_and_one_with_it_is_not():
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": "half"}, r"^threshold: got 'half'; it must be 'gap' or a number that is finite$"),
+        ({"budget": -1}, r"^budget: got -1; it must be at least 0, or None$"),
+    ],
+)
+def test_a_callback_is_refused_when_it_is_made(options, message):
+    with pytest.raises(ValueError, match=message):
+        LrvdCallback(**options)
+
+
+@pytest.mark.parametrize(
     ("callback", "options", "message"),
     [
         ({"prune_every": 4}, {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 2},
          r"^load_best_model_at_end: got True with prune_every=4, .*derive the Trainer from LrvdTrainerMixin"),
-        ({"threshold": "half"}, {}, r"^threshold: got 'half'; it must be a number or 'gap'$"),
-        ({"budget": -1}, {}, r"^budget: got -1; it must be at least 0$"),
         ({}, {"optim": "adafactor"}, r"^optimizer: its state 'exp_avg_sq_row' has shape"),
     ],
 )  # fmt: skip

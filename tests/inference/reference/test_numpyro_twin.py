@@ -133,7 +133,7 @@ def test_bad_arguments(options, message):
 def test_models_without_a_twin_are_refused():
     with pytest.raises(ValueError, match=r"^data: y is None; a posterior needs observed points$"):
         inference.nuts(small(), points().without_y())
-    with pytest.raises(ValueError, match=r"^model: its representation is supplied by a guide"):
+    with pytest.raises(ValueError, match=r"^model: its representation or path is supplied by a guide"):
         numpyro_twin(BayesianNetwork([1, 4, 1], representation_dim=2))
     with pytest.raises(ValueError, match=r"^model: its prior is a LogUniformPrior, which has no NumPyro twin$"):
         numpyro_twin(BayesianNetwork([1, 4, 1], prior=LogUniformPrior()))
