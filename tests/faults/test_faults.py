@@ -20,7 +20,7 @@ def test_a_flipped_bit_is_found_or_harmless(kind, tmp_path):
 def test_without_checksums_flips_are_noticed_by_this_test(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_digest", lambda content: "")
     opened = flips.make_run(tmp_path / "run")
-    found = flips.flip_everywhere(tmp_path / "run", opened, 60, 1, tmp_path)
+    found = flips.flip_everywhere(tmp_path / "run", opened, 150, 1, tmp_path)
     assert any(line.startswith("run.json") for line in found.wrong)
 
 

@@ -352,6 +352,8 @@ def inference_surface() -> list[Surface]:
         Surface("acquire", gb.acquire, pairs() | {
             "pool": CONTEXT, "start": integers(1), "budget": integers(2), "acquisition": names("information", "random"),
         }, None, 2),
+        Surface("load_pretrained", gb.load_pretrained, {"name": names("bnnp-gp-rbf-fixed")}, fitted, 2),
+        Surface("pretrained", gb.pretrained, {}, lambda table: torch.tensor(table["pll"].to_numpy()), 1),
         Surface("settled", gb.settled, {
             "history": made(lambda: rows), "key": names("loss"), "tolerance": floats(0.01), "errors": floats(2.0)}),
         Surface("log_alpha_learning_rate", gb.log_alpha_learning_rate, {

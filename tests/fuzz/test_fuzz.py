@@ -13,6 +13,7 @@ from tests.fuzz.values import is_wrong_kind
 
 #: what takes seconds a call is left to ``make fuzz``
 SLOW = {"nuts", "write_zarr", "guidebook fit", "verdict", "compare", "tasks.multi_output", "tasks.images"}
+SLOW |= {"load_pretrained", "pretrained"}
 
 
 def test_every_call_is_right_or_refused_in_one_line():
@@ -31,8 +32,9 @@ def test_the_surface_has_every_public_callable():
     # results, errors, contracts and distributions are made by the library; plots draw what other calls checked
     made = {
         "CheckpointError", "DataError", "ExpertMixture", "FileError", "FitResult", "Guide", "Interrupted", "Likelihood",
-        "LogSpaceDirichlet", "LrvdTrainerMixin", "Model", "NutsResult", "Prediction", "RankPruning", "StickBreaking",
-        "TaskObjective", "TrainingDiverged", "BernoulliLikelihood", "CategoricalLikelihood", "summarise",
+        "LogSpaceDirichlet", "LrvdTrainerMixin", "Model", "NutsResult", "Prediction", "Pretrained", "RankPruning",
+        "StickBreaking", "TaskObjective", "TrainingDiverged", "BernoulliLikelihood", "CategoricalLikelihood",
+        "summarise",
     }  # fmt: skip
     assert public - made <= called, public - made - called
 
