@@ -31,12 +31,14 @@ RIVALS = ("cnp", "anp", "convcnp", "tnp-d")
 SCORES = ("ll", "rll", "pll", "joint_pll")
 
 
-def train(name: str, tasks: str, seconds: float, seed: int, width: int, floor: float) -> tuple[Method, int, float]:
+def train(
+    name: str, tasks: str, seconds: float, seed: int, width: int | None, floor: float
+) -> tuple[Method, int, float]:
     """A method trained for so many seconds of CPU: the method, its steps, and the seconds it took."""
     settings = recipe(name)
     stream = task_stream(tasks, settings.batch_size, seed)
     torch.manual_seed(seed)
-    shape = TaskShape.of(stream, width, beta=TASKS.find(tasks).beta, min_scale=floor)
+    shape = TaskShape.of(stream, width or settings.width, beta=TASKS.find(tasks).beta, min_scale=floor)
     method = build(name, shape)
     cost = step_cost(method.model, method.guide, stream, method.objective, max_grad_norm=settings.max_grad_norm)
     steps = steps_within(seconds, cost)
@@ -58,7 +60,9 @@ def score(method: Method, batches: list, draws: int = 20) -> dict[str, float]:
     return {name: float((drawn if name.startswith("joint") else found)[name].mean()) for name in SCORES}
 
 
-def run(tasks: str, names: list[str], budgets: list[float], seeds: list[int], width: int, batches: int) -> pd.DataFrame:
+def run(
+    tasks: str, names: list[str], budgets: list[float], seeds: list[int], width: int | None, batches: int
+) -> pd.DataFrame:
     """All fits, one row each."""
     floor = 0.01 if tasks.endswith("-tnp") else 0.1
     test = task_stream(tasks, 16, TEST_SEED) if tasks.endswith("-tnp") else TASKS.find(tasks).test(16, TEST_SEED)
@@ -104,7 +108,7 @@ def main() -> None:
     parser.add_argument("--methods", type=comma(str), default=[*OURS, *RIVALS])
     parser.add_argument("--budgets", type=comma(float), default=[30.0, 90.0])
     parser.add_argument("--seeds", type=comma(int), default=[0, 1, 2])
-    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--width", type=int, help="of every network; that of each recipe by default")
     parser.add_argument("--test-batches", type=int, default=8)
     parser.add_argument("--out", type=Path, default=Path("runs/time_to_quality"))
     arguments = parser.parse_args()

@@ -18,6 +18,7 @@ class Recipe:
         warmup: share of the steps over which the learning rate grows.
         max_grad_norm: of the gradient; None does not clip.
         batch_size: tasks a step.
+        width: hidden width of every network.
     """
 
     learning_rate: float = 1e-3
@@ -25,12 +26,13 @@ class Recipe:
     warmup: float = 0.03
     max_grad_norm: float | None = 1.0
     batch_size: int = 16
+    width: int = 64
 
 
 DEFAULT = Recipe()
 #: the recipes that differ from it
 RECIPES: dict[str, Recipe] = {
-    **dict.fromkeys(("nvdp", "nvdp+path", "nvdp+det", "nvdp-layer", "nvdp-full"), Recipe(3e-3)),
+    **dict.fromkeys(("nvdp", "nvdp+path", "nvdp+det", "nvdp-layer", "nvdp-full"), Recipe(3e-3, width=48)),
     **dict.fromkeys(("nmdp", "nmdp-conjugate", "cnp+path"), Recipe(2e-3)),
     "convcnp": Recipe(2e-3),
     **dict.fromkeys(("bnnp", "bnam"), Recipe(5e-3, batch_size=8)),

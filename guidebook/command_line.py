@@ -125,7 +125,7 @@ def fit_command(
     out: Annotated[Path, typer.Option(help="folder of the run")] = Path("runs/fit"),
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in that folder")] = False,
     previous: Annotated[bool, typer.Option("--previous", help="resume from the checkpoint before the newest")] = False,
-    width: Annotated[int, typer.Option(help="hidden width of every network")] = 64,
+    width: Annotated[int | None, typer.Option(help="hidden width of every network; the recipe's by default")] = None,
     recipe: Annotated[str | None, typer.Option(help="best, or paper: as the method's paper has it")] = None,
     batch_size: Annotated[int | None, typer.Option(help="tasks a step; the recipe's by default")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="of Adam; the recipe's by default")] = None,

@@ -27,7 +27,7 @@ MOST_FEATURES = 2**12
 RECIPES = ("best", "paper")
 #: what a recipe, or the run to resume, decides where it is not given
 RECIPE_FIELDS = (
-    *("learning_rate", "schedule", "warmup", "max_grad_norm", "batch_size"),
+    *("learning_rate", "schedule", "warmup", "max_grad_norm", "batch_size", "width"),
     *("recipe", "pooling", "path", "input_features", "experts"),
 )
 #: how the methods of the papers are trained where nothing else is asked for
