@@ -102,7 +102,9 @@ def predict(
                         guide_trace = poutine.trace(guide).get_trace(context)
                 else:
                     guide_trace = poutine.trace(guide).get_trace(context)
-                site = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data).nodes["y"]
+                site: Any = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(data).nodes.get("y")
+                if site is None:
+                    raise ValueError(f"model: got {type(model).__name__}; it must sample its outputs as the site 'y'")
             likelihoods.append(likelihood_of_points(site))
             samples.append(site["value"])
     shape = torch.Size([draws]) + data.x.shape[:-1]

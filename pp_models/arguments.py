@@ -205,7 +205,12 @@ def interval(rule: Rule, strict: bool = True, open_end: bool = False) -> Rule:
     order = "low < high" if strict else "low <= high"
 
     def read(value: Any) -> tuple:
-        if not isinstance(value, Sequence | np.ndarray | Tensor) or isinstance(value, str) or len(value) != 2:
+        if (
+            not isinstance(value, Sequence | np.ndarray | Tensor)
+            or isinstance(value, str)
+            or getattr(value, "ndim", 1) != 1
+            or len(value) != 2
+        ):
             raise _Refused(f"be (low, high) with {order}")
         try:
             low = rule.read(value[0])

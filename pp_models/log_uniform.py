@@ -95,6 +95,8 @@ def log_uniform_kl(log_alpha: Tensor, approximate: bool = False) -> Tensor:
         the KL, same shape, never negative.
     """
     TENSOR.check("log_alpha", log_alpha)  # not by a decorator: it stands in a compiled training step
+    if not log_alpha.dtype.is_floating_point:
+        raise ValueError(f"log_alpha: got dtype {log_alpha.dtype}; it must be of floating point")
     FLAG.check("approximate", approximate)
     if approximate:
         k1, k2, k3 = 0.63576, 1.87320, 1.48695

@@ -104,6 +104,10 @@ def mmd(a: Tensor, b: Tensor, bandwidth: Tensor | float | None = None) -> Tensor
         given = torch.as_tensor(bandwidth)
         if not bool((torch.isfinite(given) & (given > 0)).all()):
             raise ValueError(f"bandwidth: got {shown(bandwidth)}; it must be positive and finite")
+        if given.dim() and given.shape != a.shape[1:-1]:
+            raise ValueError(
+                f"bandwidth: got shape {list(given.shape)}; it must be a number or of shape {list(a.shape[1:-1])}"
+            )
     both = torch.cat([first, second], 1)
     squared = torch.cdist(both, both, compute_mode="donot_use_mm_for_euclid_dist").square()
     if bandwidth is None:

@@ -17,7 +17,7 @@ from inference.reference.numpyro_adapters import adapter_twin
 from inference.reference.numpyro_mixture import mixture_twin
 from inference.reference.numpyro_twin import numpyro_twin, precision_of
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
-from pp_models.arguments import DRAWS, OPEN_SHARE, SEED, checked, data_set, integer
+from pp_models.arguments import CALLABLE, DRAWS, OPEN_SHARE, SEED, checked, data_set, integer
 from pp_models.data import Dataset, require_tasks
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork
 from pp_models.networks.bayesian_network import BayesianNetwork
@@ -68,6 +68,7 @@ def _one_masked_point(data: Dataset) -> Dataset:
 
 
 @checked(
+    model=CALLABLE,
     data=data_set("Dataset", instead="pyro.infer.MCMC(pyro.infer.NUTS(model), ...)"),
     num_warmup=DRAWS,
     num_samples=DRAWS,
