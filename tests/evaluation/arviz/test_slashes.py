@@ -7,6 +7,7 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 import guidebook as gb
+from tests.arviz_versions import CONTAINERS
 
 
 def program(names):
@@ -19,7 +20,7 @@ def program(names):
     return model
 
 
-@pytest.mark.parametrize("container", ["inferencedata", "datatree"])
+@pytest.mark.parametrize("container", CONTAINERS)
 def test_slashes_are_stored_as_dots(container, tmp_path):
     model, x = program(["layer/weight", "x/"]), torch.randn(5)
     guide = AutoNormal(model)
