@@ -24,7 +24,7 @@ from evaluation.scores.scoring import score_oracle, score_tasks
 from inference import fit
 from inference.step_cost import step_cost, steps_within
 from pp_models.contract import as_guide
-from pp_models.tasks.task_table import TASKS, TEST_SEED, task_stream
+from pp_models.tasks.task_table import TASKS, task_stream
 
 OURS = ("nvdp", "nvdp+path", "cnp+path", "nmdp", "bnnp")
 RIVALS = ("cnp", "anp", "convcnp", "tnp-d")
@@ -64,8 +64,8 @@ def run(
     tasks: str, names: list[str], budgets: list[float], seeds: list[int], width: int | None, batches: int
 ) -> pd.DataFrame:
     """All fits, one row each."""
-    floor = 0.01 if tasks.endswith("-tnp") else 0.1
-    test = task_stream(tasks, 16, TEST_SEED) if tasks.endswith("-tnp") else TASKS.find(tasks).test(16, TEST_SEED)
+    floor = TASKS.find(tasks).min_scale
+    test = task_stream(tasks, 16, 0, test=True)
     held_out = [test.batch(i) for i in range(batches)]
     rows = []
     if tasks.startswith("gp-"):

@@ -13,6 +13,7 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from evaluation.findings import Evidence
 from inference.data_dtype import as_computed
@@ -167,7 +168,7 @@ def _features(batches: Sequence[Any], whole: bool) -> tuple[list[str], Tensor]:
         if isinstance(batch, TaskBatch):
             data = batch.full if whole or not batch.context.num_points else batch.context
         x, mask = data.x.double(), data.full_mask()
-        y = data.y.double() if data.y.dim() == x.dim() else torch.nn.functional.one_hot(data.y).double()
+        y = data.y.double() if data.y.dim() == x.dim() else one_hot(torch.where(mask, data.y, 0)).double()
         x, y, mask = x.flatten(0, -3), y.flatten(0, -3), mask.flatten(0, -2)
         features = [mask.sum(-1, keepdim=True).double().log1p()]
         names = ["number of points"]
@@ -197,7 +198,7 @@ def _moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def _roughness(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     """Log of the squared difference to the nearest point over the variance ``[T, 1]``: small for smooth functions."""
     distance = torch.cdist(x, x)
-    nobody = ~mask.unsqueeze(-2) | torch.eye(x.shape[-2], dtype=torch.bool)
+    nobody = ~mask.unsqueeze(-2) | torch.eye(x.shape[-2], dtype=torch.bool, device=x.device)
     nearest = distance.masked_fill(nobody, math.inf).argmin(-1)
     step = y - y.gather(-2, nearest.unsqueeze(-1).expand_as(y))
     count = mask.sum(-1, keepdim=True).double()

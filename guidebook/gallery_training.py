@@ -37,17 +37,17 @@ ENTRIES: Registry[dict[str, Any]] = Registry(
     {
         f"{model}-{tasks}": {"model": model, "tasks": tasks, **options}
         for model, tasks, options in (
-            ("nvdp", "gp-rbf", {"width": 48}),
-            ("nvdp+path", "gp-rbf", {"width": 48}),
+            ("nvdp", "gp-rbf", {}),
+            ("nvdp+path", "gp-rbf", {}),
             ("nmdp", "gp-mix-tnp", {}),
-            ("nvdp", "digits", {"width": 48}),
+            ("nvdp", "digits", {}),
             ("bnnp", "gp-rbf-fixed", {}),
             ("nmdp-strict", "branches", {}),
             ("convcnp", "gp-mix-tnp", {"width": 60}),  # 64 are more than a megabyte
             ("convcnp", "digits", {}),
-            ("nvdp", "gp-rbf-fixed", {"width": 48}),
+            ("nvdp", "gp-rbf-fixed", {}),
             ("tnp-d", "gp-mix-tnp", {}),
-            ("nvdp+path", "digits", {"width": 48}),
+            ("nvdp+path", "digits", {}),
             ("cnp+path", "gp-rbf", {}),
             ("convcnp", "gp-rbf", {"width": 60}),  # 64 are more than a megabyte
         )

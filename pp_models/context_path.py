@@ -83,19 +83,22 @@ class RegressionPath(nn.Module):
     def flat_prior(self, num_points: int, like: Tensor) -> dist.TorchDistribution:
         return flat_memory(num_points, self.dim_x + self.embedding_dim + 1, like)
 
-    def read(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, RegressionState]:
-        """Means ``[*B, H, N, Dy]``, variances ``[*B, H, N]`` at x, and the state of the context."""
-        inputs, y, exists = memory.split([self.dim_x, self.embedding_dim, 1], -1)
-        state = self.regression.fit(inputs, y, exists.squeeze(-1) > 0.5)
-        return *self.regression.predict(x, state), state
-
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        mean, variance, state = self.read(x, memory)
+        mean, variance, state = read_regressions(self.regression, x, memory)
         found = self.out(described(mean, variance, state, x.shape[-2]))
         if not self.training or not self.dropout:
             return found
         kept = torch.rand(*found.shape[:-2], 1, 1, dtype=found.dtype, device=found.device) >= self.dropout
         return torch.where(kept, found, torch.zeros_like(found))
+
+
+def read_regressions(
+    regression: ContextRegression, x: Tensor, memory: Tensor
+) -> tuple[Tensor, Tensor, RegressionState]:
+    """Means ``[*B, H, N, Dy]`` and variances ``[*B, H, N]`` at x, given a memory of inputs and y, and its state."""
+    inputs, y, exists = memory.split([regression.dim_x, regression.dim_y, 1], -1)
+    state = regression.fit(inputs, y, exists.squeeze(-1) > 0.5)
+    return *regression.predict(x, state), state
 
 
 def described(mean: Tensor, variance: Tensor, state: RegressionState, num_points: int) -> Tensor:

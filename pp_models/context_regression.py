@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pp_models.parameter_module import mlp
+from pp_models.parameter_module import mlp, part_of
 
 FEATURES = ("fourier", "learned")
 #: shortest and longest lengthscale of the heads' kernels at the start, for inputs of unit scale
@@ -152,14 +152,8 @@ class ContextRegression(nn.Module):
         for name in names:
             setattr(self, name, nn.Parameter(getattr(self, name).detach()[heads].clone()))
         if self.kind == "learned":
-            last = self.network[-1]
-            assert isinstance(last, nn.Linear)
             rows = [h * self.features + k for h in heads for k in range(self.features)]
-            kept = nn.Linear(last.in_features, len(rows)).to(last.weight)
-            with torch.no_grad():
-                kept.weight.copy_(last.weight[rows])
-                kept.bias.copy_(last.bias[rows])
-            self.network[-1] = kept
+            self.network[-1] = part_of(self.network[-1], rows)
         self.heads = len(heads)
 
     def fit(

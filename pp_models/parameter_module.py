@@ -92,6 +92,21 @@ def _take_over(name: str, stored: torch.Tensor, value: torch.Tensor) -> None:
         value.copy_(stored)
 
 
+def part_of(layer: torch.nn.Module, rows: list[int] | None = None, columns: list[int] | None = None) -> torch.nn.Linear:
+    """A linear layer with some of another's outputs, or reading some of its inputs."""
+    assert isinstance(layer, torch.nn.Linear)
+    weight, bias = layer.weight.detach(), layer.bias.detach()
+    if rows is not None:
+        weight, bias = weight[rows], bias[rows]
+    if columns is not None:
+        weight = weight[:, columns]
+    found = torch.nn.Linear(weight.shape[1], weight.shape[0]).to(weight)
+    with torch.no_grad():
+        found.weight.copy_(weight)
+        found.bias.copy_(bias)
+    return found
+
+
 def mlp(
     widths: list[int], activation: type[torch.nn.Module] = torch.nn.ReLU, *, kaiming: bool = True, **options: Any
 ) -> torch.nn.Sequential:

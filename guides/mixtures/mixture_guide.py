@@ -15,7 +15,7 @@ from pp_models.arguments import MOST_LAYERS, WIDTH, checked, integer, one_of
 from pp_models.contract import Guide
 from pp_models.data import Dataset
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork
-from pp_models.parameter_module import mlp
+from pp_models.parameter_module import mlp, part_of
 from pp_models.task_plates import task_plates
 
 
@@ -41,13 +41,7 @@ class MixtureEncoder(nn.Module):
 
     def keep(self, outputs: list[int]) -> None:
         """Drops all outputs but these, in place."""
-        last = self.head[-1]
-        assert isinstance(last, nn.Linear)
-        kept = nn.Linear(last.in_features, len(outputs)).to(last.weight)
-        with torch.no_grad():
-            kept.weight.copy_(last.weight[outputs])
-            kept.bias.copy_(last.bias[outputs])
-        self.head[-1] = kept
+        self.head[-1] = part_of(self.head[-1], outputs)
 
     def forward(self, data: Dataset) -> Tensor:
         """Data ``[*B, N]`` to ``[*B, outputs]``; an empty set is a learned vector."""

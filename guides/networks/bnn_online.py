@@ -67,7 +67,7 @@ class OnlinePosterior:
         with pyro.plate(PARTICLE_PLATE, num_samples, dim=-1 - len(data.batch_shape)):
             values = guide(data)
         hidden = [values[site] for site in guide.sites[:-1]]
-        context = {site: values[site] for site in ("representation",) if site in values}
+        context = {site: value for site, value in values.items() if site not in guide.sites}
         blocks = guide.model.prior.gaussian(len(hidden), hidden)
         columns = guide.shapes[-1][0] * guide.shapes[-1][1] // blocks.loc.shape[-2]
         zero = data.x.new_zeros(num_samples, *data.batch_shape, blocks.loc.shape[-2], columns)

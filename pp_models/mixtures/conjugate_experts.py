@@ -6,9 +6,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pp_models.context_path import described, flat_memory
+from pp_models.context_path import described, flat_memory, read_regressions
 from pp_models.context_regression import ContextRegression
-from pp_models.parameter_module import mlp
+from pp_models.parameter_module import mlp, part_of
 
 #: how many of its own standard deviations the correction of a mean counts at the start, and bounds of log scale factors
 MEAN_SHARE, SCALE_RANGE = 0.3, 3.0
@@ -59,9 +59,7 @@ class ConjugateExperts(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor) -> dist.TorchDistribution:
         """The experts at inputs ``[*B, N, Dx]``: Gaussians of batch ``[*B, N, L]``, event ``[Dy]``."""
-        inputs, y, exists = memory.split([self.dim_x, self.embedding_dim, 1], -1)
-        state = self.regression.fit(inputs, y, exists.squeeze(-1) > 0.5)
-        mean, variance = self.regression.predict(x, state)  # [*B, L, N, Dy], [*B, L, N]
+        mean, variance, state = read_regressions(self.regression, x, memory)  # [*B, L, N, Dy], [*B, L, N]
         total = variance + self.regression.noise_variance.unsqueeze(-1)
         told = described(mean, total, state, x.shape[-2])
         delta = self.correction(torch.cat([x.expand(*told.shape[:-1], x.shape[-1]), told], -1))
@@ -78,20 +76,5 @@ class ConjugateExperts(nn.Module):
         read = [*range(dim_x), *(dim_x + h * dim_y + k for h in experts for k in range(dim_y))]
         read += [dim_x + old * dim_y + block * old + h for block in (0, 1) for h in experts]
         told = [h * (dim_y + 1) + k for h in experts for k in range(dim_y + 1)]
-        self.correction[0] = _part(self.correction[0], columns=read)
-        self.correction[-1] = _part(self.correction[-1], rows=told)
-
-
-def _part(layer: nn.Module, rows: list[int] | None = None, columns: list[int] | None = None) -> nn.Linear:
-    """A linear layer with some of its outputs, or reading some of its inputs."""
-    assert isinstance(layer, nn.Linear)
-    weight, bias = layer.weight.detach(), layer.bias.detach()
-    if rows is not None:
-        weight, bias = weight[rows], bias[rows]
-    if columns is not None:
-        weight = weight[:, columns]
-    found = nn.Linear(weight.shape[1], weight.shape[0]).to(weight)
-    with torch.no_grad():
-        found.weight.copy_(weight)
-        found.bias.copy_(bias)
-    return found
+        self.correction[0] = part_of(self.correction[0], columns=read)
+        self.correction[-1] = part_of(self.correction[-1], rows=told)
