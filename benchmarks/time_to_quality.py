@@ -26,7 +26,7 @@ from inference.step_cost import step_cost, steps_within
 from pp_models.contract import as_guide
 from pp_models.tasks.task_table import TASKS, task_stream
 
-OURS = ("nvdp", "nvdp+path", "cnp+path", "nmdp", "bnnp")
+OURS = ("nvdp", "nvdp+path", "cnp+path", "cnp+kernels", "nmdp", "nmdp-kernels", "bnnp")
 RIVALS = ("cnp", "anp", "convcnp", "tnp-d")
 SCORES = ("ll", "rll", "pll", "joint_pll")
 

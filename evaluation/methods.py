@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from pp_models.processes.conditional_process import ConditionalProcess
 
 
+#: a bank of kernels needs a head for each lengthscale and period that tasks differ by
+KERNEL_EXPERTS = 24
+
+
 @dataclass
 class Method:
     """A model and guide with the objective they are trained with.
@@ -233,12 +237,14 @@ def _cavia(task: TaskShape) -> tuple:
     return model, guides.CAVIAGuide(model), objectives.make("npml", num_particles=1, normalize=True)
 
 
-def mixture(task: TaskShape, experts: str = "context") -> pp_models.MixtureDensityNetwork:
+def mixture(
+    task: TaskShape, experts: str = "context", features: str | None = None, number: int | None = None
+) -> pp_models.MixtureDensityNetwork:
     """A mixture of eight experts that read the context, or sixteen strict ones, for a task distribution."""
     if task.path is not None and experts != "context":
         raise ValueError(f"path: got {task.path!r}, but {experts} experts read no path; take experts='context' as well")
     return pp_models.MixtureDensityNetwork(
-        16 if experts == "strict" else 8,
+        number or (16 if experts == "strict" else 8),
         task.dim_x,
         task.dim_y,
         experts,
@@ -246,21 +252,32 @@ def mixture(task: TaskShape, experts: str = "context") -> pp_models.MixtureDensi
         width=task.width,
         representation_dim=task.width,
         path=task.path or "attention",
-        features="fourier" if task.dim_x == 1 else "learned",
+        features=features or ("fourier" if task.dim_x == 1 else "learned"),
     )
 
 
 def _nmdp(task: TaskShape, experts: str | None = None, **objective: Any) -> tuple:
-    model = mixture(task, task.experts or experts or ("context" if task.recipe == "paper" else "conjugate"))
+    paper = task.recipe == "paper"
+    model = mixture(task, task.experts or experts or ("context" if paper else "conjugate"))
+    # experts that condition on the context exactly learn nothing from it but to copy
+    score = "full" if paper or model.experts != "conjugate" else "target"
     return (
         model,
         guides.DirichletMixtureGuide(model, 2 * task.width, pooling=task.pooling or "mean"),
-        objectives.make("iw-em", normalize=True, **objective),
+        objectives.make("iw-em", normalize=True, **{"score": score, **objective}),
     )
 
 
-def _path_alone(task: TaskShape) -> tuple:
-    model = neural_process(task, False, True, reads="learned-regression")
+def _kernel_experts(task: TaskShape) -> tuple:
+    model = mixture(task, "conjugate", "kernels", KERNEL_EXPERTS)
+    guide = guides.DirichletMixtureGuide(
+        model, 2 * task.width, pooling=task.pooling or "mean", concentration_map="evidence"
+    )
+    return model, guide, objectives.make("iw-em", normalize=True, score="target")
+
+
+def _path_alone(task: TaskShape, kind: str = "learned-regression") -> tuple:
+    model = neural_process(task, False, True, reads=kind)
     return (
         model,
         guides.NeuralProcessGuide(model, task.width),
@@ -338,6 +355,10 @@ METHODS: Registry[tuple[str, Callable[[TaskShape], tuple]]] = Registry(
         ),
         "bnam": ("BNNP's attention network: points attend to one another", lambda t: _bnnp(t, attention=True)),
         "nmdp": ("Neural Mixture Density Process, experts that are closed-form regressions of the context", _nmdp),
+        "nmdp-kernels": (
+            "NMDP whose experts are Gaussian processes with kernels of their own, weighed by their evidence",
+            _kernel_experts,
+        ),
         "nmdp-attention": ("NMDP whose experts read the context by attention", lambda t: _nmdp(t, "context")),
         "nmdp-conjugate": ("NMDP with the conjugate proposal", lambda t: _nmdp(t, proposal="conjugate")),
         "nmdp-strict": (
@@ -357,6 +378,10 @@ METHODS: Registry[tuple[str, Callable[[TaskShape], tuple]]] = Registry(
             lambda t: _neural_process(t, True, True, "npvi", attention=True),
         ),
         "cnp+path": ("decoder of closed-form regressions of the context at x, no latent: the path alone", _path_alone),
+        "cnp+kernels": (
+            "the same path, of Gaussian processes with learned kernels: what they know, without a latent",
+            lambda t: _path_alone(t, "kernels"),
+        ),
         "canp": (
             "Conditional Neural Process with attention, no latent",
             lambda t: _neural_process(t, False, True, "conditional-prior", attention=True),
@@ -386,7 +411,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "bnnp": ("input_features",),
     **dict.fromkeys(("nmdp", "nmdp-conjugate"), ("pooling", "path", "experts")),
     "nmdp-attention": ("pooling", "path"),
-    "nmdp-strict": ("pooling",),
+    **dict.fromkeys(("nmdp-strict", "nmdp-kernels"), ("pooling",)),
     **dict.fromkeys(("np", "np+vp"), ("pooling",)),
     **dict.fromkeys(("cnp", "np+cnp", "np+cnp+vp", "anp"), ("pooling", "path")),
     "canp": ("path",),

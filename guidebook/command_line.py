@@ -136,7 +136,7 @@ def fit_command(
     ] = None,
     pooling: Annotated[str | None, typer.Option(help="of the guide's encoder: mean, attention, regression …")] = None,
     path: Annotated[
-        str | None, typer.Option(help="of the decoder: attention, regression or learned-regression")
+        str | None, typer.Option(help="of the decoder: attention, regression, learned-regression or kernels")
     ] = None,
     input_features: Annotated[int | None, typer.Option(help="sines and cosines of x that a network reads")] = None,
     experts: Annotated[str | None, typer.Option(help="of a mixture: conjugate, context or strict")] = None,

@@ -6,7 +6,7 @@ embedding, or y itself), and 1 where the point exists.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyro.distributions as dist
 import torch
@@ -14,11 +14,16 @@ from torch import Tensor, nn
 
 from pp_models.attention import ContextAttention
 from pp_models.context_regression import ContextRegression, RegressionState, relative_evidence
+from pp_models.kernel_bank import KernelBank, KernelState
 from pp_models.parameter_module import mlp
 
-PATHS = ("attention", "regression", "learned-regression")
+PATHS = ("attention", "regression", "learned-regression", "kernels")
+#: what regressions of a context rest on
+FEATURES = ("fourier", "learned", "kernels")
 #: learned features adapt, so that few regressions do what eight of fixed kernels do, in less time
 LEARNED_HEADS = 2
+#: a bank of kernels needs a head for each lengthscale and period that tasks differ by
+KERNEL_HEADS = 24
 
 
 class ContextPath(Protocol):
@@ -44,14 +49,17 @@ class ContextPath(Protocol):
 class RegressionPath(nn.Module):
     """What closed-form regressions of the context say at x: their means, spreads and evidences, through a network.
 
+    Of a bank of kernels it is the average over models: mean and spread of the mixture of the heads, weighed by their
+    evidence.
+
     Args:
         dim_x: input width.
         dim_y: output width.
         width: hidden width of the network after the regressions (and of learned features).
         representation_dim: R.
-        kind: of the features, ``"fourier"`` or ``"learned"``; the latter with a learned mean function.
+        kind: ``"fourier"`` or ``"learned"`` features, the latter with a learned mean function, or ``"kernels"``.
         heads: regressions.
-        features: of each regression.
+        features: of each regression; kernels have none.
         dropout: probability that a task's path is silent in a training step, so that something else must know too.
 
     Raises:
@@ -77,31 +85,57 @@ class RegressionPath(nn.Module):
             raise ValueError(f"dropout: got {dropout}; a probability below 1 is needed")
         self.dim_x, self.embedding_dim, self.representation_dim = dim_x, dim_y, representation_dim
         self.dropout = dropout
-        self.regression = ContextRegression(dim_x, dim_y, heads, features, kind, width=width, mean=kind == "learned")
-        self.out = mlp([heads * dim_y + 2 * heads, width, representation_dim])
+        self.regression = make_regression(kind, dim_x, dim_y, heads, features, width)
+        self.averages = kind == "kernels"
+        told = 2 * dim_y if self.averages else heads * dim_y + 2 * heads
+        self.out = mlp([told, width, representation_dim])
 
     def flat_prior(self, num_points: int, like: Tensor) -> dist.TorchDistribution:
         return flat_memory(num_points, self.dim_x + self.embedding_dim + 1, like)
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         mean, variance, state = read_regressions(self.regression, x, memory)
-        found = self.out(described(mean, variance, state, x.shape[-2]))
+        if self.averages:
+            variance = variance + self.regression.noise_variance.unsqueeze(-1)
+            told = torch.cat(averaged(mean, variance, state), -1)
+        else:
+            told = described(mean, variance, state, x.shape[-2])
+        found = self.out(told)
         if not self.training or not self.dropout:
             return found
         kept = torch.rand(*found.shape[:-2], 1, 1, dtype=found.dtype, device=found.device) >= self.dropout
         return torch.where(kept, found, torch.zeros_like(found))
 
 
+def make_regression(kind: str, dim_x: int, dim_y: int, heads: int, features: int = 32, width: int = 64) -> Any:
+    """Regressions of a context by what they rest on: see :class:`ContextRegression` and :class:`KernelBank`.
+
+    Raises:
+        ValueError: unknown kind.
+    """
+    if kind not in FEATURES:
+        raise ValueError(f"features: got {kind!r}; it must be one of {', '.join(FEATURES)}")
+    if kind == "kernels":
+        return KernelBank(dim_x, dim_y, heads)
+    return ContextRegression(dim_x, dim_y, heads, features, kind, width=width, mean=kind == "learned")
+
+
 def read_regressions(
-    regression: ContextRegression, x: Tensor, memory: Tensor
-) -> tuple[Tensor, Tensor, RegressionState]:
+    regression: ContextRegression | KernelBank, x: Tensor, memory: Tensor
+) -> tuple[Tensor, Tensor, RegressionState | KernelState]:
     """Means ``[*B, H, N, Dy]`` and variances ``[*B, H, N]`` at x, given a memory of inputs and y, and its state."""
+    state = fit_memory(regression, memory)
+    mean, variance = regression.predict(x, state)  # type: ignore[arg-type]
+    return mean, variance, state
+
+
+def fit_memory(regression: ContextRegression | KernelBank, memory: Tensor) -> RegressionState | KernelState:
+    """Regressions of the points of a memory."""
     inputs, y, exists = memory.split([regression.dim_x, regression.dim_y, 1], -1)
-    state = regression.fit(inputs, y, exists.squeeze(-1) > 0.5)
-    return *regression.predict(x, state), state
+    return regression.fit(inputs, y, exists.squeeze(-1) > 0.5)
 
 
-def described(mean: Tensor, variance: Tensor, state: RegressionState, num_points: int) -> Tensor:
+def described(mean: Tensor, variance: Tensor, state: RegressionState | KernelState, num_points: int) -> Tensor:
     """What regressions say at N inputs as numbers for a network: ``[*B, N, H (Dy + 2)]``."""
     means = mean.movedim(-3, -2).flatten(-2)
     spreads = 0.5 * (variance.movedim(-2, -1) + 1e-6).log()
@@ -111,6 +145,14 @@ def described(mean: Tensor, variance: Tensor, state: RegressionState, num_points
     return torch.cat(
         [means.expand(*shape, *means.shape[-2:]), spreads.expand(*shape, *spreads.shape[-2:]), evidence], -1
     )
+
+
+def averaged(mean: Tensor, variance: Tensor, state: RegressionState | KernelState) -> tuple[Tensor, Tensor]:
+    """Mean and log standard deviation of the regressions' mixture by their evidences, ``[*B, N, Dy]`` each."""
+    weights = torch.softmax(state.log_evidence, -1).to(mean.dtype)[..., None, None]
+    centre = (weights * mean).sum(-3)
+    spread = (weights * (variance.unsqueeze(-1) + (mean - centre.unsqueeze(-3)).square())).sum(-3)
+    return centre, 0.5 * (spread + 1e-6).log()
 
 
 def flat_memory(num_points: int, width: int, like: Tensor) -> dist.TorchDistribution:
@@ -123,7 +165,7 @@ def make_path(kind: str, dim_x: int, dim_y: int, width: int, representation_dim:
     """A path by name.
 
     Args:
-        kind: ``"attention"``, ``"regression"`` (random Fourier features) or ``"learned-regression"``.
+        kind: ``"attention"``, ``"regression"`` (random Fourier features), ``"learned-regression"`` or ``"kernels"``.
         dim_x: input width.
         dim_y: output width.
         width: hidden width.
@@ -139,4 +181,6 @@ def make_path(kind: str, dim_x: int, dim_y: int, width: int, representation_dim:
         return ContextAttention(dim_x, width, representation_dim, num_heads)
     if kind == "regression":
         return RegressionPath(dim_x, dim_y, width, representation_dim, "fourier")
+    if kind == "kernels":
+        return RegressionPath(dim_x, dim_y, width, representation_dim, "kernels", heads=KERNEL_HEADS)
     return RegressionPath(dim_x, dim_y, width, representation_dim, "learned", heads=LEARNED_HEADS)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from guides.mixtures.mixture_guide import MixtureGuide
@@ -17,25 +17,27 @@ from pp_models.mixtures.simplex_distributions import LogSpaceDirichlet
 
 #: no concentration exceeds this
 LARGEST_CONCENTRATION = 1e3
-MAPS = ("softplus", "mean-and-concentration")
+MAPS = ("softplus", "mean-and-concentration", "evidence")
 
 
 class DirichletMixtureGuide(MixtureGuide):
     """q(z | D) = Dir(α(D)), a conditional prior over the weights of a task (docs/papers/nmdp.md, eq. 1 and 4).
 
-    Maps from the encoder's output u to α: ``"softplus"``, α = α_min + softplus(u + 1), or
-    ``"mean-and-concentration"``, α = α_min + softplus(v) softmax(u), whose mean and strength are separate numbers.
+    Maps from the encoder's output u to α: ``"softplus"``, α = α_min + softplus(u + 1);
+    ``"mean-and-concentration"``, α = α_min + softplus(v) softmax(u), whose mean and strength are separate numbers; or
+    ``"evidence"``, the same with softmax(u + e log p_l(D_c)) of conjugate experts, whose evidences weigh them as an
+    average over models does (e is learned, 1 at the start).
 
     Args:
         model: the mixture.
         width: hidden width of the encoders.
         pooling: ``"mean"``, ``"attention"`` or ``"set-transformer"``.
         min_concentration: α_min. It must be below 1, for a task that follows one expert lies at a corner.
-        concentration_map: one of the two above.
+        concentration_map: one of the three above.
         **options: see :class:`guides.mixtures.mixture_guide.MixtureGuide`.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or evidences of experts that have none.
     """
 
     name = "dirichlet-mixture"
@@ -59,18 +61,30 @@ class DirichletMixtureGuide(MixtureGuide):
         self.outputs = self.num_experts + (concentration_map != "softplus")
         self.start = float(self.num_experts)  # strength before training: α near 1
         self.set_encoder = self.encoder(self.outputs)
+        if concentration_map == "evidence":
+            if model.experts != "conjugate":
+                raise ValueError(
+                    f"concentration_map: got 'evidence', but {model.experts} experts have none; take a model with "
+                    "experts='conjugate', or another map"
+                )
+            self.start = 4.0 * self.num_experts
+            self.trust = nn.Parameter(torch.ones(()))
+            self._shared = (model,)  # in a tuple: its parameters are the model's, not the guide's
 
-    def _concentration(self, encoded: Tensor) -> Tensor:
+    def _concentration(self, encoded: Tensor, data: Dataset) -> Tensor:
         if self.concentration_map == "softplus":
             alpha = self.min_concentration + softplus(encoded + 1)
         else:
             strength = softplus(encoded[..., :1] + self.start)
-            alpha = self.min_concentration + strength * torch.softmax(encoded[..., 1:], -1)
+            logits = encoded[..., 1:]
+            if self.concentration_map == "evidence":
+                logits = logits + (self.trust * self._shared[0].attend.log_evidence(self.memory(data))).to(logits)
+            alpha = self.min_concentration + strength * torch.softmax(logits, -1)
         return alpha.clamp_max(LARGEST_CONCENTRATION)
 
     def concentration(self, data: Dataset) -> Tensor:
         """α(D) ``[*B, L]``."""
-        return self._concentration(self.set_encoder(data))
+        return self._concentration(self.set_encoder(data), data)
 
     def keep(self, experts: list[int]) -> None:
         # what is left of a Dirichlet, normalised, is the Dirichlet of what is left
@@ -106,7 +120,7 @@ class DirichletPosteriorGuide(DirichletMixtureGuide):
 
     def posterior_concentration(self, data: Dataset) -> Tensor:
         """β(D) ``[*B, L]``."""
-        return self._concentration(self.posterior_encoder(data))
+        return self._concentration(self.posterior_encoder(data), data)
 
     def keep(self, experts: list[int]) -> None:
         extra = self.outputs - self.num_experts

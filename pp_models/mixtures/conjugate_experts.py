@@ -6,8 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pp_models.context_path import described, flat_memory, read_regressions
-from pp_models.context_regression import ContextRegression
+from pp_models.context_path import described, fit_memory, flat_memory, make_regression, read_regressions
 from pp_models.parameter_module import mlp, part_of
 
 #: how many of its own standard deviations the correction of a mean counts at the start, and bounds of log scale factors
@@ -28,8 +27,8 @@ class ConjugateExperts(nn.Module):
         dim_y: output width.
         width: hidden width of the correction, and of learned features.
         floor: least standard deviation.
-        kind: of the features, ``"fourier"`` or ``"learned"``.
-        features: of each regression.
+        kind: what the regressions rest on, ``"fourier"`` or ``"learned"`` features or ``"kernels"``.
+        features: of each regression; kernels have none.
     """
 
     embeds = False
@@ -46,9 +45,7 @@ class ConjugateExperts(nn.Module):
     ) -> None:
         super().__init__()
         self.dim_x, self.embedding_dim, self.representation_dim, self.floor = dim_x, dim_y, 0, floor
-        self.regression = ContextRegression(
-            dim_x, dim_y, num_experts, features, kind, width=width, mean=kind == "learned"
-        )
+        self.regression = make_regression(kind, dim_x, dim_y, num_experts, features, width)
         self.correction = mlp([dim_x + num_experts * (dim_y + 2), width, width, num_experts * (dim_y + 1)])
         with torch.no_grad():
             self.correction[-1].weight.mul_(0.05)  # type: ignore[operator, union-attr]
@@ -68,6 +65,10 @@ class ConjugateExperts(nn.Module):
         loc = mean.movedim(-3, -2) + MEAN_SHARE * delta[..., :-1] * own
         scale = self.floor + own * delta[..., -1:].clamp(-SCALE_RANGE, SCALE_RANGE).exp()
         return dist.Normal(loc, scale.expand_as(loc)).to_event(1)
+
+    def log_evidence(self, memory: Tensor) -> Tensor:
+        """Log-density of the context under each expert's regression ``[*B, L]``, float64, nats."""
+        return fit_memory(self.regression, memory).log_evidence
 
     def keep(self, experts: list[int]) -> None:
         """Drops all experts but these, in place; the others' corrections lose what the dropped ones told them."""

@@ -13,6 +13,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from pp_models.arguments import FEATURES, LAYERS, POSITIVE, SHARE, WIDTH, checked, number, one_of, tensor
+from pp_models.context_path import FEATURES as BASES
 from pp_models.context_path import make_path
 from pp_models.data import Dataset
 from pp_models.likelihoods import GaussianHeadLikelihood, Likelihood, categorical, make_likelihood
@@ -67,9 +68,10 @@ class MixtureDensityNetwork(ObservationModel):
             guide's own conditional in its place.
         spread: standard deviation of the experts' initial mean offsets, about that of y; equal experts would never
             part.
-        path: what context experts read the context by: ``"attention"``, ``"regression"`` or ``"learned-regression"``
-            (:mod:`pp_models.context_path`).
-        features: of each conjugate expert, ``"fourier"`` or ``"learned"``.
+        path: what context experts read the context by: ``"attention"``, ``"regression"``, ``"learned-regression"`` or
+            ``"kernels"`` (:mod:`pp_models.context_path`).
+        features: of each conjugate expert, ``"fourier"`` or ``"learned"``; ``"kernels"``: each is a Gaussian process
+            with a kernel of its own (:class:`pp_models.kernel_bank.KernelBank`).
 
     Raises:
         ValueError: an argument out of range.
@@ -87,6 +89,7 @@ class MixtureDensityNetwork(ObservationModel):
         num_heads=LAYERS,
         concentration=POSITIVE,
         spread=POSITIVE,
+        features=one_of(*BASES),
     )
     def __init__(
         self,

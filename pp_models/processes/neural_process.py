@@ -39,7 +39,8 @@ class NeuralProcess(ObservationModel):
         depth: linear layers of the decoder.
         likelihood: as for BayesianNetwork; the per-point Gaussian head (floor 0.1) by default.
         num_heads: attention heads.
-        path: ``"attention"``, ``"regression"`` or ``"learned-regression"``; see :mod:`pp_models.context_path`.
+        path: ``"attention"``, ``"regression"``, ``"learned-regression"`` or ``"kernels"``; see
+            :mod:`pp_models.context_path`.
 
     Raises:
         ValueError: neither path, an unknown one, or attention without a representation that its heads can divide.

@@ -17,7 +17,7 @@ from guides.set_encoder import SetEncoder
 from inference import fit, predict, sample_posterior
 from inference.objectives import make
 from pp_models import BayesianNetwork, Dataset, MixtureDensityNetwork, NeuralProcess, TaskBatch
-from pp_models.context_path import PATHS
+from pp_models.context_path import FEATURES, PATHS
 
 POOLINGS = ("regression", "learned-regression")
 
@@ -90,8 +90,12 @@ PAIRS = {
             m := MixtureDensityNetwork(3, experts="conjugate", width=8, features=f),
             DirichletMixtureGuide(m, 8, pooling="regression"),
         )
-        for features in ("fourier", "learned")
+        for features in FEATURES
     },
+    "nmdp, evidence": lambda: (
+        m := MixtureDensityNetwork(3, experts="conjugate", width=8, features="kernels"),
+        DirichletMixtureGuide(m, 8, concentration_map="evidence"),
+    ),
 }
 
 
@@ -144,7 +148,7 @@ def test_input_features_are_read_in_chunks_and_online_as_in_one_pass():
 
 def test_conjugate_experts_start_as_their_regressions_and_can_be_dropped():
     torch.manual_seed(0)
-    for features in ("fourier", "learned"):
+    for features in FEATURES:
         model = MixtureDensityNetwork(4, experts="conjugate", width=8, features=features).double()
         guide = DirichletMixtureGuide(model, 8).double()
         batch = ragged()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pp_models.context_path import RegressionPath, make_path
+from pp_models.context_path import PATHS, RegressionPath, make_path
 from pp_models.context_regression import FEATURES, ContextRegression, FourierFeatures
 
 T, N, M = 3, 9, 5  # tasks, context points, targets
@@ -106,7 +106,7 @@ def test_float32_data_are_solved_in_float64(dtype):
     assert state.cholesky.dtype == torch.float64 and regression.predict(at.to(dtype), state)[0].dtype == dtype
 
 
-@pytest.mark.parametrize("kind", ["attention", "regression", "learned-regression"])
+@pytest.mark.parametrize("kind", PATHS)
 def test_a_path_reads_a_memory_at_any_x(kind):
     torch.manual_seed(0)
     path = make_path(kind, 2, 1, 16, 12)
