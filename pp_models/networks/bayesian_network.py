@@ -56,8 +56,8 @@ class BayesianNetwork(ObservationModel):
             the guide supplies it.
         path: what the first layer also reads at each x, a function of the context: ``"attention"``,
             ``"regression"``, ``"learned-regression"``, ``"kernels"``, or a
-            :class:`pp_models.context_path.ContextPath`; guides hand the context over. A path is deterministic: with one,
-            scores are its work as much as the weights'.
+            :class:`pp_models.context_path.ContextPath`; guides hand the context over. A path is deterministic: with
+            one, scores are its work as much as the weights'.
         path_dim: width of what the path finds.
         input_features: a number of sines and cosines of x, at learned frequencies, that the first layer reads beside
             x; or a module ``[*B, N, Dx]`` to ``[*B, N, dim_out]``.
