@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from guides.networks.whitened_gaussian import Dual, Primal, WhitenedGaussian
+from guides.networks.whitened_gaussian import Dual, Primal, WhitenedGaussian, block_product
 from pp_models.networks.priors import GaussianBlocks
 from pp_models.single_precision import single
 
 SOLVERS = ("auto", "primal", "dual")
+#: below so many units a Gram matrix each is less work than the products of all pairs of features
+FEW_UNITS = 4
 
 
 def layer_posterior(
@@ -41,7 +44,9 @@ def layer_posterior(
         dual = dual_of_layer if blocks.whole(shape[0]) else dual_of_units
         whitened: Primal | Dual = dual(phi, target, precision, blocks)
         return WhitenedGaussian(blocks.loc, blocks.factor, whitened, shape, blocks.diagonal, prior, dtype)
-    return posterior_of_statistics(*statistics(phi, target, precision, blocks), blocks, shape, prior, dtype)
+    gram, moment = statistics(phi, target, precision, blocks)
+    perturb = perturbation(phi, precision, blocks, shape)
+    return posterior_of_statistics(gram, moment, blocks, shape, prior, dtype, perturb)
 
 
 def posterior_of_statistics(
@@ -51,11 +56,21 @@ def posterior_of_statistics(
     shape: tuple[int, int],
     prior: Any,
     dtype: torch.dtype | None = None,
+    perturb: Callable[[torch.Size], Tensor] | None = None,
 ) -> WhitenedGaussian:
-    """The same from natural statistics G ``[..., blocks, k, k]`` and h ``[..., blocks, k]``, as :func:`statistics` "
-    "gives."""
+    """The same from natural statistics G ``[..., blocks, k, k]`` and h ``[..., blocks, k]`` of :func:`statistics`.
+
+    Args:
+        gram: G.
+        moment: h.
+        blocks: the prior.
+        shape: ``(k_out, k_in + 1)``.
+        prior: names the prior.
+        dtype: of the draws.
+        perturb: see :func:`perturbation`; statistics alone do not give it.
+    """
     dtype, blocks = dtype or blocks.loc.dtype, blocks.single()
-    whitened = Primal(*whiten(single(gram), single(moment), blocks))
+    whitened = Primal(*whiten(single(gram), single(moment), blocks), perturb)
     return WhitenedGaussian(blocks.loc, blocks.factor, whitened, shape, blocks.diagonal, prior, dtype)
 
 
@@ -78,14 +93,38 @@ def statistics(phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianB
     whole = blocks.whole(k_out)
     loc = blocks.loc.unflatten(-1, (k_out, k)).squeeze(-3) if whole else blocks.loc
     residual = target - phi @ loc.mT
-    weighed = precision.mT.unsqueeze(-1) * phi.unsqueeze(-3)  # [..., k_out, N, k]
-    gram = phi.mT.unsqueeze(-3) @ weighed
-    moment = (weighed.mT @ residual.mT.unsqueeze(-1)).squeeze(-1)
+    moment = (phi.mT @ (precision * residual)).mT
+    if k_out < FEW_UNITS:
+        weighed = precision.mT.unsqueeze(-1) * phi.unsqueeze(-3)  # [..., k_out, N, k]
+        gram = phi.mT.unsqueeze(-3) @ weighed
+    else:  # the units share their features: one product for all of them
+        pairs = (phi.unsqueeze(-1) * phi.unsqueeze(-2)).flatten(-2)  # [..., N, k k]
+        gram = (precision.mT @ pairs).unflatten(-1, (k, k))
     if not whole:
         return gram, moment
     eye = torch.eye(k_out, dtype=phi.dtype, device=phi.device)
     dense = torch.einsum("...dkl,de->...dkel", gram, eye).flatten(-2).flatten(-3, -2)
     return dense.unsqueeze(-3), moment.flatten(-2).unsqueeze(-2)
+
+
+def perturbation(
+    phi: Tensor, precision: Tensor, blocks: GaussianBlocks, shape: tuple[int, int]
+) -> Callable[[torch.Size], Tensor]:
+    """Draws Cᵀ Σ_n √λ_n φ_n ε_n of N(0, Cᵀ G C), whitened statistics' own noise, of shapes ``[..., blocks, k]``."""
+    root, blocks = square_root(single(precision)), blocks.single()
+    whole = blocks.whole(shape[0])
+
+    def draw(size: torch.Size) -> Tensor:
+        batch = size[:-2]
+        noise = torch.randn((*batch, *root.shape[-2:]), dtype=root.dtype, device=root.device)
+        found = (phi.mT @ (root * noise)).mT  # [..., k_out, k]
+        if whole:
+            found = found.flatten(-2).unsqueeze(-2)
+        if blocks.diagonal:
+            return blocks.factor * found
+        return block_product(blocks.factor.mT, found)
+
+    return draw
 
 
 def dual_of_units(phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianBlocks) -> Dual:
@@ -120,4 +159,16 @@ def whiten(gram: Tensor, moment: Tensor, blocks: GaussianBlocks) -> tuple[Tensor
     c = blocks.factor
     if blocks.diagonal:
         return c.unsqueeze(-1) * gram * c.unsqueeze(-2), c * moment
-    return c.mT @ gram @ c, (c.mT @ moment.unsqueeze(-1)).squeeze(-1)
+    return between(gram, c), block_product(c.mT, moment)
+
+
+def between(gram: Tensor, factor: Tensor) -> Tensor:
+    """Cᵀ G C for symmetric G ``[..., blocks, k, k]`` and C ``[blocks, k, k]``: a product a block for all tasks."""
+    lead, k = gram.shape[:-3], gram.shape[-1]
+    if not lead or factor.dim() > 3:
+        return factor.mT @ gram @ factor
+    count = lead.numel()
+    rows = gram.reshape(count, *gram.shape[-3:]).transpose(0, 1).reshape(-1, count * k, k)
+    right = (rows @ factor).unflatten(1, (count, k)).mT  # [blocks, tasks, k, k]: (G C)ᵀ = Cᵀ G
+    both = (right.reshape(-1, count * k, k) @ factor).unflatten(1, (count, k))
+    return both.transpose(0, 1).reshape(*lead, *both.shape[:1], k, k)

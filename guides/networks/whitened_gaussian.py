@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -10,12 +11,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions import register_kl
 
+from guides.networks.positive_solve import PositiveMatrix
 from pp_models.single_precision import single
-
-
-def cholesky(matrix: Tensor) -> Tensor:
-    """Lower factor without a read by the host; the matrices here have no eigenvalue below one."""
-    return torch.linalg.cholesky_ex(matrix).L
 
 
 class Primal:
@@ -26,35 +23,51 @@ class Primal:
     Args:
         gram: G ``[..., k, k]``, positive semi-definite.
         moment: h ``[..., k]``.
+        perturb: draws of N(0, G), of a shape ``[..., k]``; with them a draw of u is Λ⁻¹ (h + N(0, I) + N(0, G)), whose
+            gradient needs no derivative of a factor. None takes L⁻ᵀ of a normal draw.
     """
 
-    def __init__(self, gram: Tensor, moment: Tensor) -> None:
+    def __init__(self, gram: Tensor, moment: Tensor, perturb: Callable[[torch.Size], Tensor] | None = None) -> None:
         eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-        self.lower = cholesky(gram + eye)
-        self.mean = torch.cholesky_solve(moment.unsqueeze(-1), self.lower).squeeze(-1)
+        self.precision, self.perturb = PositiveMatrix(gram + eye), perturb
+        self.mean = self.precision.solve(moment.unsqueeze(-1)).squeeze(-1)
+
+    @property
+    def lower(self) -> Tensor:
+        """The factor of Λ."""
+        return self.precision.lower
 
     @property
     def log_det(self) -> Tensor:
         """log |Λ|."""
-        return 2 * self.lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return self.precision.log_det()
 
     def draw(self, shape: torch.Size) -> Tensor:
-        noise = torch.randn(shape, dtype=self.mean.dtype, device=self.mean.device).unsqueeze(-1)
-        return self.mean + torch.linalg.solve_triangular(self.lower.mT, noise, upper=True).squeeze(-1)
+        noise = torch.randn(shape, dtype=self.mean.dtype, device=self.mean.device)
+        # without gradients the factor is as good, and draws do not depend on the order of the points
+        if self.perturb is None or not torch.is_grad_enabled():
+            return self.mean + torch.linalg.solve_triangular(self.lower.mT, noise.unsqueeze(-1), upper=True).squeeze(-1)
+        return self.mean + self.precision.solve((noise + self.perturb(shape)).unsqueeze(-1)).squeeze(-1)
 
     def quadratic(self, difference: Tensor) -> Tensor:
-        """dᵀ Λ d."""
+        """dᵀ Λ d, as a sum of squares: as a product it would lose in float32 what is small beside Λ."""
         return (difference.unsqueeze(-2) @ self.lower).square().sum((-1, -2))
 
     def trace(self, matrix: Tensor) -> Tensor:
         """tr(B Λ⁻¹ Bᵀ) for B ``[..., rows, k]``."""
-        shape = torch.broadcast_shapes(matrix.shape[:-2], self.lower.shape[:-2])
-        spread = matrix.mT.expand(*shape, *matrix.mT.shape[-2:])
-        return torch.linalg.solve_triangular(self.lower, spread, upper=False).square().sum((-1, -2))
+        return self.product_trace(matrix.mT @ matrix)
+
+    def product_trace(self, weight: Tensor | None = None) -> Tensor:
+        """tr(G S) for this covariance S and a symmetric G ``[..., k, k]``, the identity if None."""
+        return self.precision.trace_of_inverse(weight)
+
+    def divergence(self) -> Tensor:
+        """tr(S) + log |Λ| for this covariance S."""
+        return self.precision.divergence()
 
     def weighed_trace(self, other: Whitened) -> Tensor:
         """tr(Λ S) for the covariance S of another posterior."""
-        return other.trace(self.lower.mT)
+        return other.product_trace(self.precision.matrix)
 
 
 class Dual:
@@ -66,19 +79,21 @@ class Dual:
     def __init__(self, design: Tensor, residual: Tensor) -> None:
         self.design, self.residual = design, residual
         eye = torch.eye(design.shape[-2], dtype=design.dtype, device=design.device)
-        self.lower = cholesky(design @ design.mT + eye)
+        self.inner = PositiveMatrix(design @ design.mT + eye)
         self.mean = self._lift(residual)
+
+    @property
+    def lower(self) -> Tensor:
+        """The factor of I + A Aᵀ."""
+        return self.inner.lower
 
     def _lift(self, values: Tensor) -> Tensor:
         """Aᵀ (I + A Aᵀ)⁻¹ values."""
-        shape = torch.broadcast_shapes(values.shape[:-1], self.lower.shape[:-2])
-        lower = self.lower.expand(*shape, *self.lower.shape[-2:])
-        solved = torch.cholesky_solve(values.expand(*shape, values.shape[-1]).unsqueeze(-1), lower)
-        return (self.design.mT @ solved).squeeze(-1)
+        return (self.design.mT @ self.inner.solve(values.unsqueeze(-1))).squeeze(-1)
 
     @property
     def log_det(self) -> Tensor:
-        return 2 * self.lower.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return self.inner.log_det()
 
     def draw(self, shape: torch.Size) -> Tensor:
         prior = torch.randn(shape, dtype=self.mean.dtype, device=self.mean.device)
@@ -91,14 +106,21 @@ class Dual:
 
     def trace(self, matrix: Tensor) -> Tensor:
         crossed = self.design @ matrix.mT
-        shape = torch.broadcast_shapes(crossed.shape[:-2], self.lower.shape[:-2])
-        crossed = crossed.expand(*shape, *crossed.shape[-2:])
-        removed = torch.linalg.solve_triangular(self.lower, crossed, upper=False).square().sum((-1, -2))
-        return matrix.square().sum((-1, -2)) - removed
+        return matrix.square().sum((-1, -2)) - (crossed * self.inner.solve(crossed)).sum((-1, -2))
+
+    def product_trace(self, weight: Tensor | None = None) -> Tensor:
+        if weight is None:
+            points, width = self.design.shape[-2:]
+            return self.inner.trace_of_inverse() + (width - points)
+        crossed = self.design @ weight @ self.design.mT
+        return weight.diagonal(dim1=-2, dim2=-1).sum(-1) - self.inner.trace_of_inverse(crossed)
+
+    def divergence(self) -> Tensor:
+        points, width = self.design.shape[-2:]
+        return self.inner.divergence() + (width - points)
 
     def weighed_trace(self, other: Whitened) -> Tensor:
-        eye = torch.eye(self.design.shape[-1], dtype=self.design.dtype, device=self.design.device)
-        return other.trace(eye) + other.trace(self.design)
+        return other.product_trace() + other.trace(self.design)
 
 
 class Unwhitened:
@@ -124,8 +146,16 @@ class Unwhitened:
     def trace(self, matrix: Tensor) -> Tensor:
         return matrix.square().sum((-1, -2))
 
+    def product_trace(self, weight: Tensor | None = None) -> Tensor:
+        if weight is None:
+            return self.log_det + self.mean.shape[-1]
+        return weight.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+    def divergence(self) -> Tensor:
+        return self.product_trace()
+
     def weighed_trace(self, other: Whitened) -> Tensor:
-        return other.trace(torch.eye(self.mean.shape[-1], dtype=self.mean.dtype, device=self.mean.device))
+        return other.product_trace()
 
 
 Whitened = Primal | Dual | Unwhitened
@@ -185,9 +215,7 @@ class WhitenedGaussian(TorchDistribution):
 
     def coloured(self, u: Tensor) -> Tensor:
         """C u ``[..., blocks, k]``."""
-        if self.diagonal:
-            return self.factor * u
-        return (self.factor @ u.unsqueeze(-1)).squeeze(-1)
+        return self.factor * u if self.diagonal else block_product(self.factor, u)
 
     def _as_matrix(self, blocks: Tensor) -> Tensor:
         return blocks.reshape(blocks.shape[:-2] + self.event_shape).to(self.dtype)
@@ -204,7 +232,8 @@ class WhitenedGaussian(TorchDistribution):
         if isinstance(self.whitened, Unwhitened):
             return factor @ factor.mT
         if isinstance(self.whitened, Primal):
-            inner = torch.cholesky_inverse(self.whitened.lower)
+            eye = torch.eye(k, dtype=factor.dtype, device=factor.device)
+            inner = self.whitened.precision.solve(eye)
         else:
             lifted = torch.linalg.solve_triangular(self.whitened.lower, self.whitened.design, upper=False)
             inner = torch.eye(k, dtype=factor.dtype, device=factor.device) - lifted.mT @ lifted
@@ -233,6 +262,13 @@ class WhitenedGaussian(TorchDistribution):
         k = self.block_shape[-1]
         each = -0.5 * (quadratic + k * math.log(2 * math.pi) - self.whitened.log_det) - self.log_factor_det()
         return each.sum(-1)
+
+
+def block_product(matrix: Tensor, values: Tensor) -> Tensor:
+    """A v, block by block: A ``[..., blocks, n, k]``, v ``[..., blocks, k]``; A is not repeated for what v has more."""
+    if matrix.dim() > 3:
+        return (matrix @ values.unsqueeze(-1)).squeeze(-1)
+    return torch.einsum("dnk,...dk->...dn", matrix, values)
 
 
 def solve_lower(lower: Tensor, values: Tensor) -> Tensor:
@@ -276,14 +312,24 @@ def _block_diagonal(blocks: Tensor) -> Tensor:
     return torch.einsum("...bij,bc->...bicj", blocks, eye).flatten(-2).flatten(-3, -2)
 
 
+def prior_of(fn: Any) -> Any:
+    """The name of the prior that a distribution is a layer of; None for any other."""
+    while not hasattr(fn, "prior") and hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return getattr(fn, "prior", None)
+
+
 @register_kl(WhitenedGaussian, torch.distributions.Distribution)
 def _kl_whitened_gaussian(q: WhitenedGaussian, p: torch.distributions.Distribution) -> Tensor:
     """Exact KL to any Gaussian with the same (or finer, diagonal) blocks."""
     found = gaussian_blocks(p, q.block_shape)
     if found is None:
         raise NotImplementedError
-    loc, scale, diagonal = single(found[0]), single(found[1]), found[2]
     k = q.block_shape[-1]
+    if q.prior is not None and prior_of(p) == q.prior:
+        each = q.whitened.divergence() + q.whitened.mean.square().sum(-1) - k
+        return 0.5 * each.sum(-1).expand(q.batch_shape)
+    loc, scale, diagonal = single(found[0]), single(found[1]), found[2]
     difference = q.loc - loc + q.coloured(q.whitened.mean)
     factor = torch.diag_embed(q.factor) if q.diagonal else q.factor
     if diagonal:

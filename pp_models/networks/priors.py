@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -87,6 +88,31 @@ class WeightPrior(nn.Module):
         raise ValueError(f"prior: got {type(self).__name__}, which is not Gaussian; a conjugate update needs one")
 
 
+class _NamedByPrior:
+    """A Gaussian that remembers which layer of which prior it is, so that a posterior under it knows its own prior."""
+
+    prior: tuple[int, int] | None = None
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        new = super().expand(batch_shape, _instance)  # type: ignore[misc]
+        new.prior = self.prior
+        return new
+
+
+class PriorNormal(_NamedByPrior, dist.Normal):
+    """Normal; see above."""
+
+
+class PriorMultivariateNormal(_NamedByPrior, dist.MultivariateNormal):
+    """MultivariateNormal; see above."""
+
+
+def _named(gaussian: Any, prior: WeightPrior, index: int) -> Any:
+    if prior.independent_layers:
+        gaussian.prior = (id(prior), index)
+    return gaussian
+
+
 class GaussianPrior(WeightPrior):
     """A Gaussian over the weights, correlated within entries, units, layers, or the whole network.
 
@@ -112,10 +138,12 @@ class GaussianPrior(WeightPrior):
     def layer(self, index: int, previous: list[Tensor]) -> TorchDistribution:
         blocks = self.gaussian(index, previous)
         if self.granularity == "weight":
-            return dist.Normal(blocks.loc, blocks.factor).to_event(2)
+            return _named(PriorNormal(blocks.loc, blocks.factor), self, index).to_event(2)
         if self.granularity == "unit":
-            return dist.MultivariateNormal(blocks.loc, scale_tril=blocks.factor).to_event(1)
-        gaussian = dist.MultivariateNormal(blocks.loc.squeeze(-2), scale_tril=blocks.factor.squeeze(-3))
+            gaussian = PriorMultivariateNormal(blocks.loc, scale_tril=blocks.factor)
+            return _named(gaussian, self, index).to_event(1)
+        gaussian = PriorMultivariateNormal(blocks.loc.squeeze(-2), scale_tril=blocks.factor.squeeze(-3))
+        _named(gaussian, self, index)
         shape = torch.Size(self.shapes[index])
         return dist.TransformedDistribution(
             gaussian, [dist.transforms.ReshapeTransform(torch.Size([shape.numel()]), shape)]
