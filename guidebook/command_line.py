@@ -153,7 +153,8 @@ def fit_command(
     _known(model=model, tasks=tasks, objective=objective)
     from dataclasses import replace
 
-    from guidebook.runs import CONFIGURATION, affordable, configure, read_configuration, start
+    from evaluation.run_configuration import CONFIGURATION, affordable, configure, read_configuration
+    from guidebook.runs import start
     from inference import Interrupted
     from inference.checkpoint import read_index
 

@@ -14,8 +14,8 @@ import pyro.infer
 from torch import nn
 
 from evaluation.findings import Finding, Verdict
+from evaluation.run_configuration import RunConfiguration
 from evaluation.scores.scoring import score_oracle, score_tasks
-from guidebook.runs import RunConfiguration
 from inference import checkpoint
 from pp_models.arguments import checked
 from pp_models.data import TaskBatch

@@ -16,10 +16,11 @@ from evaluation.arviz.arviz_summary import widest_entries, widest_forest
 from evaluation.findings import Verdict
 from evaluation.methods import Method
 from evaluation.report import Code, Heading, Picture, Prose, Section, Settings, Table, write_report
+from evaluation.run_configuration import RunConfiguration
 from evaluation.scores.metrics import rate_spread
 from evaluation.scores.scoring import SCORES, score_oracle, score_tasks
 from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, verdict
-from guidebook.runs import RunConfiguration, open_run
+from guidebook.runs import open_run
 from inference import predict
 from inference.progress import Stages
 from pp_models.contract import as_guide, as_objective
