@@ -19,7 +19,6 @@ from guidebook.gallery import (
     Card,
     card_path,
     exact_scores,
-    floor_of,
     load_pretrained,
     pretrained,
     scored_tasks,
@@ -28,6 +27,7 @@ from guidebook.gallery import (
 )
 from guidebook.inspection import verdict_of
 from pp_models.files import FileError, make_folder, sealed_json, write_atomically
+from pp_models.likelihoods import floor_of
 from pp_models.registry import Registry
 from pp_models.sealed_tensors import sealed_tensors
 
