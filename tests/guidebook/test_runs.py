@@ -203,9 +203,7 @@ def test_every_task_name_has_a_training_and_a_test_stream(name):
         "digits": 64,
         "ecg-simulated": 600,
         "synthetic-clusters": 125,
-        "gp-rbf-tnp": 49,
-        "gp-mix-tnp": 49,
-    }.get(name, 400)
+    }.get(name, 49 if name.endswith("-tnp") else 400)
     scored = (
         whole.target if name in ("synthetic", "mixed-offset", "branches") else whole.full
     )  # contexts are no part of the grid
