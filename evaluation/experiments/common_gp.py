@@ -22,7 +22,7 @@ NAME = "common/gp"
 #: numbers of context points, and points of the tasks that are scored at each of them
 SIZES, POINTS = (3, 5, 10, 20, 40), 52
 #: methods of the picture of functions, where they are asked for, and its context points
-SHOWN, SHOWN_POINTS = ("nvdp", "nvdp+path", "nmdp", "bnnp", "convcnp", "tnp-d"), 10
+SHOWN, SHOWN_POINTS = ("nvdp", "nmdp", "bnnp", "convcnp"), 10
 
 
 def run(

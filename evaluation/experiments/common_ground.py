@@ -217,7 +217,7 @@ def learning_figure(found: Found) -> Figure:
     with look():
         figure, panels, methods = _panels(found)
         for task, axes in panels.items():
-            seen = []
+            seen: list[float] = []
             for (t, method, _), scores in found.items():
                 if t == task and scores.curve:
                     seconds, values = zip(*scores.curve, strict=True)

@@ -10,6 +10,7 @@ from evaluation.experiments.common_ground import METHODS
 from evaluation.experiments.common_ground import run as run_methods
 from evaluation.experiments.experiment import Outcome, Workshop
 from evaluation.experiments.table import EXPERIMENTS
+from pp_models import tasks as distributions
 from pp_models.data import DataError
 from pp_models.tasks.downloads import no_downloads
 from pp_models.tasks.task_table import TASKS, TEST_SEED, task_stream
@@ -38,7 +39,7 @@ def run(
     tests = [test_tasks(name, budget, workshop) for name in names]
     outcome = run_methods(NAME, tests, budget, seeds, workshop, methods)
     for test in tests:
-        images = task_stream(test.name, 4, 0, test=True, progress=workshop.progress)
+        images = distributions.images(test.name, "test", 4, progress=workshop.progress)
         outcome.notes.append(
             f"{test.name}: {images.source}; trained on the numbers of pixels that NVDP's code has, scored on all other "
             f"pixels of {sum(map(len, test.batches))} test images."
