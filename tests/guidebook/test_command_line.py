@@ -393,9 +393,12 @@ def test_inspect_needs_two_draws_and_a_place_to_write(guidebook, run_folder):
         (["nvdp/gp-random", "--seeds", "0,-1"], "seeds: got [0, -1]; it must be non-negative integers"),
         (["nvdp/gp-random", "--seeds", "1,1"], "seeds: got [1, 1]; it must be non-negative integers below 2^63, each"),
         (["nvdp/gp-random", "--seeds", "9" * 30], "seeds: got [999999999999999999999999999999]; "),
-        (["nvdp/gp-random", "--cpu-seconds", "3"], "cpu_seconds: got 3.0; nvdp/gp-random has no such option, common/gp"),
+        (
+            ["nvdp/gp-random", "--cpu-seconds", "3"],
+            "cpu_seconds: got 3.0; nvdp/gp-random has no such option, common/gp",
+        ),
         (["common/gp", "--tasks", "gp-rbf-tnp,digits"], "tasks: got 'digits'; common/gp has gp-rbf-fixed-tnp, "),
-        (["common/images", "--methods", "cpn"], "methods: got 'cpn'; did you mean "),
+        (["common/images", "--methods", "comvcnp"], "methods: got 'comvcnp'; did you mean 'convcnp'"),
     ],
 )
 def test_reproduce_refuses_before_it_writes(guidebook, tmp_path, words, expected):
