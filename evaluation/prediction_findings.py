@@ -28,7 +28,7 @@ COVERAGE_ERRORS = 3.0
 
 #: a standard deviation below this many floors is held up by the floor, and the share of targets from which on the
 #: others say something
-NEAR_FLOOR, LEAST_REST = 1.5, 0.05
+NEAR_FLOOR, LEAST_REST = 1.2, 0.05
 
 
 #: how much less of the variance of given points a mean may explain than a Gaussian process does of unseen ones

@@ -34,7 +34,9 @@ DEFAULT = Recipe()
 RECIPES: dict[str, Recipe] = {
     **dict.fromkeys(("nvdp", "nvdp+path", "nvdp+det", "nvdp-layer", "nvdp-full"), Recipe(3e-3, width=48)),
     **dict.fromkeys(("nmdp", "nmdp-conjugate", "cnp+path"), Recipe(2e-3)),
-    "convcnp": Recipe(2e-3),
+    **dict.fromkeys(("convcnp", "np"), Recipe(2e-3)),
+    **dict.fromkeys(("anp", "dnp"), Recipe(5e-3)),
+    "bnp": Recipe(3e-3, width=48),
     **dict.fromkeys(("bnnp", "bnam"), Recipe(5e-3, batch_size=8)),
 }
 
