@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,12 +19,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from evaluation.methods import Method, TaskShape, build
-from evaluation.recipes import recipe
-from evaluation.scores.scoring import score_oracle, score_tasks
-from inference import fit
-from inference.step_cost import step_cost, steps_within
-from pp_models.contract import as_guide
+from evaluation.methods import Method
+from evaluation.run_configuration import affordable, configure
+from evaluation.run_configuration import train as fit_configured
+from evaluation.scores.scoring import score_as_used, score_oracle
 from pp_models.tasks.task_table import TASKS, task_stream
 
 OURS = ("nvdp", "nvdp+path", "cnp+path", "cnp+kernels", "nmdp", "nmdp-kernels", "bnnp")
@@ -31,33 +30,15 @@ RIVALS = ("cnp", "anp", "convcnp", "tnp-d")
 SCORES = ("ll", "rll", "pll", "joint_pll")
 
 
-def train(
-    name: str, tasks: str, seconds: float, seed: int, width: int | None, floor: float
-) -> tuple[Method, int, float]:
+def train(name: str, tasks: str, seconds: float, seed: int, width: int | None) -> tuple[Method, int, float]:
     """A method trained for so many seconds of CPU: the method, its steps, and the seconds it took."""
-    settings = recipe(name)
-    stream = task_stream(tasks, settings.batch_size, seed)
-    torch.manual_seed(seed)
-    shape = TaskShape.of(stream, width or settings.width, beta=TASKS.find(tasks).beta, min_scale=floor)
-    method = build(name, shape)
-    cost = step_cost(method.model, method.guide, stream, method.objective, max_grad_norm=settings.max_grad_norm)
-    steps = steps_within(seconds, cost)
+    configuration = configure(name, tasks, seed=seed, width=width)
+    steps, _ = affordable(configuration, seconds, "cpu")
+    configuration = replace(configuration, steps=steps)
+    method = configuration.build()
     start = time.process_time()
-    fit(
-        method.model, method.guide, stream, method.objective, steps=steps, seed=seed, progress=False,
-        learning_rate=settings.learning_rate, schedule=settings.schedule, warmup=settings.warmup,
-        max_grad_norm=settings.max_grad_norm,
-    )  # fmt: skip
+    fit_configured(configuration, method, device="cpu", progress=False)
     return method, steps, time.process_time() - start
-
-
-def score(method: Method, batches: list, draws: int = 20) -> dict[str, float]:
-    """Mean scores of test tasks: by the mean weights where the method has them (and jointly by draws)."""
-    drawn = score_tasks(method.model, method.guide, batches, weights="samples", num_samples=draws)
-    found = drawn
-    if as_guide(method.guide).rates(batches[0].context) is not None or "path" in method.name:
-        found = score_tasks(method.model, method.guide, batches)
-    return {name: float((drawn if name.startswith("joint") else found)[name].mean()) for name in SCORES}
 
 
 def run(
@@ -74,9 +55,10 @@ def run(
     for budget in budgets:
         for name in names:
             for seed in seeds:
-                method, steps, seconds = train(name, tasks, budget, seed, width, floor)
+                method, steps, seconds = train(name, tasks, budget, seed, width)
                 row = {"method": name, "budget": budget, "seed": seed, "steps": steps, "seconds": seconds}
-                row |= score(method, held_out)
+                scores = score_as_used(method.model, method.guide, held_out)
+                row |= {name: float(scores[name].mean()) for name in SCORES}
                 rows.append(row)
                 print(
                     " ".join(f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v}" for k, v in row.items()), flush=True

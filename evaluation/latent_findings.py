@@ -6,7 +6,7 @@ These are notes: they say what a fit is, and do not by themselves take trust fro
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -70,17 +70,35 @@ def judge_rates(tested: Evidence, guide: Any, batches: Sequence[TaskBatch | Data
     )
 
 
+def _joined(parts: Sequence[Mapping[str, Tensor]], dim: int) -> dict[str, Tensor]:
+    """Values of several batches as those of one along the tasks; sites whose size differs between them are left out."""
+    if len(parts) == 1:
+        return dict(parts[0])
+    found = {}
+    for name, first in parts[0].items():
+        values = [part[name] for part in parts if name in part]
+        if (
+            first.dim() > dim
+            and len(values) == len(parts)
+            and len({(*v.shape[:dim], *v.shape[dim + 1 :]) for v in values}) == 1
+        ):
+            found[name] = torch.cat(values, dim)
+    return found
+
+
 def judge_activity(tested: Evidence, model: Any, guide: Any, batches: Sequence[Any], draws: int, seed: int) -> None:
     """Which latent coordinates respond to the data, of a guide that stands for the posterior under the prior."""
-    data = batches[0].full if isinstance(batches[0], TaskBatch) else batches[0]
-    if len(data.batch_shape) != 1 or len(data) < 2:
+    whole = [batch.full if isinstance(batch, TaskBatch) else batch for batch in batches]
+    if any(len(data.batch_shape) != 1 for data in whole) or sum(map(len, whole)) < 2:
         return
-    data = as_computed(data, model, guide)
-    try:
-        prior = _prior_moments(model, data, seed)
-    except NotImplementedError:  # an improper prior has no spread
-        return
-    posterior = sample_posterior(model, guide, data, draws, seed=seed)
+    priors, posteriors = [], []
+    for number, data in enumerate(as_computed(part, model, guide) for part in whole):
+        try:
+            priors.append(_prior_moments(model, data, seed))
+        except NotImplementedError:  # an improper prior has no spread
+            return
+        posteriors.append(sample_posterior(model, guide, data, draws, seed=seed + number))
+    prior, posterior = _joined(priors, 0), _joined(posteriors, 1)
     shares: dict[str, tuple[int, int]] = {}
     for name, values in posterior.items():
         if name not in prior or values.dim() < 2 or values.shape[1:] != prior[name].shape:

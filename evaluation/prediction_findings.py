@@ -14,6 +14,7 @@ from evaluation.sharpness import references
 from inference.predict import predict
 from inference.progress import Stages
 from pp_models.data import TaskBatch
+from pp_models.likelihoods import floor_of
 
 #: central intervals whose coverage is looked at, how far off it may be, and by how many standard errors
 LEVELS_OF_INTERVALS = (0.5, 0.8, 0.95)
@@ -23,6 +24,11 @@ MOST_MISCOVERAGE = 0.05
 
 
 COVERAGE_ERRORS = 3.0
+
+
+#: a standard deviation below this many floors is held up by the floor, and the share of targets from which on the
+#: others say something
+NEAR_FLOOR, LEAST_REST = 1.2, 0.05
 
 
 #: how much less of the variance of given points a mean may explain than a Gaussian process does of unseen ones
@@ -39,6 +45,7 @@ def judge_predictions(
     coverages: list[Tensor] = []
     counts: list[Tensor] = []
     discrete = False
+    floor = FloorEvidence(floor_of(model))
     for number, batch in enumerate(batches):
         y = batch.target.y
         assert y is not None
@@ -60,6 +67,7 @@ def judge_predictions(
             inside = [task_mean(((2 * below - 1).abs() <= level).double(), mask) for level in LEVELS_OF_INTERVALS]
             coverages.append(torch.stack(inside))
             counts.append(batch.context.counts.reshape(-1))
+            floor.add(found.std, y - found.mean, normal, mask)
         shown.advance()
     if other_scores:
         gain = (torch.cat(own_scores)[: sum(map(len, other_scores))] - torch.cat(other_scores)).double()
@@ -88,22 +96,73 @@ def judge_predictions(
             tested.numbers[f"pit_spread_{size}"] = float(part[1].mean().sqrt())
         passed = not (off or wrong)
         tested.predictive = passed and tested.predictive is not False
-        kind = "too sure of themselves" if spread > 1 else "too cautious"
+        tested.numbers |= floor.numbers()
+        cause = floor.cause()
+        kind = "too sure of themselves" if spread > 1 else f"too cautious{cause}"
         tested.add(
             "predictions",
             f"normal scores of the targets: mean {bias:+.2f}, sd {spread:.2f} ({both.shape[1]} tasks)",
             f"|mean| <= {MOST_BIAS}, sd within a factor {MOST_SPREAD} of 1",
             passed,
             "Held-out targets fall where the predictive says." if passed else f"Predictions are {kind}.",
-            "more training tasks or steps; a noise floor that fits the data; compare objectives",
+            "a likelihood with a smaller min_scale"
+            if cause
+            else "more training tasks or steps; a noise floor that fits the data; compare objectives",
         )
-        judge_coverage(tested, torch.cat([c.flatten(1) for c in coverages], 1), torch.cat(counts))
+        judge_coverage(tested, torch.cat([c.flatten(1) for c in coverages], 1), torch.cat(counts), cause)
         if not discrete:
             judge_sharpness(tested, torch.cat([s.reshape(-1) for s in own_scores]), model, guide, batches, draws, seed)
 
 
-def judge_coverage(tested: Evidence, inside: Tensor, counts: Tensor) -> None:
-    """Coverage of central intervals ``[levels, T]``, for all tasks and for those with few and with many points."""
+class FloorEvidence:
+    """Whether caution is that of the floor under the standard deviation, whose targets lie closer to the mean than it.
+
+    Args:
+        floor: least standard deviation that the model predicts; None where it has none.
+    """
+
+    def __init__(self, floor: float | None) -> None:
+        self.floor = floor or None
+        self.parts: list[Tensor] = []
+
+    def add(self, std: Tensor, error: Tensor, normal: Tensor, mask: Tensor) -> None:
+        """Standard deviations, errors of the mean and normal scores of some targets, ``[*B, N, Dy]`` each."""
+        if self.floor is not None:
+            self.parts.append(torch.stack([values[mask].double().reshape(-1) for values in (std, error, normal)]))
+
+    def numbers(self) -> dict[str, float]:
+        """The floor, the share of targets that are at it, and how far these lie from the mean."""
+        if self.floor is None:
+            return {}
+        std, error, _ = torch.cat(self.parts, 1)
+        near = std < NEAR_FLOOR * self.floor
+        found = {"floor": self.floor, "share_at_floor": float(near.double().mean())}
+        return found | ({"rmse_at_floor": float(error[near].square().mean().sqrt())} if bool(near.any()) else {})
+
+    def cause(self) -> str:
+        """What to add to "too cautious": the floor, where it and nothing else is the cause; else nothing."""
+        found = self.numbers()
+        if self.floor is None or found.get("rmse_at_floor", math.inf) >= self.floor / MOST_SPREAD:
+            return ""
+        std, _, normal = torch.cat(self.parts, 1)
+        rest = normal[std >= NEAR_FLOOR * self.floor]
+        if len(rest) >= LEAST_REST * len(normal) and float(rest.square().mean().sqrt()) < 1 / MOST_SPREAD:
+            return ""
+        return (
+            f", by the floor of {self.floor:g} under their standard deviation: the {found['share_at_floor']:.0%} of "
+            f"the targets that are at it lie {found['rmse_at_floor']:.2g} from the mean"
+        )
+
+
+def judge_coverage(tested: Evidence, inside: Tensor, counts: Tensor, floor: str = "") -> None:
+    """Coverage of central intervals ``[levels, T]``, for all tasks and for those with few and with many points.
+
+    Args:
+        tested: gets the finding.
+        inside: share of a task's targets inside.
+        counts: context points of the tasks.
+        floor: what makes intervals too wide, where it is the floor.
+    """
     nominal = torch.tensor(LEVELS_OF_INTERVALS, dtype=inside.dtype)
     found, error = inside.mean(1), inside.std(1) / math.sqrt(inside.shape[1])
     off = (found - nominal).abs()
@@ -119,6 +178,7 @@ def judge_coverage(tested: Evidence, inside: Tensor, counts: Tensor) -> None:
         tested.predictive = passed and tested.predictive is not False
     worst = int(off.argmax())
     level, share = LEVELS_OF_INTERVALS[worst], float(found[worst])
+    cause = floor if share > level else ""
     tested.add(
         "coverage",
         ", ".join(
@@ -129,8 +189,10 @@ def judge_coverage(tested: Evidence, inside: Tensor, counts: Tensor) -> None:
         passed,
         "Central intervals hold the share of targets that they say."
         if passed
-        else f"The {100 * level:.0f} % intervals hold {100 * share:.0f} % of the targets.",
-        "more training tasks or steps; a likelihood with a noise of its own at each point",
+        else f"The {100 * level:.0f} % intervals hold {100 * share:.0f} % of the targets{cause}.",
+        "a likelihood with a smaller min_scale"
+        if cause
+        else "more training tasks or steps; a likelihood with a noise of its own at each point",
     )
 
 

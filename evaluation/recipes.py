@@ -33,9 +33,11 @@ DEFAULT = Recipe()
 #: the recipes that differ from it
 RECIPES: dict[str, Recipe] = {
     **dict.fromkeys(("nvdp", "nvdp+path", "nvdp+det", "nvdp-layer", "nvdp-full"), Recipe(3e-3, width=48)),
-    **dict.fromkeys(("nmdp", "nmdp-conjugate", "cnp+path", "cnp+kernels"), Recipe(2e-3)),
-    "convcnp": Recipe(2e-3),
-    "nmdp-kernels": Recipe(2e-3),
+    **dict.fromkeys(
+        ("nmdp", "nmdp-conjugate", "nmdp-kernels", "cnp+path", "cnp+kernels", "convcnp", "np"), Recipe(2e-3)
+    ),
+    **dict.fromkeys(("anp", "dnp"), Recipe(5e-3)),
+    "bnp": Recipe(3e-3, width=48),
     **dict.fromkeys(("bnnp", "bnam"), Recipe(5e-3, batch_size=8)),
 }
 

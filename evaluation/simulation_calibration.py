@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ class CalibrationRanks:
 def simulation_ranks(
     model: Any,
     guide: Any,
-    inputs: Dataset,
+    inputs: Dataset | Sequence[Dataset],
     num_draws: int = 99,
     *,
     seed: int = 0,
@@ -75,7 +75,7 @@ def simulation_ranks(
     Args:
         model: its prior must be one that can be sampled.
         guide: amortised over data sets.
-        inputs: inputs ``[T, N]`` of the simulated tasks; their y is not used.
+        inputs: inputs ``[T, N]`` of the simulated tasks, or several such of different N; their y is not used.
         num_draws: S, draws of each task.
         seed: of everything drawn.
         chunk_size: tasks whose draws are made at once.
@@ -92,17 +92,22 @@ def simulation_ranks(
     """
     if num_draws < 2:
         raise ValueError(f"num_draws: got {num_draws}; it must be at least 2")
-    if len(inputs.batch_shape) != 1:
-        raise ValueError(f"inputs: got task dimensions {list(inputs.batch_shape)}; it must have one")
-    inputs = as_computed(inputs, model, guide)
+    groups = [inputs] if isinstance(inputs, Dataset) else list(inputs)
+    if not groups:
+        raise ValueError("inputs: got none; at least one set of tasks is needed")
+    for group in groups:
+        if len(group.batch_shape) != 1:
+            raise ValueError(f"inputs: got task dimensions {list(group.batch_shape)}; it must have one")
+    groups = [as_computed(group, model, guide) for group in groups]
     found: dict[str, list[Tensor]] = {}
-    with seeded(seed, inputs.x.device), Stages(progress) as shown:
-        shown.begin("simulated tasks", len(inputs))
-        for start in range(0, len(inputs), chunk_size):
-            part = inputs[start : start + chunk_size]
-            for name, ranks in _chunk_ranks(model, guide, part, num_draws, seed).items():
-                found.setdefault(name, []).append(ranks)
-            shown.advance(len(part))
+    with seeded(seed, groups[0].x.device), Stages(progress) as shown:
+        shown.begin("simulated tasks", sum(map(len, groups)))
+        for group in groups:
+            for start in range(0, len(group), chunk_size):
+                part = group[start : start + chunk_size]
+                for name, ranks in _chunk_ranks(model, guide, part, num_draws, seed).items():
+                    found.setdefault(name, []).append(ranks)
+                shown.advance(len(part))
     if set(found) <= {LIKELIHOOD}:
         raise NothingDrawn("guide: it draws no site of the model; there is nothing to calibrate")
     return CalibrationRanks({name: torch.cat(parts) for name, parts in found.items()}, num_draws)

@@ -19,6 +19,7 @@ from inference.posterior_draws import posterior_log_weights
 from inference.progress import Stages
 from pp_models.arguments import CALLABLE, MOST_DRAWS, SEED, checked, data_set, integer, one_of
 from pp_models.data import Dataset, TaskBatch, require_tasks
+from pp_models.tasks.task_stream import TaskStream, batches_of
 
 KINDS = ("posterior", "prediction")
 #: what is tested
@@ -27,10 +28,13 @@ TASKS = data_set(
     "TaskBatch",
     instead="from_pyro_svi(model, guide, *args), whose k-hat says whether to trust the guide",
 )
-#: where in a training stream tasks lie that no training reaches, and how many of them a run's verdict rests on
-HELD_OUT_BATCH, HELD_OUT_TASKS = 20_000_000, 32
+#: where in a training stream tasks lie that no training reaches, how many of them a run's verdict rests on, and how
+#: many share a batch and so their numbers of points
+HELD_OUT_BATCH, HELD_OUT_TASKS, HELD_OUT_BATCH_SIZE = 20_000_000, 32, 4
 #: share of tasks whose weights must be reliable
 RELIABLE = 0.9
+#: tasks that are simulated at the inputs of a batch, at least
+LEAST_INPUTS = 5
 #: below this share of effective draws the guide itself, without weights, is too far from the posterior
 LEAST_EFFICIENCY = 0.5
 
@@ -123,15 +127,26 @@ def verdict(
     return tested.verdict()
 
 
-def _inputs(batches: Sequence[Any], count: int) -> Dataset:
-    """Inputs of ``count`` tasks, those of the first batch over and over."""
-    first = batches[0].context if isinstance(batches[0], TaskBatch) else batches[0]
-    if isinstance(batches[0], TaskBatch) and first.num_points == 0:
-        first = batches[0].target
-    if not first.batch_shape:
-        raise ValueError("tasks: a single data set; calibration over simulations needs a task dimension")
-    index = torch.arange(count, device=first.x.device) % len(first)
-    return Dataset(first.x[index], None, None if first.mask is None else first.mask[index])
+def held_out_tasks(stream: TaskStream) -> list[TaskBatch]:
+    """Tasks of a training stream that no training reaches, for a verdict."""
+    return batches_of(stream, HELD_OUT_BATCH, HELD_OUT_TASKS)
+
+
+def _inputs(batches: Sequence[Any], count: int) -> list[Dataset]:
+    """Inputs of ``count`` tasks: those of the contexts (of targets, where there is none) over and over, by batch."""
+    parts = []
+    for batch in batches[: max(1, count // LEAST_INPUTS)]:
+        data = batch.context if isinstance(batch, TaskBatch) else batch
+        data = batch.target if isinstance(batch, TaskBatch) and data.num_points == 0 else data
+        if not data.batch_shape:
+            raise ValueError("tasks: a single data set; calibration over simulations needs a task dimension")
+        parts.append(data)
+    found = []
+    for place, data in enumerate(parts):
+        share = count // len(parts) + (place < count % len(parts))
+        index = torch.arange(share, device=data.x.device) % len(data)
+        found.append(Dataset(data.x[index], None, None if data.mask is None else data.mask[index]))
+    return found
 
 
 def _test_calibration(

@@ -153,7 +153,8 @@ def fit_command(
     _known(model=model, tasks=tasks, objective=objective)
     from dataclasses import replace
 
-    from guidebook.runs import CONFIGURATION, affordable, configure, read_configuration, start
+    from evaluation.run_configuration import CONFIGURATION, affordable, configure, read_configuration
+    from guidebook.runs import start
     from inference import Interrupted
     from inference.checkpoint import read_index
 
@@ -223,8 +224,11 @@ def reproduce(
     seeds: Annotated[str, typer.Option(help="comma-separated seeds; 0,1,2 by default")] = "",
     out: Annotated[Path, typer.Option(help="folder for fits and results")] = Path("runs"),
     device: Annotated[str, typer.Option(help="where to train: cpu, auto, cuda or cuda:N")] = "cpu",
+    cpu_seconds: Annotated[float | None, typer.Option(help="common/…: CPU seconds of training of each fit")] = None,
+    tasks: Annotated[str, typer.Option(help="common/…: comma-separated task distributions; all by default")] = "",
+    methods: Annotated[str, typer.Option(help="common/…: comma-separated methods; twelve by default")] = "",
 ) -> None:
-    """Runs an experiment of a paper and says which of its claims held.
+    """Runs an experiment and says which of its claims held. Called again, it skips what stands.
 
     Example: `guidebook reproduce nvdp/gp-random --scale small --seeds 0,1,2`
     """
@@ -233,15 +237,20 @@ def reproduce(
     EXPERIMENTS.check(experiment)
     from evaluation.experiments import reproduce as run
     from evaluation.experiments.experiment import check_table, summary
+    from evaluation.experiments.reproduction import results_folder
 
     _prepare()
 
-    outcome = run(experiment, scale, _seeds(seeds) or None, out, device=device)
+    outcome = run(
+        experiment, scale, _seeds(seeds) or None, out, device=device, cpu_seconds=cpu_seconds,
+        tasks=_split(tasks) or None, methods=_split(methods) or None,
+    )  # fmt: skip
     show(outcome.name, summary(outcome.table))
     if outcome.checks:
         show("claims and measurements", check_table(outcome.checks))
-    family, short = experiment.split("/")
-    say(f"wrote {out / family / f'{short}-{scale}'}/report.html")
+    for title, table in outcome.tables.items() if EXPERIMENTS[experiment].tasks else ():
+        show(title, table)
+    say(f"wrote {results_folder(experiment, scale, out, cpu_seconds)}/report.html")
 
 
 @app.command("compare")

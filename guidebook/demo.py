@@ -21,7 +21,7 @@ from evaluation.report import Code, Heading, Picture, Prose, Section, Table, as_
 from evaluation.scores.metrics import rate_spread
 from evaluation.scores.scoring import parameter_count, score_oracle, score_tasks
 from evaluation.scores.two_sample import energy_distance
-from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, verdict
+from evaluation.trust import held_out_tasks, verdict
 from guidebook.adapter_demo import planted_figures, text_table
 from guidebook.parallel_training import Job, train_jobs
 from inference import nuts, predict, prior_predictive
@@ -46,7 +46,7 @@ def _verdicts(fits: dict[str, tuple[Method, Any]]) -> pd.DataFrame:
     """Whether to trust each fit, on tasks of its training stream that no training reached: one line each."""
     rows = []
     for name, (method, stream) in fits.items():
-        batches = batches_of(stream, HELD_OUT_BATCH, HELD_OUT_TASKS)
+        batches = held_out_tasks(stream)
         objective = as_objective(method.objective).name
         trained_on = batches_of(stream, 0, 200)
         answer = verdict(

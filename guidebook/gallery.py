@@ -14,13 +14,12 @@ import pyro.infer
 from torch import nn
 
 from evaluation.findings import Finding, Verdict
+from evaluation.run_configuration import RunConfiguration
 from evaluation.scores.scoring import score_oracle, score_tasks
-from guidebook.runs import RunConfiguration
 from inference import checkpoint
 from pp_models.arguments import checked
 from pp_models.data import TaskBatch
 from pp_models.files import STRICT, FileError, read_checked_json, read_regular
-from pp_models.likelihoods import GaussianHeadLikelihood
 from pp_models.registry import Registry
 from pp_models.sealed_tensors import unsealed_tensors
 from pp_models.tasks.branch_tasks import branch_oracle
@@ -197,12 +196,6 @@ def scores_of(fitted: Any, batches: Iterable[TaskBatch], num_samples: int) -> di
     how: dict[str, Any] = {"weights": "samples", "num_samples": num_samples} if num_samples else {"weights": "mean"}
     table = score_tasks(fitted.model, fitted.guide, batches, **how)
     return {name: float(table[name].mean()) for name in SCORES}
-
-
-def floor_of(model: Any) -> float | None:
-    """The least standard deviation that a model predicts; None where its noise has no floor."""
-    likelihood = model.likelihood
-    return float(likelihood.min_scale) if isinstance(likelihood, GaussianHeadLikelihood) else None
 
 
 def exact_scores(tasks: str, batches: list[TaskBatch], floor: float | None) -> dict[str, float]:

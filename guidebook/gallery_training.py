@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from evaluation.run_configuration import RunConfiguration, affordable, configure, train
 from evaluation.scores.scoring import parameter_count
 from guidebook.gallery import (
     FOLDER,
@@ -18,7 +19,6 @@ from guidebook.gallery import (
     Card,
     card_path,
     exact_scores,
-    floor_of,
     load_pretrained,
     pretrained,
     scored_tasks,
@@ -26,8 +26,8 @@ from guidebook.gallery import (
     weights_path,
 )
 from guidebook.inspection import verdict_of
-from guidebook.runs import RunConfiguration, affordable, configure, train
 from pp_models.files import FileError, make_folder, sealed_json, write_atomically
+from pp_models.likelihoods import floor_of
 from pp_models.registry import Registry
 from pp_models.sealed_tensors import sealed_tensors
 

@@ -16,10 +16,11 @@ from evaluation.arviz.arviz_summary import widest_entries, widest_forest
 from evaluation.findings import Verdict
 from evaluation.methods import Method
 from evaluation.report import Code, Heading, Picture, Prose, Section, Settings, Table, write_report
+from evaluation.run_configuration import RunConfiguration
 from evaluation.scores.metrics import rate_spread
 from evaluation.scores.scoring import SCORES, score_oracle, score_tasks
-from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, verdict
-from guidebook.runs import RunConfiguration, open_run
+from evaluation.trust import HELD_OUT_BATCH_SIZE, held_out_tasks, verdict
+from guidebook.runs import open_run
 from inference import predict
 from inference.progress import Stages
 from pp_models.contract import as_guide, as_objective
@@ -123,12 +124,12 @@ def _counted(batches: list[TaskBatch], shown: Stages) -> Iterator[TaskBatch]:
 def verdict_of(configuration: RunConfiguration, method: Method, draws: int, progress: bool) -> Verdict:
     """The verdict on a fit of that configuration, by tasks of the training distribution that no training reaches."""
     with no_downloads("opening a run"):
-        stream = task_stream(configuration.tasks, HELD_OUT_TASKS, configuration.seed)
+        stream = task_stream(configuration.tasks, HELD_OUT_BATCH_SIZE, configuration.seed)
     name = configuration.objective or as_objective(method.objective).name
     return verdict(
         method.model,
         method.guide,
-        stream.batch(HELD_OUT_BATCH),
+        held_out_tasks(stream),
         objective=name,
         trained_on=batches_of(stream, 0, 200),
         num_simulations=SIMULATIONS,

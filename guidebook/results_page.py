@@ -21,7 +21,7 @@ from pp_models.files import make_folder, read_checked_json, read_regular, write_
 MARKER = "<!-- measured -->"
 PICTURE_WIDTH = 800
 #: a run's further tables are shown up to this length
-MOST_ROWS = 12
+MOST_ROWS = 16
 #: of a table or a picture of a run
 MOST_TABLE_BYTES = 2**28
 MOST_PIXELS = 10**8

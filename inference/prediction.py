@@ -108,6 +108,26 @@ class Prediction:
             scores = torch.where(mask, scores, torch.zeros_like(scores))
         return torch.logsumexp(scores.sum(-1), 0) - math.log(self.num_samples)
 
+    def cdf(self, y: Tensor) -> Tensor:
+        """P(Y <= y) of every output ``[*B, N, Dy]``: the mean over draws of the likelihood's distribution function.
+
+        Exact given the draws, of which one may do: :func:`evaluation.scores.metrics.pit` needs hundreds.
+
+        Raises:
+            DataError: y does not fit the points predicted.
+            ValueError: the likelihood has no distribution function in closed form.
+        """
+        if y.shape != self.samples.shape[1:]:
+            raise DataError(f"y: got shape {list(y.shape)}; the prediction has shape {list(self.samples.shape[1:])}")
+        base = pointwise(self.likelihood, 0)
+        try:
+            return base.cdf(y).mean(0)
+        except NotImplementedError:
+            name = type(self.likelihood).__name__
+            raise ValueError(
+                f"y: the likelihood is {name}, which has no distribution function in closed form"
+            ) from None
+
     def quantile(self, q: float | Tensor) -> Tensor:
         """Quantiles of the predictive ``[*B, N, Dy]`` (leading dim for a vector of q).
 

@@ -80,6 +80,12 @@ class GaussianHeadLikelihood(Likelihood):
         return dist.Normal(mean, self.min_scale + (1 - self.min_scale) * softplus(raw)).to_event(1)
 
 
+def floor_of(model: object) -> float | None:
+    """The least standard deviation that a model predicts; None where its noise has no floor, or is not known."""
+    likelihood = getattr(model, "likelihood", None)
+    return float(likelihood.min_scale) if isinstance(likelihood, GaussianHeadLikelihood) else None
+
+
 class StudentTHeadLikelihood(GaussianHeadLikelihood):
     """A mean and a scale per point, as for the Gaussian head, with Student-t noise: outliers cost less.
 

@@ -1,10 +1,12 @@
 """The benchmarks run at a small scale, and what they claim holds there."""
 
+import pandas as pd
 import pytest
 import torch
 
 from benchmarks import bounds_and_gradients as curves
 from benchmarks import objectives_vs_pyro as versus
+from benchmarks import time_to_quality
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +64,20 @@ def test_the_picture_names_every_objective():
     assert [text.get_text() for text in left.get_legend().get_texts()] == list(curves.BOUNDS)
     assert [text.get_text() for text in right.get_legend().get_texts()] == list(curves.GRADIENTS)
     assert "nats" in left.get_ylabel()
+
+
+def test_time_to_quality_trains_by_the_recipe_and_scores_beside_the_exact_answer(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("evaluation.run_configuration.step_cost", lambda *args, **options: 1.0)
+    words = "--tasks gp-rbf-tnp --methods cnp,nmdp --budgets 1 --seeds 3 --width 8 --test-batches 1 --out"
+    monkeypatch.setattr("sys.argv", ["time_to_quality", *words.split(), str(tmp_path)])
+    threads = torch.get_num_threads()
+    try:
+        time_to_quality.main()
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
+    table = pd.read_csv(tmp_path / "gp-rbf-tnp.csv")
+    assert list(table.method) == ["exact", "cnp", "nmdp"] and (table.steps[1:] == 20).all()
+    assert table[list(time_to_quality.SCORES)].notna().all(axis=None)
+    assert (table.pll[1:] < table.pll[0]).all()
+    assert (tmp_path / "gp-rbf-tnp.png").stat().st_size > 0 and "joint_pll" in capsys.readouterr().out

@@ -21,7 +21,7 @@ from evaluation.comparison.families import MODELS
 from evaluation.comparison.swap_report import write_swap_report
 from evaluation.methods import TaskShape
 from evaluation.scores.scoring import score_tasks
-from evaluation.trust import HELD_OUT_BATCH, HELD_OUT_TASKS, verdict
+from evaluation.trust import HELD_OUT_BATCH_SIZE, held_out_tasks, verdict
 from guides import GUIDES
 from inference import checkpoint, fit
 from inference.compare_objectives import compare_objectives
@@ -311,11 +311,11 @@ class _Streams:
         return batches_of(stream, start, self.settings.test_tasks)
 
     @cached_property
-    def held_out(self) -> Any:
+    def held_out(self) -> list[Any]:
         """Tasks of the training distribution that no training reaches, for verdicts."""
         if isinstance(self.tasks, str):
-            return task_stream(self.tasks, HELD_OUT_TASKS, 0).batch(HELD_OUT_BATCH)
-        return self.tasks.batch(HELD_OUT_BATCH)
+            return held_out_tasks(task_stream(self.tasks, HELD_OUT_BATCH_SIZE, 0))
+        return held_out_tasks(self.tasks)
 
     @cached_property
     def task(self) -> TaskShape:

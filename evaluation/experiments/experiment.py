@@ -253,12 +253,16 @@ def check_table(checks: Iterable[Check]) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame, by: str = "model") -> pd.DataFrame:
-    """Mean and standard error over seeds of every numeric column, one row a model, in order of appearance."""
-    numeric = [c for c in table.columns if c not in (by, "seed") and pd.api.types.is_numeric_dtype(table[c])]
+    """Mean and standard error over seeds of every numeric column, one row a model, in order of appearance.
+
+    A table of several tasks, whose column is ``task``, has a row for each of them and each model.
+    """
+    keys = ["task", by] if "task" in table else [by]
+    numeric = [c for c in table.columns if c not in (*keys, "seed") and pd.api.types.is_numeric_dtype(table[c])]
     rows = []
-    for name in table[by].unique():
-        part = table[table[by] == name]
-        row: dict[str, Any] = {by: name, "seeds": part["seed"].nunique() if "seed" in part else 1}
+    for names, part in table.groupby(keys, sort=False):
+        row: dict[str, Any] = dict(zip(keys, names, strict=True))
+        row["seeds"] = part["seed"].nunique() if "seed" in part else 1
         for column in numeric:
             values = part[column].dropna()
             row[column] = _mean_and_error(values) if len(values) else ""

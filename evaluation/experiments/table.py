@@ -1,7 +1,8 @@
-"""The table of the papers' experiments by name: one line each."""
+"""The table of the experiments by name, the papers' and those that no paper has: one line each."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pp_models.registry import Registry, load
@@ -17,14 +18,16 @@ class Experiment:
         title: one line.
         place: ``"file:function"`` in this folder; the function takes the arguments, then scale, seeds and workshop.
         *arguments: which variant of it.
+        tasks: the task distributions of an experiment that can be run in pieces; its function also takes ``tasks``,
+            ``methods`` and ``cpu_seconds``, each None for all of them or the scale's own.
     """
 
-    def __init__(self, title: str, place: str, *arguments: Any) -> None:
-        self.title, self.place, self.arguments = title, place, arguments
+    def __init__(self, title: str, place: str, *arguments: Any, tasks: Sequence[str] = ()) -> None:
+        self.title, self.place, self.arguments, self.tasks = title, place, arguments, tuple(tasks)
 
-    def run(self, scale: str, seeds: list[int], workshop: Workshop) -> Outcome:
+    def run(self, scale: str, seeds: list[int], workshop: Workshop, **options: Any) -> Outcome:
         """Runs it at a scale, for some seeds, with fits kept in a workshop."""
-        return load(f"evaluation.experiments.{self.place}")(*self.arguments, scale, seeds, workshop)
+        return load(f"evaluation.experiments.{self.place}")(*self.arguments, scale, seeds, workshop, **options)
 
 
 EXPERIMENTS: Registry[Experiment] = Registry(
@@ -230,6 +233,14 @@ EXPERIMENTS: Registry[Experiment] = Registry(
         ),
         "lrvd/llama-obqa": Experiment("LRVD and its rivals on a LLaMA, obqa", "lrvd_text:run", "llama", "obqa"),
         "lrvd/llama-boolq": Experiment("LRVD and its rivals on a LLaMA, boolq", "lrvd_text:run", "llama", "boolq"),
+        "common/gp": Experiment(
+            "every method on four GP kernels: one floor, one budget",
+            "common_gp:run",
+            tasks=[f"gp-{k}{f}-tnp" for k in ("rbf", "matern52", "weakly-periodic", "mix") for f in ("-fixed", "")],
+        ),
+        "common/images": Experiment(
+            "every method on images: one floor, one budget", "common_images:run", tasks=("digits", "mnist")
+        ),
         "nvdp/ablations": Experiment("variational prior, KL scale, rate structure, path", "nvdp_ablations:run"),
     },
     "guidebook list experiments",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,7 +11,14 @@ import torch
 from evaluation.scores.metrics import crps, gaussian_parts, log_likelihoods, rmse, sigma_coverage
 from inference import predict
 from inference.prediction import Prediction
-from pp_models import TaskBatch, oracle_joint_log_likelihood, oracle_log_likelihood
+from pp_models import (
+    Dataset,
+    MixtureDensityNetwork,
+    TaskBatch,
+    oracle_joint_log_likelihood,
+    oracle_log_likelihood,
+)
+from pp_models.contract import as_guide
 
 #: of one draw (mean weights) the joint forms equal the marginal ones and say nothing more
 MARGINAL = ("ll", "rll", "pll")
@@ -60,6 +67,35 @@ def score_tasks(
         }
         rows.append(pd.DataFrame({name: value.double().cpu().numpy() for name, value in columns.items()}))
     return pd.concat(rows, ignore_index=True)
+
+
+def mean_weights_predict(model: Any, guide: Any, context: Dataset) -> bool:
+    """Whether a method's predictive of a single point is that of its mean weights.
+
+    NVDP is evaluated so (its code release), and a mixture's is exact: each point picks an expert by the mean of the
+    weights. Everything else predicts by draws.
+    """
+    return isinstance(model, MixtureDensityNetwork) or as_guide(guide).rates(context) is not None
+
+
+def score_as_used(
+    model: Any, guide: Any, batches: Sequence[TaskBatch], num_samples: int = 20, seed: int = 0
+) -> pd.DataFrame:
+    """:func:`score_tasks` by the predictive that a method is used with: joint likelihoods always rest on draws.
+
+    Args:
+        model: the model.
+        guide: its guide.
+        batches: test tasks.
+        num_samples: draws.
+        seed: seed of those draws.
+    """
+    found = score_tasks(model, guide, batches, weights="samples", num_samples=num_samples, seed=seed)
+    if mean_weights_predict(model, guide, batches[0].context):
+        marginal = score_tasks(model, guide, batches)
+        marginal[["joint_ll", "joint_pll"]] = found[["joint_ll", "joint_pll"]]
+        return marginal
+    return found
 
 
 def _crps_method(prediction: Prediction) -> str:

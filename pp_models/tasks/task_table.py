@@ -45,8 +45,8 @@ def _gp(kernel: str, description: str, **options: Any) -> TaskDistribution:
     return TaskDistribution(description, train, test)
 
 
-def _gp_of_tnp(kernel: str, description: str) -> TaskDistribution:
-    stream = partial(tasks.gp, kernel, **tasks.TNP_COUNTS)
+def _gp_of_tnp(kernel: str, description: str, **options: Any) -> TaskDistribution:
+    stream = partial(tasks.gp, kernel, **tasks.TNP_COUNTS, **options)
     return TaskDistribution(description, stream, stream, min_scale=0.01)
 
 
@@ -79,7 +79,15 @@ TASKS: Registry[TaskDistribution] = Registry(
         "gp-weakly-periodic": _gp("weakly-periodic", "the same, periodic kernel times an RBF"),
         "gp-mix": _gp("mix", "the same, a kernel of three for each task"),
         "gp-rbf-tnp": _gp_of_tnp("rbf", "RBF draws with the numbers of points of TNP's code"),
+        "gp-matern52-tnp": _gp_of_tnp("matern52", "the same, Matérn-5/2 kernel"),
+        "gp-weakly-periodic-tnp": _gp_of_tnp("weakly-periodic", "the same, periodic kernel times an RBF"),
         "gp-mix-tnp": _gp_of_tnp("mix", "draws of three kernels with the numbers of points of TNP's code"),
+        **{
+            f"gp-{kernel}-fixed-tnp": _gp_of_tnp(
+                kernel, f"gp-{kernel}-tnp with one set of hyper-parameters", hyperparameters="fixed"
+            )
+            for kernel in ("rbf", "matern52", "weakly-periodic", "mix")
+        },
         "trigonometric": TaskDistribution(
             "sine, cosine or tanh, which few points cannot tell apart",
             partial(tasks.trigonometric, full_grid=False),

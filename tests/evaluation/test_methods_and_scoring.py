@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from evaluation.methods import METHODS, PARTS, TaskShape, build
-from evaluation.scores.scoring import SCORES, parameter_count, score_oracle, score_tasks
+from evaluation.scores.scoring import SCORES, parameter_count, score_as_used, score_oracle, score_tasks
 from guides import MCDropoutGuide
 from inference import fit, predict
 from pp_models import BayesianNetwork, Dataset, GaussianHeadLikelihood, TaskBatch, oracle_log_likelihood, tasks
@@ -227,6 +227,17 @@ def test_draws_are_those_of_the_seed(batches):
     )
     assert first.equals(again) and not np.allclose(first.ll, other.ll)
     assert not first.ll.equals(score_tasks(method.model, method.guide, batches).ll)
+
+
+@pytest.mark.parametrize(("name", "by_mean"), [("nvdp", True), ("nmdp", True), ("np", False), ("bnnp", False)])
+def test_a_method_is_scored_by_the_predictive_it_is_used_with(batches, name, by_mean):
+    method = build(name, TaskShape(1, 1, 8))
+    method.guide.eval()
+    found = score_as_used(method.model, method.guide, batches, 5)
+    drawn = score_tasks(method.model, method.guide, batches, weights="samples", num_samples=5)
+    assert found[["joint_ll", "joint_pll"]].equals(drawn[["joint_ll", "joint_pll"]])
+    expected = score_tasks(method.model, method.guide, batches) if by_mean else drawn
+    assert found.drop(columns=["joint_ll", "joint_pll"]).equals(expected.drop(columns=["joint_ll", "joint_pll"]))
 
 
 def test_oracle_scores_are_the_oracles_and_a_floor_never_helps(batches):

@@ -17,7 +17,14 @@ from evaluation.simulation_calibration import (
     pit_by_context_size,
     simulation_ranks,
 )
-from evaluation.trust import verdict
+from evaluation.trust import (
+    HELD_OUT_BATCH,
+    HELD_OUT_BATCH_SIZE,
+    HELD_OUT_TASKS,
+    _inputs,
+    held_out_tasks,
+    verdict,
+)
 from guides import AmortisedMeanFieldGuide, DirichletMixtureGuide, NeuralProcessGuide
 from inference import fit, sample_posterior
 from inference.progress import Stages
@@ -356,6 +363,60 @@ def test_a_calibrated_and_sharp_predictor_is_trusted():
     assert found.numbers["coverage_95"] == pytest.approx(0.95, abs=0.03)
     assert found.numbers["own_ll"] == pytest.approx(0.8, abs=0.15) and found.numbers["marginal_ll"] < -1.2
     assert 0 < found.numbers["own_ll_beside_gp"] - found.numbers["gp_ll"] < 1
+
+
+@pytest.mark.parametrize(
+    ("say", "floored"),
+    [
+        (lambda mean, d: (mean, 0.3), True),  # the data's noise is 0.1: what is at the floor is too wide
+        (lambda mean, d: (mean, 0.5), False),  # far above the floor: the predictor's own caution
+        (lambda mean, d: (mean, torch.where(mean > 0, 0.3, 0.6)), False),  # half of it is its own
+        (lambda mean, d: (mean, torch.where(mean > mean.max() - 1e-6, 0.6, 0.3)), True),  # too few to say otherwise
+    ],
+)
+def test_caution_is_put_down_to_the_floor_where_the_floor_is_its_cause(say, floored):
+    model = Level(say)
+    model.likelihood = GaussianHeadLikelihood(0.3)
+    found = verdict(model, Teller(say), levels(), kind="prediction", num_samples=200)
+    assert found.level == REJECT and found.reason.startswith("Predictions are too cautious")
+    by_name = {f.name: f.sentence for f in found.findings}
+    for name in ("predictions", "coverage"):
+        assert (", by the floor of 0.3 under their standard deviation: the " in by_name[name]) == floored
+    assert ("a likelihood with a smaller min_scale" in found.advice) == floored
+    assert found.numbers["floor"] == 0.3
+    if floored:
+        assert found.numbers["rmse_at_floor"] == pytest.approx(0.1, abs=0.03)
+    bare = verdict(Level(say), Teller(say), levels(), kind="prediction", num_samples=200)  # its floor is 0.001
+    assert bare.reason == "Predictions are too cautious." and bare.numbers["share_at_floor"] == 0
+
+
+def test_a_floor_is_not_blamed_for_too_much_trust():
+    model = Level(None)
+    model.likelihood = GaussianHeadLikelihood(0.05)
+    found = verdict(model, Teller(lambda mean, d: (mean, 0.05)), levels(), kind="prediction", num_samples=200)
+    assert "Predictions are too sure of themselves." in {f.sentence for f in found.findings}
+    assert found.numbers["share_at_floor"] > 0.99 and not any("floor of" in f.sentence for f in found.findings)
+
+
+def test_held_out_tasks_have_several_numbers_of_points():
+    found = held_out_tasks(tasks.gp("rbf", HELD_OUT_BATCH_SIZE, 0))
+    assert sum(map(len, found)) == HELD_OUT_TASKS
+    assert len({batch.context.num_points for batch in found}) >= 4
+    assert torch.equal(found[1].full.y, tasks.gp("rbf", HELD_OUT_BATCH_SIZE, 0).batch(HELD_OUT_BATCH + 1).full.y)
+
+
+def test_calibration_simulates_at_the_inputs_of_every_batch():
+    parts = [location_tasks(seed).full.split(n) for seed, n in ((0, 3), (1, 5))]
+    few, many = _inputs(parts, 129)
+    assert (len(few), len(many)) == (65, 64) and few.num_points == 3 and many.num_points == 5
+    assert torch.equal(many.x[0], parts[1].context.x[0]) and torch.equal(few.x[64], few.x[0])
+    assert [len(part) for part in _inputs(30 * parts, 20)] == [5, 5, 5, 5]
+    family = Location()
+    found = evaluation.verdict(family.model, lambda data: family.guide(data, "exact"), parts, num_samples=200)
+    assert found.level == TRUST and "of 400 simulations" in found.findings[0].measured
+    assert len(found.ranks.ranks["z"]) == 400
+    with pytest.raises(ValueError, match=r"^inputs: got none; at least one set of tasks is needed$"):
+        simulation_ranks(family.model, family.guide, [])
 
 
 def test_calibrated_and_useless_is_not_trusted():

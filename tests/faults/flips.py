@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 from evaluation.comparison.swap_matrix import compare
-from guidebook.runs import RunConfiguration, open_run, start
+from evaluation.run_configuration import RunConfiguration
+from guidebook.runs import open_run, start
 from guides import AmortisedMeanFieldGuide
 from inference import fit
 from pp_models import BayesianNetwork, GivenGaussianPrior, LearnedGaussianPrior, tasks

@@ -51,7 +51,8 @@ def guidebook(capsys):
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
     """A run of four steps with two checkpoints, made once; copy it to change it."""
-    from guidebook.runs import RunConfiguration, start
+    from evaluation.run_configuration import RunConfiguration
+    from guidebook.runs import start
 
     folder = tmp_path_factory.mktemp("runs") / "first"
     start(
@@ -182,14 +183,14 @@ def test_fit_inspect_resume_round_trip(guidebook, tmp_path):
 
 
 def test_cpu_seconds_in_place_of_steps(guidebook, tmp_path, monkeypatch):
-    monkeypatch.setattr("guidebook.runs.step_cost", lambda *args, **options: 0.1)
+    monkeypatch.setattr("evaluation.run_configuration.step_cost", lambda *args, **options: 0.1)
     fit = ["fit", *TINY, "--model", "cnp", "--cpu-seconds", 2.5, "--out", tmp_path / "run"]
     status, out, err = guidebook(*fit)
     assert status == 0 and "a step costs 100.0 ms of CPU: 25 steps\n" in out and "step 25: loss " in out
     assert re.fullmatch(r"25 steps will take about \d+ s\n", err)
     held = read_sealed_json(tmp_path / "run/run.json")
     assert (held["steps"], held["learning_rate"], held["schedule"], held["warmup"]) == (25, 1e-3, "cosine", 0.03)
-    monkeypatch.setattr("guidebook.runs.step_cost", lambda *args, **options: 0.01)
+    monkeypatch.setattr("evaluation.run_configuration.step_cost", lambda *args, **options: 0.01)
     status, out, _ = guidebook(*fit, "--resume")  # another moment's cost changes nothing
     assert status == 0 and "goes on at step 25 of 25\n" in out
     message = is_one_error_line(guidebook(*fit, "--steps", 3))
@@ -392,6 +393,12 @@ def test_inspect_needs_two_draws_and_a_place_to_write(guidebook, run_folder):
         (["nvdp/gp-random", "--seeds", "0,-1"], "seeds: got [0, -1]; it must be non-negative integers"),
         (["nvdp/gp-random", "--seeds", "1,1"], "seeds: got [1, 1]; it must be non-negative integers below 2^63, each"),
         (["nvdp/gp-random", "--seeds", "9" * 30], "seeds: got [999999999999999999999999999999]; "),
+        (
+            ["nvdp/gp-random", "--cpu-seconds", "3"],
+            "cpu_seconds: got 3.0; nvdp/gp-random has no such option, common/gp",
+        ),
+        (["common/gp", "--tasks", "gp-rbf-tnp,digits"], "tasks: got 'digits'; common/gp has gp-rbf-fixed-tnp, "),
+        (["common/images", "--methods", "comvcnp"], "methods: got 'comvcnp'; did you mean 'convcnp'"),
     ],
 )
 def test_reproduce_refuses_before_it_writes(guidebook, tmp_path, words, expected):
@@ -442,7 +449,7 @@ def test_an_interruption_is_one_line(guidebook, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("guidebook.runs.fit", interrupted)
+    monkeypatch.setattr("evaluation.run_configuration.fit", interrupted)
     message = is_one_error_line(guidebook("fit", *TINY, "--out", tmp_path / "run"), status=130)
     assert message.startswith("interrupted")
 
@@ -451,7 +458,7 @@ def test_what_nobody_expected_keeps_its_traceback(guidebook, tmp_path, monkeypat
     def broken(*args, **kwargs):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("guidebook.runs.fit", broken)
+    monkeypatch.setattr("evaluation.run_configuration.fit", broken)
     with pytest.raises(ZeroDivisionError, match="a bug"):
         guidebook("fit", *TINY, "--out", tmp_path / "run")
     monkeypatch.setenv("GUIDEBOOK_TRACEBACK", "1")

@@ -18,6 +18,7 @@ from guidebook.listing import KINDS
 from guidebook.runs import open_run, start
 from pp_models import DataError
 from pp_models.files import FileError, read_sealed_json, sealed_json
+from pp_models.likelihoods import floor_of
 from pp_models.tasks import downloads
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +53,7 @@ def test_an_entry_scores_what_its_card_says(name):
     found = gallery.scores_of(fitted, batches, card.num_samples)
     assert found.keys() == card.scores.keys()
     assert all(abs(found[key] - card.scores[key]) < 1e-3 for key in found), (found, card.scores)
-    assert card.floor == gallery.floor_of(fitted.model)
+    assert card.floor == floor_of(fitted.model)
     exact = gallery.exact_scores(card.configuration.tasks, batches, card.floor)
     assert exact == pytest.approx(card.exact, abs=1e-3)
     assert card.verdict.level in LEVELS and card.findings and card.cpu_seconds > 0

@@ -6,8 +6,9 @@ import torch
 
 from evaluation.findings import LEVELS
 from evaluation.recipes import RECIPES, recipe
+from evaluation.run_configuration import RunConfiguration, affordable, configure, read_configuration
 from guidebook.inspection import inspect_run
-from guidebook.runs import RunConfiguration, affordable, configure, open_run, read_configuration, start
+from guidebook.runs import open_run, start
 from inference import CheckpointError, TrainingDiverged, predict
 from pp_models import DataError
 from pp_models.files import locked, read_sealed_json, sealed_json
@@ -162,7 +163,7 @@ def test_what_is_given_or_held_comes_before_the_recipe():
 
 def test_settings_of_a_run_reach_its_fit(tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr("guidebook.runs.fit", lambda *args, **options: seen.update(options))
+    monkeypatch.setattr("evaluation.run_configuration.fit", lambda *args, **options: seen.update(options))
     chosen = {"schedule": "linear", "warmup": 0.2, "max_grad_norm": 0.5}
     start(RunConfiguration("cnp", "gp-rbf", **chosen, **TINY), tmp_path, **QUIET)
     assert seen.items() >= chosen.items()
@@ -177,7 +178,7 @@ def test_parts_and_the_floor_of_the_tasks_reach_the_method():
 
 
 def test_cpu_seconds_buy_steps_and_leave_the_configuration_as_it_is(monkeypatch):
-    monkeypatch.setattr("guidebook.runs.step_cost", lambda *args, **options: 0.02)
+    monkeypatch.setattr("evaluation.run_configuration.step_cost", lambda *args, **options: 0.02)
     configuration = RunConfiguration("cnp", "gp-rbf", **TINY)
     assert affordable(configuration, 3.0, "cpu") == (150, 0.02)
     assert affordable(configuration, 1e-3, "cpu") == (20, 0.02)  # the least that a fit takes
@@ -202,9 +203,7 @@ def test_every_task_name_has_a_training_and_a_test_stream(name):
         "digits": 64,
         "ecg-simulated": 600,
         "synthetic-clusters": 125,
-        "gp-rbf-tnp": 49,
-        "gp-mix-tnp": 49,
-    }.get(name, 400)
+    }.get(name, 49 if name.endswith("-tnp") else 400)
     scored = (
         whole.target if name in ("synthetic", "mixed-offset", "branches") else whole.full
     )  # contexts are no part of the grid
@@ -247,7 +246,7 @@ def test_sizes_of_a_received_run_are_looked_at_before_anything_is_built(tmp_path
     def built(*arguments):
         raise AssertionError("something was built")
 
-    monkeypatch.setattr("guidebook.runs.build", built)
+    monkeypatch.setattr("evaluation.run_configuration.build", built)
     with pytest.raises(CheckpointError, match=message) as caught:
         open_run(tmp_path)
     assert "\n" not in str(caught.value)

@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from guides import AmortisedMeanFieldGuide, BernoulliExpertGuide, NeuralProcessGuide
+from guides import AmortisedMeanFieldGuide, BernoulliExpertGuide, DirichletMixtureGuide, NeuralProcessGuide
 from inference import Prediction, predict, sample_posterior
-from pp_models import BayesianNetwork, DataError, Dataset, NeuralProcess
+from pp_models import BayesianNetwork, DataError, Dataset, MixtureDensityNetwork, NeuralProcess
 
 
 def pair(dim_y=1, likelihood="gaussian-head", double=False):
@@ -84,6 +84,35 @@ def test_quantiles_are_exact_for_one_gaussian_and_of_the_samples_for_many():
     torch.testing.assert_close(below, torch.full_like(below, 0.2), rtol=0, atol=2e-3)
     q = many.quantile([0.1, 0.5, 0.9])
     assert bool((q[0] < q[1]).all()) and bool((q[1] < q[2]).all())
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "mixture"])
+def test_the_distribution_function_is_the_share_of_draws_below(kind):
+    torch.manual_seed(0)
+    if kind == "gaussian":
+        model, guide = pair(dim_y=2)
+    else:
+        model = MixtureDensityNetwork(3, 1, 2, width=8)
+        guide = DirichletMixtureGuide(model, 8)
+    context, x = data(3, dim_y=2), torch.randn(3, 5, 1)
+    y = torch.randn(3, 5, 2)
+    many = predict(model, guide, context, x, 4000, seed=0)
+    below = (many.samples < y).float().mean(0)
+    torch.testing.assert_close(many.cdf(y), below, rtol=0, atol=0.035)
+    one = predict(model, guide, context, x, weights="mean", seed=0)
+    assert one.cdf(y).shape == y.shape
+    torch.testing.assert_close(one.cdf(one.quantile(0.3)), torch.full_like(y, 0.3), rtol=0, atol=1e-4)
+    with pytest.raises(DataError, match=r"^y: got shape \[3, 4, 2\]; the prediction has shape \[3, 5, 2\]$"):
+        many.cdf(y[:, :4])
+
+
+def test_a_likelihood_without_a_distribution_function_says_so():
+    model, guide = pair(likelihood="bernoulli")
+    found = predict(model, guide, Dataset(torch.randn(6, 1), torch.ones(6, 1)), torch.randn(5, 1), 2)
+    with pytest.raises(
+        ValueError, match=r"^y: the likelihood is \w+, which has no distribution function in closed form$"
+    ):
+        found.cdf(torch.ones(5, 1))
 
 
 def test_a_seed_reproduces_and_leaves_the_process_alone():

@@ -161,7 +161,8 @@ def test_the_experiments_are_those_of_the_papers():
     adapters |= {f"lrvd/deberta-{x}" for x in ("cola", "mrpc", "sst2", "rte", "qnli", "qqp", "mnli")}
     answers = ("winogrande-s", "winogrande-m", "arc-challenge", "arc-easy", "obqa", "boolq")
     adapters |= {f"lrvd/llama-{x}" for x in answers}
-    assert set(FIGURES) | inpainting | set(BNNP_FIGURES) | set(NMDP_FIGURES) | adapters == set(EXPERIMENTS)
+    common = {"common/gp", "common/images"}
+    assert set(FIGURES) | inpainting | set(BNNP_FIGURES) | set(NMDP_FIGURES) | adapters | common == set(EXPERIMENTS)
     assert SCALES == ("smoke", "small", "paper")
     for module in (nvdp_gp, nvdp_ablations, nvdp_trigonometric):
         assert tuple(module.SCALES) == SCALES and all(name == s.name for name, s in module.SCALES.items())
