@@ -16,10 +16,12 @@ from evaluation.plots.style import INK, WIDTH, colours, look
 from pp_models.tasks.task_table import TASKS
 
 #: the methods of the papers, that with a path beside its rates among them; the path alone; and those compared with
-PAPERS = ("nvdp", "nvdp+path", "nmdp", "bnnp")
+PAPERS = ("nvdp", "nvdp+path", "nmdp", "nmdp-kernels", "bnnp")
 PATH_ALONE = "cnp+path"
 RIVALS = ("cnp", "np", "anp", "bnp", "dnp", "convcnp", "tnp-d")
 METHODS = (*PAPERS, PATH_ALONE, *RIVALS)
+#: kernels know that functions are stationary or nearly periodic, which images are not
+ON_LINES_ALONE = ("nmdp-kernels",)
 EXACT = "exact GP"
 #: a fit that spent less or more of its budget than this is named
 SPENT = (0.8, 1.25)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from evaluation import plots
 from evaluation.experiments.common_fits import Budget, TestTasks, budget_of, trained
-from evaluation.experiments.common_ground import METHODS
+from evaluation.experiments.common_ground import METHODS, ON_LINES_ALONE
 from evaluation.experiments.common_ground import run as run_methods
 from evaluation.experiments.experiment import Outcome, Workshop
 from evaluation.experiments.table import EXPERIMENTS
@@ -34,7 +34,7 @@ def run(
 ) -> Outcome:
     """Every method on every data set; see :func:`evaluation.experiments.common_ground.run`."""
     budget = budget_of(scale_name, cpu_seconds)
-    methods = METHODS if methods is None else methods
+    methods = [name for name in METHODS if name not in ON_LINES_ALONE] if methods is None else methods
     names = [name for name in EXPERIMENTS[NAME].tasks if is_here(name)] if tasks is None else tasks
     tests = [test_tasks(name, budget, workshop) for name in names]
     outcome = run_methods(NAME, tests, budget, seeds, workshop, methods)
