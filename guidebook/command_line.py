@@ -226,7 +226,7 @@ def reproduce(
     device: Annotated[str, typer.Option(help="where to train: cpu, auto, cuda or cuda:N")] = "cpu",
     cpu_seconds: Annotated[float | None, typer.Option(help="common/…: CPU seconds of training of each fit")] = None,
     tasks: Annotated[str, typer.Option(help="common/…: comma-separated task distributions; all by default")] = "",
-    methods: Annotated[str, typer.Option(help="common/…: comma-separated methods; twelve by default")] = "",
+    methods: Annotated[str, typer.Option(help="common/…: comma-separated methods; all by default")] = "",
 ) -> None:
     """Runs an experiment and says which of its claims held. Called again, it skips what stands.
 

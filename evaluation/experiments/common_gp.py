@@ -22,7 +22,7 @@ NAME = "common/gp"
 #: numbers of context points, and points of the tasks that are scored at each of them
 SIZES, POINTS = (3, 5, 10, 20, 40), 52
 #: methods of the picture of functions, where they are asked for, and its context points
-SHOWN, SHOWN_POINTS = ("nvdp", "nmdp-kernels", "bnnp", "convcnp"), 10
+SHOWN, SHOWN_POINTS = ("nvdp", "nmdp", "nmdp-kernels", "bnnp", "convcnp"), 10
 
 
 def run(
@@ -47,7 +47,7 @@ def run(
     )
     if "nmdp-kernels" in methods:
         outcome.notes.append(
-            "The experts of nmdp-kernels are Gaussian processes of learned kernels, RBF to Matérn-5/2 and quasi-periodic: "
+            "The experts of nmdp-kernels are Gaussian processes of learned kernels, RBF to Matérn and quasi-periodic: "
             "that the functions are of such kernels is what it knows before it sees one, and these tasks are its home."
         )
     shown = [name for name in SHOWN if name in methods]
