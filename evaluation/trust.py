@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,12 +12,14 @@ from evaluation.diagnostics import khat_threshold, psis
 from evaluation.findings import MOST_BIAS, MOST_SPREAD, STANDARD_ERRORS, Evidence, Verdict
 from evaluation.latent_findings import judge_activity, judge_likeness, judge_rates
 from evaluation.prediction_findings import judge_predictions
+from evaluation.pyro_trust import pyro_verdict
 from evaluation.simulation_calibration import LIKELIHOOD, CalibrationRanks, NothingDrawn, simulation_ranks
 from inference.objectives import REGISTRY
 from inference.objectives.task_objective import effective_sample_size
 from inference.posterior_draws import posterior_log_weights
 from inference.progress import Stages
-from pp_models.arguments import CALLABLE, MOST_DRAWS, SEED, checked, data_set, integer, one_of
+from pp_models.arguments import CALLABLE, MOST_DRAWS, NOT_NEGATIVE, SEED, checked, data_set, each, integer, one_of
+from pp_models.contract import Model
 from pp_models.data import Dataset, TaskBatch, require_tasks
 from pp_models.tasks.task_stream import TaskStream, batches_of
 
@@ -26,7 +28,7 @@ KINDS = ("posterior", "prediction")
 TASKS = data_set(
     "Dataset",
     "TaskBatch",
-    instead="from_pyro_svi(model, guide, *args), whose k-hat says whether to trust the guide",
+    instead="verdict(model, guide, *args) for a model that is called with other arguments",
 )
 #: where in a training stream tasks lie that no training reaches, how many of them a run's verdict rests on, and how
 #: many share a batch and so their numbers of points
@@ -46,21 +48,29 @@ LEAST_EFFICIENCY = 0.5
     num_simulations=integer(20, MOST_DRAWS),
     num_samples=integer(50, MOST_DRAWS),
     seed=SEED,
+    nuts_seconds=NOT_NEGATIVE,
+    refit_seconds=NOT_NEGATIVE,
+    checks=each(CALLABLE, must="be functions of the observed values by site"),
 )
 def verdict(
     model: Any,
     guide: Any,
-    tasks: TaskBatch | Sequence[TaskBatch] | Dataset,
-    *,
+    *args: Any,
     objective: str | None = None,
     kind: str | None = None,
     trained_on: TaskBatch | Sequence[TaskBatch] | Dataset | None = None,
+    losses: Sequence[Any] | None = None,
+    checks: Sequence[Callable] = (),
+    nuts_seconds: float = 30.0,
+    refit: Callable[[Callable], Callable] | None = None,
+    refit_seconds: float = 60.0,
     num_simulations: int = 400,
     num_samples: int = 1_000,
     seed: int = 0,
     progress: bool = False,
+    **kwargs: Any,
 ) -> Verdict:
-    """Puts a fitted guide to the test.
+    """Puts a fitted guide to the test: ``verdict(model, guide, tasks)``, or any Pyro pair on its own arguments.
 
     A guide that stands for the posterior under the model's own prior (``kind="posterior"``) is held to three things:
 
@@ -76,18 +86,36 @@ def verdict(
     Besides, it notes what a fit is without taking trust from it: dropout rates that collapsed or are the same for every
     task, latents that stay at their prior, and tasks unlike those of the training.
 
+    A model that is called otherwise (``verdict(model, guide, *args, **kwargs)``, a function, an AutoGuide) is held to:
+
+    * **spread**: a point mass is no posterior;
+    * **importance weights**: k-hat with its standard error, of everything or of each element of the plates that hold
+      every site, and the site that carries it; within the error of the limit more draws are taken;
+    * **the loss**, where ``losses`` are given: has it settled;
+    * **a reference**: a short NUTS of the same model, where it is small enough, finds its way and has no divergences;
+      the shares of coordinates whose means and standard deviations are its;
+    * **replications** of the data, a note on the model, and ``checks`` of yours, which weigh;
+    * **refits**, where ``refit`` is given: simulation-based calibration by fitting simulated data anew.
+
     Args:
         model: the model.
-        guide: its guide, amortised over tasks.
-        tasks: held-out tasks: a TaskBatch or several, or a Dataset of tasks (whose predictions are not tested, for
+        guide: its guide, amortised over tasks; of a model with other arguments any guide of it.
+        *args: held-out tasks: a TaskBatch or several, or a Dataset of tasks (whose predictions are not tested, for
             nothing is held out of it). They must not have been trained on. Calibration simulates data at their inputs.
+            Or what both are called with.
         objective: what the guide was trained with; it decides the kind where that is not given.
         kind: ``"posterior"`` or ``"prediction"``.
         trained_on: some of the training tasks, at least 40 of them, to say whether the tested ones are like them.
+        losses: of the training, oldest first: numbers, or rows as ``FitResult.history`` has them.
+        checks: functions of the observed values by site, such as ``lambda sites: sites["y"].max()``.
+        nuts_seconds: for the reference; 0 runs none.
+        refit: gives a guide fitted to a model whose data are simulated; it is called with that model.
+        refit_seconds: how long refits go on, five of them at least.
         num_simulations: tasks simulated for calibration.
         num_samples: draws for the weights and predictions.
         seed: of everything drawn; the global random state stays as it was.
         progress: show what is being done, where stderr is a terminal.
+        **kwargs: what both are called with, beside ``args``.
 
     Returns:
         A :class:`Verdict`. *Trust*: use the guide's draws. *Use with importance weights*: the draws are off, but the
@@ -96,10 +124,17 @@ def verdict(
     Raises:
         ValueError: no tasks (None among them), or an argument out of range.
     """
+    if not _on_tasks(model, args, kwargs):
+        return pyro_verdict(
+            model, guide, args, kwargs, losses=losses, checks=checks, nuts_seconds=nuts_seconds, refit=refit,
+            refit_seconds=refit_seconds, num_samples=num_samples, seed=seed, progress=progress,
+        )  # fmt: skip
+    tasks = args[0] if args else kwargs.get("tasks")
     if tasks is None:  # as a stream that is exhausted, or a split that was not made, may give
         raise ValueError("tasks: got None; held-out tasks are needed to test a guide on")
     single = TaskBatch | Dataset | torch.Tensor
-    batches = [tasks] if isinstance(tasks, single) or not isinstance(tasks, Iterable) else list(tasks)
+    one = isinstance(tasks, single) or not isinstance(tasks, Iterable)
+    batches: list[Any] = [tasks] if one else list(tasks)
     for batch in batches:
         TASKS.check("tasks", batch)
         require_tasks(batch, "tasks")
@@ -125,6 +160,15 @@ def verdict(
     if trained_on is not None:
         judge_likeness(tested, batches, [trained_on] if isinstance(trained_on, TaskBatch | Dataset) else trained_on)
     return tested.verdict()
+
+
+def _on_tasks(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a verdict is asked for on tasks, or on arguments of the model's own."""
+    if isinstance(model, Model) or "tasks" in kwargs or (len(args) == 1 and args[0] is None):
+        return True
+    first = args[0] if len(args) == 1 and not kwargs else None
+    several = isinstance(first, list | tuple) and all(isinstance(part, TaskBatch | Dataset) for part in first)
+    return isinstance(first, TaskBatch | Dataset) or several
 
 
 def held_out_tasks(stream: TaskStream) -> list[TaskBatch]:

@@ -85,9 +85,9 @@ def from_pyro_svi(
         for _ in range(num_samples):
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-            _check(trace, guide_trace)
+            check_traces(trace, guide_trace)
             for name, site in sample_sites(trace):
-                if _is_factor(site):
+                if is_factor(site):
                     factors = True
                     continue
                 value, names = _named(name, site, site["value"], dims)
@@ -101,7 +101,7 @@ def from_pyro_svi(
                 each = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
                 keep("log_likelihood", name, *_named(name, batch, each, {}))
                 exists[name] = _named(name, batch, _elements_seen(site).expand(each.shape), {})[0]
-            log_p, log_q, plates = _joint_densities(trace, guide_trace)
+            log_p, log_q, plates = joint_densities(trace, guide_trace)
             for name, number in (("log_p", log_p), ("log_q", log_q), ("log_weight", log_p - log_q)):
                 keep("sample_stats", name, number, plates)
         if not observed and not factors:
@@ -128,7 +128,7 @@ class _Unobserved(Messenger):
     """Draws observed sites anew; deterministic ones stay what they are."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and not msg["infer"].get("_deterministic", False) and not _is_factor(msg):
+        if msg["is_observed"] and not msg["infer"].get("_deterministic", False) and not is_factor(msg):
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
 
 
@@ -142,7 +142,7 @@ class _Batch:
         self.batch_shape = batch_shape
 
 
-def _is_factor(site: Any) -> bool:
+def is_factor(site: Any) -> bool:
     """Whether a site is a ``pyro.factor``: a term of the density, with no value to observe."""
     fn = site["fn"]
     while not isinstance(fn, Unit) and hasattr(fn, "base_dist"):
@@ -191,7 +191,7 @@ def _where_it_exists(name: str, points: Variable, exists: Tensor, coords: Mappin
     return Variable(points.values[:, :, exists.numpy()], (*SAMPLE_DIMS, f"{name}_observation"), positions)
 
 
-def _joint_densities(trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def joint_densities(trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """log p and log q, of each element of the plates that hold every site, and the names of those plates."""
     trace, guide_trace = _random(trace), _random(guide_trace)
     axes = independent_axes(trace, guide_trace)
@@ -213,7 +213,7 @@ def _random(trace: poutine.Trace) -> poutine.Trace:
     return copied
 
 
-def _check(trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+def check_traces(trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
     for name, site in trace.nodes.items():
         if site["type"] != "sample":
             continue
@@ -257,7 +257,7 @@ def _prior(model: Callable, args: tuple, kwargs: dict, count: int, dims: Mapping
             with _Unobserved():
                 trace = poutine.trace(model).get_trace(*args, **kwargs)
             for name, site in sample_sites(trace):
-                if _is_factor(site):
+                if is_factor(site):
                     continue
                 group = "prior_predictive" if name in draws.get("log_likelihood", {}) else "prior"
                 keep(group, name, *_named(name, site, site["value"], dims))

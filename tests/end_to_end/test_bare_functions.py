@@ -24,7 +24,6 @@ def guide():
 
 
 CALLS = {
-    "verdict": (lambda guide, y: gb.verdict(model, guide, y), "tasks", "from_pyro_svi"),
     "sample_posterior": (lambda guide, y: gb.sample_posterior(model, guide, y, 10), "data", "pyro.infer.Predictive"),
     "nuts": (lambda guide, y: gb.nuts(model, y), "data", "pyro.infer.MCMC"),
     "to_arviz": (lambda guide, y: gb.to_arviz(model, guide, y), "data", "from_pyro_svi"),
@@ -54,4 +53,5 @@ def test_what_works_on_them_works(guide):
     y = torch.randn(8)
     table = gb.compare_objectives(model, guide, y, objectives=["elbo", "iwae"])
     assert set(table["objective"]) == {"elbo", "iwae"} and bool(table["bound"].notna().all())
+    assert gb.verdict(model, guide, y, nuts_seconds=0).level in ("use with importance weights", "do not trust")
     assert gb.from_pyro_svi(model, guide, y).posterior["mean"].shape[0] == 1
