@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from evaluation.arviz.arviz_store import write_zarr
     from evaluation.arviz.arviz_summary import summarise
     from evaluation.arviz.pyro_conversion import from_pyro_svi
+    from evaluation.arviz.resampling import resample
     from evaluation.comparison.swap_matrix import compare
     from evaluation.grading import grade
     from evaluation.scores import metrics, mixture_uncertainty, task_representation
@@ -31,6 +32,7 @@ __all__ = [
     "plots",
     "rank_analysis",
     "rank_summary",
+    "resample",
     "summarise",
     "task_representation",
     "to_arviz",
@@ -53,6 +55,7 @@ _HOMES = {
     "mixture_uncertainty": "scores.mixture_uncertainty",
     "rank_analysis": "adapters.rank_analysis",
     "rank_summary": "adapters.rank_analysis",
+    "resample": "arviz.resampling",
     "summarise": "arviz.arviz_summary",
     "task_representation": "scores.task_representation",
     "write_zarr": "arviz.arviz_store",

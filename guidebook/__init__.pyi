@@ -9,6 +9,7 @@ from evaluation import metrics as metrics
 from evaluation import mixture_uncertainty as mixture_uncertainty
 from evaluation import plots as plots
 from evaluation import rank_summary as rank_summary
+from evaluation import resample as resample
 from evaluation import summarise as summarise
 from evaluation import task_representation as task_representation
 from evaluation import to_arviz as to_arviz
