@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,8 +104,13 @@ def _without_slashes(variables: Mapping[str, Variable]) -> dict[str, Variable]:
     return found
 
 
-def write_netcdf(container: Any, path: Path) -> None:
+def write_netcdf(container: Any, path: Path, replaced: Callable[[Path], Any] = replaced_atomically) -> None:
     """Writes a container to a file that is, at any moment, either what it was or complete.
+
+    Args:
+        container: what ``to_arviz`` gave.
+        path: the file.
+        replaced: a path to write at, that takes the place of ``path`` afterwards (:mod:`pp_models.own_files`).
 
     Raises:
         FileError: the file cannot be written; what was there is intact.
@@ -113,7 +118,7 @@ def write_netcdf(container: Any, path: Path) -> None:
     import netCDF4  # here, because it takes a while to import
 
     groups = _groups(container)
-    with replaced_atomically(path) as partial:
+    with replaced(path) as partial:
         # where a disk fills while HDF5 writes, the process dies of it
         reserve(partial, sum(_most_bytes(dataset) for dataset in groups.values()))
         try:

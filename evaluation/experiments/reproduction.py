@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from evaluation.experiments.experiment import SCALES, Outcome, Workshop, write_outcome
+from evaluation.experiments.experiment import SCALES, Outcome, Workshop, folder_of_outcome, write_outcome
 from evaluation.experiments.table import EXPERIMENTS
 
 
@@ -29,6 +29,7 @@ def reproduce(
 
     Raises:
         ValueError: unknown experiment or scale, no seeds, a seed out of range or given twice, or no such device.
+        CheckpointError: the folder cannot be written to, or holds somebody's tables, pictures or report.
     """
     EXPERIMENTS.check(name)
     if scale not in SCALES:
@@ -37,8 +38,9 @@ def reproduce(
     if not seeds or min(seeds) < 0 or max(seeds) >= 2**63 or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: got {seeds}; it must be non-negative integers below 2^63, each once, at least one")
     family, short = name.split("/")
+    folder = folder_of_outcome(Path(out) / family / f"{short}-{scale}")
     workshop = Workshop(Path(out) / family, progress, device)
     outcome = EXPERIMENTS[name].run(scale, seeds, workshop)
     outcome.command = f"guidebook reproduce {name} --scale {scale} --seeds {','.join(map(str, seeds))}"
-    write_outcome(outcome, Path(out) / family / f"{short}-{scale}")
+    write_outcome(outcome, folder)
     return outcome
