@@ -11,9 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray
 
+from pp_models.arguments import TEXT, VALUES, each, mapping
 from pp_models.files import replaced_atomically, reserve
 
 SAMPLE_DIMS = ("chain", "draw")
+#: coordinate values by dimension
+COORDS = mapping(VALUES, "be a mapping from dimensions to sequences of values")
+DIMS = mapping(each(TEXT), "be a mapping from sites to the names of their dimensions")
 CONTAINERS = ("inferencedata", "datatree")
 
 

@@ -227,7 +227,9 @@ def guide_surface() -> list[Surface]:
         "MAMLGuide": {"steps": integers(0, 2), "learn_rate": FLAGS, "first_order": FLAGS},
     }
     for name, right in own.items():
-        found.append(Surface(f"guides.{name}", getattr(guides, name), {"model": made(network)} | right, guide_draws))
+        right = {"model": made(network)} | right
+        # what a guide of other tasks says of the data
+        found.append(Surface(f"guides.{name}", getattr(guides, name), right, guide_draws, also=("data",)))
     mixtures: dict[str, dict[str, Any]] = {
         "DirichletMixtureGuide": {"concentration_map": names("softplus")},
         "DirichletPosteriorGuide": {},
