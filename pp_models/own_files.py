@@ -6,15 +6,26 @@ somebody's, and refused.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from pp_models.files import STRICT, FileError, read_checked_json, replaced_atomically, sealed_json, write_atomically
+from pp_models.files import (
+    STRICT,
+    FileError,
+    make_folder,
+    partial_path,
+    read_checked_json,
+    replaced_atomically,
+    sealed_json,
+    write_atomically,
+)
 
 INDEX = ".written.json"
 
@@ -74,6 +85,54 @@ def replaced_own(path: Path, argument: str = "out") -> Iterator[Path]:
     with replaced_atomically(path) as partial:
         yield partial
         _claim(path, _digest(partial), argument)
+
+
+@contextmanager
+def filled_atomically(folder: Path, argument: str) -> Iterator[Path]:
+    """A new folder to write files into, which take the places of those of the same names when the block ends well.
+
+    What else the folder holds stays. However the block ends, nothing half-written is left; where it fails, what was in
+    the folder is intact.
+
+    Args:
+        folder: where the files will be; created if need be.
+        argument: whose value it is, for the message.
+
+    Raises:
+        FileError: the system refused to write.
+    """
+    is_new = not folder.exists()
+    path = make_folder(folder, argument)
+    partial, before = partial_path(path / "new"), partial_path(path / "old")
+    moved: list[tuple[Path, Path]] = []
+    try:
+        partial.mkdir()
+        yield partial
+        before.mkdir()
+        for new in sorted(found for found in partial.rglob("*") if not found.is_dir()):
+            place = path / new.relative_to(partial)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if os.path.lexists(place):
+                kept = before / str(len(moved))
+                try:
+                    os.link(place, kept, follow_symlinks=False)
+                except OSError:  # a file system without such links
+                    shutil.copy2(place, kept, follow_symlinks=False)
+                moved.append((kept, place))
+            os.replace(new, place)
+    except BaseException as error:
+        for kept, place in reversed(moved):
+            os.replace(kept, place)
+        if isinstance(error, OSError):
+            intact = "" if is_new else "; what was there is intact"
+            raise FileError(f"{argument}: {path} cannot be written ({error.strerror or error}){intact}") from None
+        raise
+    finally:
+        for own in (partial, before):
+            shutil.rmtree(own, ignore_errors=True)
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds something
+                path.rmdir()
 
 
 def _claim(path: Path, digest: str, argument: str) -> None:
