@@ -292,12 +292,12 @@ def either(*kinds: type, other: Rule) -> Rule:
     return Rule(lambda value: value if isinstance(value, kinds) else other.read(value))
 
 
-def instance(*kinds: type) -> Rule:
-    """An object of one of some types."""
+def instance(*kinds: type, instead: str = "") -> Rule:
+    """An object of one of some types; ``instead`` ends the line that refuses others: what serves them."""
 
     def read(value: Any) -> Any:
         if not isinstance(value, kinds):
-            raise _Refused(f"be a {' or a '.join(kind.__name__ for kind in kinds)}")
+            raise _Refused(f"be a {' or a '.join(kind.__name__ for kind in kinds)}{instead}")
         return value
 
     return Rule(read)
