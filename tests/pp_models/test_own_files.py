@@ -93,6 +93,14 @@ def test_an_index_of_somebody_else_is_refused(tmp_path, content):
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {INDEX: content}
 
 
+@pytest.mark.parametrize("key", ["format", "sha256"])
+def test_a_seal_does_not_write_over_keys_of_the_content(key):
+    with pytest.raises(
+        ValueError, match=rf"^content: got a key '{key}', which holds the seal; it must have another name$"
+    ):
+        files.sealed_json({"steps": 3, key: "mine"})
+
+
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     path = tmp_path / "report.html"
     write_own(path, b"old")
