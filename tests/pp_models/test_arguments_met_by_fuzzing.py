@@ -8,7 +8,7 @@ from torch import nn
 
 import guidebook as gb
 import guides
-from inference import objectives
+from inference import TrainingDiverged, objectives
 from pp_models import Dataset, TaskBatch
 from tests.fuzz.surface import adapted, batch, network, network_pair
 
@@ -62,6 +62,16 @@ LINES = {
     "training task": (on_a_pair(gb.verdict, tasks=batch(), trained_on=[3]), "trained_on: got 3; it must"),
     "guide of ranks": (simple(gb.rank_summary, model=adapted(), guide=0), "guide: got 0; it must"),
     "guide to prune by": (simple(gb.prune_ranks, model=adapted(), guide=nn.Identity()), "guide: got Identity; it must"),
+    "experts": (
+        lambda: gb.exact_log_evidence(torch.zeros(2, 3, 1), torch.ones(3)),
+        "concentration: got shape [3] with 1 experts; it must be [*batch, experts]"),
+    "tasks of experts": (
+        lambda: gb.dirichlet_sweeps(torch.ones(5, 3), torch.zeros(2, 4, 3)), "concentration: got shape [5, 3] with"),
+    "tasks of sticks": (
+        lambda: gb.stick_breaking_sweeps(torch.ones(5, 2), torch.ones(5, 2), torch.zeros(2, 4, 3)), "a, b: got shape"),
+    "mask of experts": (
+        lambda: gb.exact_log_evidence(torch.zeros(4, 3), torch.ones(3), torch.ones(3, dtype=torch.bool)),
+        "mask: got shape [3]; it must be [4]"),
     "usage": (simple(gb.unused_experts, usage=torch.zeros(0)), "usage: got a Tensor of shape [0]"),
     "usage of none": (simple(gb.effective_experts, usage=torch.zeros(2, 0)), "usage: got a Tensor of shape [2, 0]"),
 }  # fmt: skip
@@ -73,6 +83,13 @@ def test_it_is_refused_in_one_line(name):
     with pytest.raises((ValueError, TypeError)) as caught:
         call()
     assert str(caught.value).startswith(line) and "\n" not in str(caught.value), caught.value
+
+
+@pytest.mark.parametrize("rate", ["learning_rate", "path_learning_rate"])
+def test_a_walk_that_leaves_the_finite_numbers_is_one_line(rate):
+    line = r"^learning_rate, path_learning_rate: the walk is not finite with \S+ and \S+; they must be smaller$"
+    with pytest.raises(TrainingDiverged, match=line):
+        gb.swag(network(), batch().context[0], steps=4, warmup=2, every=2, rank=2, **{rate: 1e30})
 
 
 def test_what_lies_beside_them_is_taken():
