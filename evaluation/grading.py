@@ -14,8 +14,8 @@ from torch import Tensor
 from evaluation.diagnostics import psis, wasserstein
 from inference.posterior_draws import posterior_log_weights, sample_posterior
 from inference.progress import Stages
-from pp_models.arguments import CALLABLE, MOST_DRAWS, SEED, checked, data_set, integer
-from pp_models.data import Dataset, require_tasks
+from pp_models.arguments import CALLABLE, MOST_DRAWS, SEED, checked, data_set, integer, tensor
+from pp_models.data import Dataset, TaskBatch, context_of, require_tasks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,14 +48,14 @@ class Grade:
 @checked(
     model=CALLABLE,
     guide=CALLABLE,
-    data=data_set("Dataset", instead="from_pyro_svi(model, guide, *args) beside arviz.from_pyro(mcmc)"),
+    data=data_set("Dataset", "TaskBatch", instead="from_pyro_svi(model, guide, *args) beside arviz.from_pyro(mcmc)"),
     num_samples=integer(2, MOST_DRAWS),
     seed=SEED,
 )
 def grade(
     model: Any,
     guide: Any,
-    data: Dataset,
+    data: Dataset | TaskBatch,
     reference: Any,
     *,
     num_samples: int = 1_000,
@@ -67,7 +67,8 @@ def grade(
     Args:
         model: the model.
         guide: its guide.
-        data: the observed data that the reference was sampled for, ``*B`` task dimensions.
+        data: the observed data that the reference was sampled for, ``*B`` task dimensions; of a TaskBatch its context,
+            as in ``predict``.
         reference: draws by site ``[S, *B, *event]``, or an object that has them as ``draws``.
         num_samples: draws of the guide.
         seed: of those draws.
@@ -77,9 +78,15 @@ def grade(
         ValueError: a site of the reference that the guide has not, or draws of other shapes.
     """
     require_tasks(data, "data")
+    data = context_of(data)
     if not isinstance(reference if isinstance(reference, Mapping) else getattr(reference, "draws", None), Mapping):
         raise ValueError(f"reference: got {type(reference).__name__}; it must be what nuts gives, or draws by site")
     draws: Mapping[str, Tensor] = reference if isinstance(reference, Mapping) else reference.draws
+    if not draws:
+        raise ValueError("reference: got no site; it must have draws of at least one")
+    for name, value in draws.items():
+        if len(tensor(least=1).check("reference", value)) < 2:
+            raise ValueError(f"reference: site {name!r} has {len(value)} draws; it must have at least 2")
     found = sample_posterior(model, guide, data, num_samples, seed=seed)
     missing = sorted(set(draws) - set(found))
     if missing:

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pp_models.files import make_folder, write_atomically
+from pp_models.own_files import write_own
 
 TEMPLATE = "report.html.jinja"
 #: dots per inch of the pictures; twice what a page shows them at, for sharp screens and print
@@ -183,7 +185,8 @@ def write_report(path: str | os.PathLike, title: str, sections: Sequence[Section
     The file is complete or what it was before: a run that dies while writing leaves no half of it.
 
     Args:
-        path: a file ending in ``.html``, or a folder that gets a ``report.html``; folders are created.
+        path: a file ending in ``.html``, or a folder that gets a ``report.html``, where it takes the place of an
+            earlier report and of nobody's file; folders are created.
         title: heading of the page.
         sections: from top to bottom.
 
@@ -191,12 +194,13 @@ def write_report(path: str | os.PathLike, title: str, sections: Sequence[Section
         where it was written.
 
     Raises:
-        CheckpointError: the folder cannot be created or written to.
+        CheckpointError: the folder cannot be created or written to, or holds somebody's ``report.html``.
         TypeError, ValueError: as :func:`render_report`; nothing is written then.
     """
-    file = Path(path)
+    file, write = Path(path), write_atomically
     if file.suffix.lower() != ".html":
-        file = file / "report.html"
+        file, write = file / "report.html", partial(write_own, argument="path")
+    content = render_report(title, sections).encode("utf-8")
     make_folder(file.parent, "path")
-    write_atomically(file, render_report(title, sections).encode("utf-8"))
+    write(file, content)
     return file

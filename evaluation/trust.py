@@ -132,14 +132,10 @@ def verdict(
     tasks = args[0] if args else kwargs.get("tasks")
     if tasks is None:  # as a stream that is exhausted, or a split that was not made, may give
         raise ValueError("tasks: got None; held-out tasks are needed to test a guide on")
-    single = TaskBatch | Dataset | torch.Tensor
-    one = isinstance(tasks, single) or not isinstance(tasks, Iterable)
-    batches: list[Any] = [tasks] if one else list(tasks)
-    for batch in batches:
-        TASKS.check("tasks", batch)
-        require_tasks(batch, "tasks")
+    batches = _batches("tasks", tasks)
     if not batches:
         raise ValueError("tasks: got none; held-out tasks are needed to test a guide on")
+    training = None if trained_on is None else _batches("trained_on", trained_on)
     if kind is None:
         predicts = (
             objective is not None and objective in REGISTRY and REGISTRY[objective].load().guide_is == "predictor"
@@ -157,9 +153,19 @@ def verdict(
     judge_rates(tested, guide, batches)
     if tested.kind == "posterior":
         judge_activity(tested, model, guide, batches, min(num_samples, 400), seed)
-    if trained_on is not None:
-        judge_likeness(tested, batches, [trained_on] if isinstance(trained_on, TaskBatch | Dataset) else trained_on)
+    if training:
+        judge_likeness(tested, batches, training)
     return tested.verdict()
+
+
+def _batches(argument: str, given: Any) -> list[Any]:
+    """One batch or several, checked."""
+    single = not isinstance(given, Iterable) or isinstance(given, TaskBatch | Dataset | torch.Tensor | str)
+    batches = [given] if single or getattr(given, "ndim", 1) == 0 else list(given)
+    for batch in batches:
+        TASKS.check(argument, batch)
+        require_tasks(batch, argument)
+    return batches
 
 
 def _on_tasks(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> bool:

@@ -28,7 +28,8 @@ from inference import nuts, predict, prior_predictive
 from inference.objectives import make
 from pp_models import TaskBatch, oracle_predict, tasks
 from pp_models.contract import as_objective
-from pp_models.files import make_folder, write_atomically
+from pp_models.files import make_folder
+from pp_models.own_files import refuse_others, replaced_own, write_own
 from pp_models.tasks.task_stream import batches_of
 
 #: methods of the demo, and steps of each as a share of NVDP's on GP tasks
@@ -36,6 +37,12 @@ GP_METHODS = {"nvdp": 1.0, "nvdp+path": 0.5, "nmdp": 0.6, "cnp": 0.8}
 IMAGE_METHODS = {"nvdp": 0.5, "nvdp+path": 0.4, "cnp": 0.5}
 #: floor of the predictive standard deviation on GP tasks, whose draws have no noise
 FLOOR = 0.02
+PICTURES = (
+    *("functions", "comparison", "calibration", "rates", "completions", "learning", "bnnp_prior", "bnnp_posterior"),
+    *("nmdp_predictions", "nmdp_weights", "nmdp_ess", "lrvd_scales", "lrvd_energy"),
+)
+#: what the folder holds afterwards
+FILES = ("report.html", "posterior.nc", "gp.csv", "images.csv", *(f"{name}.png" for name in PICTURES))
 #: steps of BNNP as a share of NVDP's, its width, and NUTS's warm-up and draws
 BNNP_SHARE, BNNP_WIDTH, NUTS_DRAWS = 0.4, 16, 200
 #: steps of NMDP as a share of NVDP's, and points of the context of its panel
@@ -80,7 +87,7 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
         The GP table, the exact GP's row included.
 
     Raises:
-        CheckpointError: the folder cannot be written to.
+        CheckpointError: the folder cannot be written to, or holds somebody's files of these names.
         ValueError: ``steps`` below 1, a seed out of range, or unknown images.
     """
     if steps < 1:
@@ -88,6 +95,7 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed: got {seed}; it must be a non-negative integer below 2^63")
     folder = make_folder(out, "out")
+    refuse_others(folder, "out", *FILES)
     held_out = tasks.images(images, "test", 4, 1_000_000, full_image=True)  # an unknown name stops before any training
 
     pixel = held_out.batch(0).full
@@ -149,12 +157,12 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
     adapted = text_table(steps, seed)
     pngs = {stem: as_png(figure) for stem, (figure, _, _) in figures.items()}
     for stem, png in pngs.items():
-        write_atomically(folder / f"{stem}.png", png)
+        write_own(folder / f"{stem}.png", png)
     nvdp: Method = fitted["nvdp"][0]
     idata = to_arviz(nvdp.model, nvdp.guide, batches[1][:2], num_samples=100, seed=seed)
-    write_netcdf(idata, folder / "posterior.nc")
-    write_atomically(folder / "gp.csv", table.to_csv(index=False).encode())
-    write_atomically(folder / "images.csv", image_table.to_csv(index=False).encode())
+    write_netcdf(idata, folder / "posterior.nc", replaced_own)
+    write_own(folder / "gp.csv", table.to_csv(index=False).encode())
+    write_own(folder / "images.csv", image_table.to_csv(index=False).encode())
     rates = pd.DataFrame([{"layer": s, **vars(r)} for s, r in rate_spread(nvdp.guide, batches[1].context).items()])
     streams: dict[str, Any] = dict.fromkeys((f"{name}, GP tasks" for name in GP_METHODS), on_functions)
     streams |= {"bnnp, smooth functions": smooth, "nmdp, branches": mixed}
@@ -240,7 +248,7 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
         Heading("To reproduce"),
         Code(f"guidebook demo --images {shlex.quote(images)} --seed {seed} --steps {steps} --out demo"),
     ]
-    write_report(folder / "report.html", "guidebook demo: NVDP, BNNP, NMDP and LRVD beside their baselines", sections)
+    write_report(folder, "guidebook demo: NVDP, BNNP, NMDP and LRVD beside their baselines", sections)
     return table
 
 

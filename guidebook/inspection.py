@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -26,6 +27,7 @@ from inference.progress import Stages
 from pp_models.contract import as_guide, as_objective
 from pp_models.data import TaskBatch
 from pp_models.files import make_folder
+from pp_models.own_files import refuse_others, replaced_own
 from pp_models.tasks.downloads import no_downloads
 from pp_models.tasks.task_stream import batches_of
 from pp_models.tasks.task_table import TASKS, task_stream
@@ -47,13 +49,14 @@ def inspect_run(
         The table of scores, the summary of the posterior's widest entries, and the verdict.
 
     Raises:
-        CheckpointError: no run there, or a damaged one.
+        CheckpointError: no run there, or a damaged one; or the folder holds somebody's files of these names.
         ValueError: ``draws`` below 2.
     """
     if draws < 2:
         raise ValueError(f"draws: got {draws}; at least 2 are needed")
     configuration, method, steps = open_run(folder)
     path = make_folder(folder, "run")
+    refuse_others(path, "run", "posterior.nc", "report.html")
     with no_downloads("opening a run"):
         stream = task_stream(configuration.tasks, 4, configuration.seed, test=True)
     batches = [stream.batch(i) for i in range(25)]
@@ -65,7 +68,7 @@ def inspect_run(
         table = score_tasks(method.model, method.guide, _counted(batches, shown))
         shown.begin("posterior for ArviZ", 1)
         idata = to_arviz(method.model, method.guide, few, num_samples=draws, seed=configuration.seed, attrs=attrs)
-        write_netcdf(idata, path / "posterior.nc")
+        write_netcdf(idata, path / "posterior.nc", partial(replaced_own, argument="run"))
         summary, forest = widest_entries(idata), widest_forest(idata)
     rows = [{"model": configuration.model, **_means(table)}]
     if configuration.tasks.startswith("gp-"):
@@ -111,7 +114,7 @@ def inspect_run(
         Settings(asdict(configuration)),
         Code(f"guidebook inspect {shlex.quote(path.name)} --draws {draws}"),
     ]
-    write_report(path / "report.html", f"{configuration.model} on {configuration.tasks}", sections)
+    write_report(path, f"{configuration.model} on {configuration.tasks}", sections)
     return scores, summary, found
 
 

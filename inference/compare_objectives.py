@@ -66,8 +66,11 @@ def compare_objectives(
     if isinstance(objectives, Mapping):
         makers = dict(objectives)
     else:
-        given = [objectives] if isinstance(objectives, str) else REGISTRY if objectives is None else objectives
-        makers = {name: _maker(name) for name in each(TEXT).check("objectives", list(given))}
+        given: Any = [objectives] if isinstance(objectives, str) else REGISTRY if objectives is None else objectives
+        if isinstance(given, Iterable) and getattr(given, "ndim", 1) != 0:
+            given = list(given)
+        names = each(TEXT, 1, must="hold names of objectives, or be a mapping").check("objectives", given)
+        makers = {name: _maker(name) for name in names}
     if isinstance(batch, Dataset | TaskBatch):
         batch = as_computed(batch, model, guide)
     rows = []

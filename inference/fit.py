@@ -125,9 +125,13 @@ class TrainingStep(nn.Module):
         return loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
 
 
+#: what trains a model that is a function
+OF_FUNCTIONS = ". A function is trained by pyro.infer.SVI(model, guide, optimizer, loss=objective)"
+
+
 @checked(
-    model=instance(nn.Module),
-    guide=instance(nn.Module),
+    model=instance(nn.Module, instead=OF_FUNCTIONS),
+    guide=instance(nn.Module, instead=OF_FUNCTIONS),
     objective=either(str, other=instance(pyro.infer.ELBO)),
     steps=integer(1),
     seed=SEED,

@@ -22,7 +22,7 @@ import numbers
 import operator
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar
@@ -38,6 +38,8 @@ MOST_FEATURES, MOST_WIDTH, MOST_LAYERS = 2**17, 2**14, 2**10
 MOST_DRAWS, MOST_TASKS, MOST_POINTS = 2**24, 2**20, 2**24
 #: beyond it float32 overflows
 MOST_NUMBER = 1e30
+#: of 64 bits
+MOST_INTEGER = 2**63 - 1
 #: weights of one network
 MOST_WEIGHTS = 2**31
 
@@ -102,6 +104,8 @@ def integer(low: int | None = None, high: int | None = None) -> Rule:
             raise _Refused(f"be at least {low}")
         if high is not None and found > high:
             raise _Refused(f"be at most {high}")
+        if abs(found) > MOST_INTEGER:
+            raise _Refused(f"be at most {MOST_INTEGER:.1e} in size")
         return found
 
     return Rule(read)
@@ -132,6 +136,8 @@ def number(
         inside = low <= found <= high and math.isfinite(found)
         if inside and abs(found) > MOST_NUMBER:
             raise _Refused(f"be at most {MOST_NUMBER:g} in size")
+        if inside and low == 0 and ends[0] == "(" and 0 < found < 1 / MOST_NUMBER:
+            raise _Refused(f"be at least {1 / MOST_NUMBER:g}, which single precision can tell from 0")
         inside = inside or (endless and found == math.inf)
         if not inside or (ends[0] == "(" and found == low) or (ends[1] == ")" and found == high):
             raise _Refused(must)
@@ -224,6 +230,34 @@ def interval(rule: Rule, strict: bool = True, open_end: bool = False) -> Rule:
     return Rule(read)
 
 
+def mapping(rule: Rule | None = None, must: str = "be a mapping with names as its keys") -> Rule:
+    """A mapping from strings, whose values keep a rule.
+
+    Args:
+        rule: of the values; None for any.
+        must: the rule in words.
+    """
+
+    def read(value: Any) -> dict[str, Any]:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise _Refused(must)
+        try:
+            return {key: found if rule is None else rule.read(found) for key, found in value.items()}
+        except _Refused as refused:
+            raise _Refused(f"{must}, and each value must {refused}") from None
+
+    return Rule(read)
+
+
+def nesting(most: int = 1000) -> Rule:
+    """A number of plates, or infinity where that is to be found out."""
+
+    def read(value: Any) -> float:
+        return math.inf if as_number(value) == math.inf else integer(0, most).read(value)
+
+    return Rule(read)
+
+
 def optional(rule: Rule) -> Rule:
     """What keeps a rule, or None."""
 
@@ -258,12 +292,12 @@ def either(*kinds: type, other: Rule) -> Rule:
     return Rule(lambda value: value if isinstance(value, kinds) else other.read(value))
 
 
-def instance(*kinds: type) -> Rule:
-    """An object of one of some types."""
+def instance(*kinds: type, instead: str = "") -> Rule:
+    """An object of one of some types; ``instead`` ends the line that refuses others: what serves them."""
 
     def read(value: Any) -> Any:
         if not isinstance(value, kinds):
-            raise _Refused(f"be a {' or a '.join(kind.__name__ for kind in kinds)}")
+            raise _Refused(f"be a {' or a '.join(kind.__name__ for kind in kinds)}{instead}")
         return value
 
     return Rule(read)
@@ -286,13 +320,14 @@ def check_weights(name: str, widths: Sequence[int]) -> None:
         )
 
 
-def tensor(dims: int | None = None, least: int = 0, finite: bool = True) -> Rule:
+def tensor(dims: int | None = None, least: int = 0, finite: bool = True, entries: bool = False) -> Rule:
     """A tensor of floating-point numbers.
 
     Args:
         dims: how many dimensions it has.
         least: how many at least, where that varies.
         finite: whether NaN and infinities are refused.
+        entries: whether one without any entry is refused.
     """
     size = f" of {dims} dimensions" if dims is not None else f" of at least {least} dimensions" if least else ""
 
@@ -300,6 +335,8 @@ def tensor(dims: int | None = None, least: int = 0, finite: bool = True) -> Rule
         right = isinstance(value, Tensor) and value.dtype.is_floating_point
         if not right or (dims is not None and value.dim() != dims) or value.dim() < least:
             raise _Refused(f"be a floating-point tensor{size}")
+        if entries and not value.numel():
+            raise _Refused("hold at least one entry")
         if finite and not bool(torch.isfinite(value).all()):
             raise _Refused("hold no NaN or infinity")
         return value
@@ -352,6 +389,20 @@ def _path(value: Any) -> Any:
     return value
 
 
+def _scale(value: Any) -> float:
+    found = POSITIVE.read(value)
+    if not MOST_NUMBER**-0.5 <= found <= MOST_NUMBER**0.5:
+        raise _Refused(f"lie in [{MOST_NUMBER**-0.5:g}, {MOST_NUMBER**0.5:g}], whose squares single precision can hold")
+    return found
+
+
+def _values(value: Any) -> Any:
+    sized = hasattr(value, "__len__") and hasattr(value, "__iter__") and getattr(value, "ndim", 1) == 1
+    if not sized or isinstance(value, str | bytes | Mapping):
+        raise _Refused("be a sequence")
+    return value
+
+
 def data_set(*names: str, instead: str = "") -> Rule:
     """Data of one of our kinds; what breaks the rule is a ``DataError``.
 
@@ -376,7 +427,11 @@ def data_set(*names: str, instead: str = "") -> Rule:
 
 FLAG, TEXT, NUMBER = Rule(_flag), Rule(_text), number()
 TENSOR, MASK, CALLABLE, PATH = instance(Tensor), Rule(_mask), Rule(_callable), Rule(_path)
+#: a sequence of any make, a pandas one too
+VALUES = Rule(_values)
 POSITIVE, NOT_NEGATIVE = number(0, ends="()"), number(0)
+#: a standard deviation, whose square single precision can hold
+SCALE = Rule(_scale)
 SHARE, OPEN_SHARE = number(0, 1), number(0, 1, "()")
 SEED = integer(0, 2**63 - 1)
 FEATURES, WIDTH, LAYERS = integer(1, MOST_FEATURES), integer(1, MOST_WIDTH), integer(1, MOST_LAYERS)

@@ -210,7 +210,14 @@ def read_at_most(file: Any, most: int) -> bytes:
 
 
 def sealed_json(content: Mapping[str, Any]) -> bytes:
-    """A JSON object with its format and a checksum of all the rest."""
+    """A JSON object with its format and a checksum of all the rest.
+
+    Raises:
+        ValueError: ``content`` has a key of theirs.
+    """
+    taken = sorted({"format", "sha256"} & set(content))
+    if taken:
+        raise ValueError(f"content: got a key {taken[0]!r}, which holds the seal; it must have another name")
     whole = json.loads(json.dumps({**content, "format": FORMAT}))  # as it will be read
     return json.dumps({**whole, "sha256": _digest(whole)}, indent=1).encode()
 

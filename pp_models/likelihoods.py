@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pp_models.arguments import POSITIVE, checked, number, shown
+from pp_models.arguments import SCALE, checked, number, shown
 from pp_models.contract import Likelihood
 from pp_models.data import DataError
 from pp_models.single_precision import single
@@ -30,7 +30,7 @@ class GaussianLikelihood(Likelihood):
         ValueError: a scale that is not positive, or a bound that is not above it or not needed.
     """
 
-    @checked(noise_scale=POSITIVE, max_noise=POSITIVE)
+    @checked(noise_scale=SCALE, max_noise=SCALE)
     def __init__(self, noise_scale: float = 0.1, learn_noise: bool = False, max_noise: float | None = None) -> None:
         super().__init__()
         if max_noise is not None and not learn_noise:

@@ -1,5 +1,7 @@
 """What a reader is told: the Python and the commands of README.md and docs/ run, and their links lead somewhere."""
 
+import importlib.util
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -17,6 +19,7 @@ PAGES = [
     if path.is_file()
 ]
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
+ROOMS = ("pp_models", "guides", "inference", "evaluation", "guidebook", "benchmarks", "tests")
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)[^)]*\)")
 
 
@@ -41,15 +44,35 @@ def commands(text):
     return [shlex.split(line, comments=True) for line in lines if line.startswith("guidebook ")]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
-def test_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+#: page, number of the first line, and lines of each block of Python
+SNIPPETS = [
+    (page, number, lines)
+    for page in PAGES
+    for language, number, lines in blocks(page.read_text(encoding="utf-8"))
+    if language == "python"
+]
+
+
+@pytest.mark.parametrize(
+    ("page", "number", "lines"), SNIPPETS, ids=[f"{page.relative_to(ROOT)}:{number}" for page, number, _ in SNIPPETS]
+)
+def test_python_of_a_page_runs_alone(page, number, lines, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "__page__"}
-    for language, number, lines in blocks(page.read_text(encoding="utf-8")):
-        if language == "python":
-            # blank lines above, so that a traceback names the line of the page
-            exec(compile("\n" * (number - 1) + "\n".join(lines), str(page), "exec"), namespace)
+    # blank lines above, so that a traceback names the line of the page
+    exec(compile("\n" * (number - 1) + "\n".join(lines), str(page), "exec"), {"__name__": "__page__"})
     assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_make_and_module_commands_of_a_page_exist(page):
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for _, _, lines in (block for block in blocks(page.read_text(encoding="utf-8")) if block[0] in ("bash", "sh")):
+        for words in (shlex.split(line.removeprefix("$ "), comments=True) for line in lines):
+            for command, name in itertools.pairwise(words):
+                if command == "make":
+                    assert name in targets, words
+                if command == "-m" and name.partition(".")[0] in ROOMS:
+                    assert importlib.util.find_spec(name) is not None, words
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)

@@ -14,8 +14,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from guides.adapters.adapter_guide import AdapterGuide
 from guides.adapters.lrvd_layers import layer_states, lrvd_modules, rank_log_alpha
-from pp_models.arguments import NUMBER, checked, instance
+from pp_models.adapters.low_rank_adapted import LowRankAdapted
+from pp_models.arguments import NUMBER, checked, instance, optional
 from pp_models.log_uniform import log_uniform_kl
 
 
@@ -159,7 +161,7 @@ def place_of(module: str) -> RankPlace:
 
 
 @torch.no_grad()
-@checked(model=instance(nn.Module), threshold=NUMBER)
+@checked(model=instance(nn.Module), guide=optional(instance(AdapterGuide)), threshold=NUMBER)
 def rank_summary(model: nn.Module, guide: Any = None, threshold: float = 1.0) -> pd.DataFrame:
     """What a trained adapter uses of its ranks, one row a module.
 
@@ -177,7 +179,7 @@ def rank_summary(model: nn.Module, guide: Any = None, threshold: float = 1.0) ->
         nothing to say.
 
     Raises:
-        ValueError: the model has no LRVD layer.
+        ValueError: the model has no LRVD layer, or the guide is of no adapter.
     """
     if guide is None:
         log_alpha: Mapping[str, Tensor] = rank_log_alpha(model)
@@ -185,6 +187,7 @@ def rank_summary(model: nn.Module, guide: Any = None, threshold: float = 1.0) ->
             path: (state.lora_A, state.lora_B) for path, state in layer_states(model).items()
         }
     else:
+        instance(LowRankAdapted).check("model", model)
         log_alpha = guide.rank_log_alpha()
         factors = {path: module.factors() for path, module in model.rank_modules().items()}  # type: ignore[operator]
     rows: list[dict[str, Any]] = []

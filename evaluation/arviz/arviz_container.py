@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray
 
+from pp_models.arguments import TEXT, VALUES, each, mapping
 from pp_models.files import replaced_atomically, reserve
 
 SAMPLE_DIMS = ("chain", "draw")
+#: coordinate values by dimension
+COORDS = mapping(VALUES, "be a mapping from dimensions to sequences of values")
+DIMS = mapping(each(TEXT), "be a mapping from sites to the names of their dimensions")
 CONTAINERS = ("inferencedata", "datatree")
 
 
@@ -104,8 +108,13 @@ def _without_slashes(variables: Mapping[str, Variable]) -> dict[str, Variable]:
     return found
 
 
-def write_netcdf(container: Any, path: Path) -> None:
+def write_netcdf(container: Any, path: Path, replaced: Callable[[Path], Any] = replaced_atomically) -> None:
     """Writes a container to a file that is, at any moment, either what it was or complete.
+
+    Args:
+        container: what ``to_arviz`` gave.
+        path: the file.
+        replaced: a path to write at, that takes the place of ``path`` afterwards (:mod:`pp_models.own_files`).
 
     Raises:
         FileError: the file cannot be written; what was there is intact.
@@ -113,7 +122,7 @@ def write_netcdf(container: Any, path: Path) -> None:
     import netCDF4  # here, because it takes a while to import
 
     groups = _groups(container)
-    with replaced_atomically(path) as partial:
+    with replaced(path) as partial:
         # where a disk fills while HDF5 writes, the process dies of it
         reserve(partial, sum(_most_bytes(dataset) for dataset in groups.values()))
         try:

@@ -17,12 +17,12 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions import Independent
 
-from evaluation.arviz.arviz_container import SAMPLE_DIMS, Variable, choose_container, pack
+from evaluation.arviz.arviz_container import COORDS, SAMPLE_DIMS, Variable, choose_container, pack
 from inference.data_dtype import as_computed
 from inference.objectives.independent_plates import sample_sites
 from inference.pareto_smoothing import psis
 from inference.random_state import seeded
-from pp_models.arguments import CALLABLE, DRAWS, SEED, checked, data_set
+from pp_models.arguments import CALLABLE, DRAWS, SEED, checked, data_set, mapping
 from pp_models.contract import as_objective
 from pp_models.data import Dataset, TaskBatch, require_tasks
 
@@ -36,6 +36,8 @@ OBSERVED = "y"
     num_samples=DRAWS,
     seed=SEED,
     chunk_size=DRAWS,
+    coords=COORDS,
+    attrs=mapping(),
 )
 def to_arviz(
     model: Callable,

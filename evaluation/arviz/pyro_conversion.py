@@ -13,14 +13,21 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from evaluation.arviz.arviz_container import SAMPLE_DIMS, Variable, choose_container, pack
+from evaluation.arviz.arviz_container import COORDS, DIMS, SAMPLE_DIMS, Variable, choose_container, pack
 from inference.objectives.independent_plates import independent_axes, per_particle, sample_sites
 from inference.random_state import seeded
 from pp_models.arguments import CALLABLE, DRAWS, SEED, checked
 
 
 @torch.no_grad()
-@checked(model=CALLABLE, guide=CALLABLE, num_samples=DRAWS, seed=SEED)
+@checked(
+    model=CALLABLE,
+    guide=CALLABLE,
+    num_samples=DRAWS,
+    seed=SEED,
+    coords=COORDS,
+    dims=DIMS,
+)
 def from_pyro_svi(
     model: Callable,
     guide: Callable,

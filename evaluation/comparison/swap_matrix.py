@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from evaluation.comparison.families import MODELS
-from evaluation.comparison.swap_report import write_swap_report
+from evaluation.comparison.swap_report import SWAP_FILES, write_swap_report
 from evaluation.methods import TaskShape
 from evaluation.scores.scoring import score_tasks
 from evaluation.trust import HELD_OUT_BATCH_SIZE, held_out_tasks, verdict
@@ -44,6 +44,7 @@ from pp_models.arguments import (
 )
 from pp_models.contract import as_objective
 from pp_models.files import STRICT, FileError, make_folder, read_checked_json, sealed_json, write_atomically
+from pp_models.own_files import refuse_others
 from pp_models.registry import Registry
 from pp_models.tasks.task_stream import TaskStream, batches_of
 from pp_models.tasks.task_table import task_stream
@@ -216,7 +217,7 @@ def compare(
 
     Raises:
         ValueError: an unknown name, a number out of range, or a folder with cells that were run otherwise.
-        CheckpointError: the folder cannot be written to.
+        CheckpointError: the folder cannot be written to, or holds somebody's files of these names.
     """
     if num_simulations and num_simulations < 50:
         raise ValueError(f"num_simulations: got {num_simulations}; it must be 0, for no verdicts, or at least 50")
@@ -232,6 +233,8 @@ def compare(
     )  # fmt: skip
     cells = [_Cell(m, g, o, s) for m, g, s, o in product(makers.models, makers.guides, numbers, makers.objectives)]
     folder = None if out is None else make_folder(out, "out")
+    if folder is not None:
+        refuse_others(folder, "out", *SWAP_FILES)
     streams = _Streams(tasks, test, settings)
     done = {} if folder is None else _finished(folder, cells, settings)
     if retry_failed:
@@ -416,6 +419,10 @@ def _finished(folder: Path, cells: list[_Cell], settings: GridSettings) -> dict[
     for cell in cells:
         own = folder / "cells" / cell.folder
         if not (own / SETTINGS).exists():
+            if (own / RESULT).exists():  # which a cell writes last
+                raise FileError(
+                    f"out: {own} holds {RESULT} without {SETTINGS}; it is not of a grid, name another folder"
+                )
             continue
         stored = _read(own / SETTINGS, GridSettings, "the settings of a grid")
         for name, value in asdict(settings).items():

@@ -12,7 +12,7 @@ import pandas as pd
 from evaluation import plots
 from evaluation.findings import TRUST
 from evaluation.report import Code, Heading, Picture, Prose, Section, Settings, Table, as_png, write_report
-from pp_models.files import write_atomically
+from pp_models.own_files import write_own
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
@@ -61,6 +61,10 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     return found.drop(columns=alike)
 
 
+#: what a swap report is made of
+SWAP_FILES = ("compare.csv", "gradient_noise.csv", "compare.png", "report.html")
+
+
 def write_swap_report(folder: Path, table: pd.DataFrame, noise: pd.DataFrame, settings: Mapping[str, Any]) -> None:
     """Writes ``compare.csv``, ``gradient_noise.csv``, ``compare.png`` and ``report.html`` into a folder.
 
@@ -69,10 +73,13 @@ def write_swap_report(folder: Path, table: pd.DataFrame, noise: pd.DataFrame, se
         table: what ``evaluation.compare`` returns.
         noise: its ``attrs["gradient_noise"]``.
         settings: what all runs share, by name.
+
+    Raises:
+        CheckpointError: the folder cannot be written to, or holds somebody's files of these names.
     """
-    write_atomically(folder / "compare.csv", table.to_csv(index=False).encode())
+    write_own(folder / "compare.csv", table.to_csv(index=False).encode())
     if len(noise):
-        write_atomically(folder / "gradient_noise.csv", noise.to_csv(index=False).encode())
+        write_own(folder / "gradient_noise.csv", noise.to_csv(index=False).encode())
     sections: list[Section] = []
     scores = summarise(table)
     judged = (table["verdict"].fillna("") != "").any()
@@ -98,7 +105,7 @@ def write_swap_report(folder: Path, table: pd.DataFrame, noise: pd.DataFrame, se
     if (table["status"] == "ok").any():
         figure = plots.swap_matrix_plot(table, noise)
         png = as_png(figure)
-        write_atomically(folder / "compare.png", png)
+        write_own(folder / "compare.png", png)
         sections.append(Picture(figure, "Likelihood against training time, gradient noise, and weights.", png=png))
     failed = table[table["status"] != "ok"]
     if len(failed) and not judged:
@@ -112,4 +119,4 @@ def write_swap_report(folder: Path, table: pd.DataFrame, noise: pd.DataFrame, se
     more = (f"--{name} {shlex.quote(str(value))}" for name, value in options.items())
     command = " ".join([f"guidebook compare {words}", *more])
     sections += [Heading("Settings"), Settings(settings), Code(command)]
-    write_report(folder / "report.html", "Swap matrix", sections)
+    write_report(folder, "Swap matrix", sections)

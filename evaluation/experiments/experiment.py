@@ -18,7 +18,8 @@ from evaluation.methods import Method, TaskShape, build
 from evaluation.report import Code, Heading, Picture, Prose, Section, Table, as_png, write_report
 from inference import fit
 from inference.training_setup import make_fabric
-from pp_models.files import STRICT, make_folder, sealed_json, write_atomically
+from pp_models.files import STRICT, make_folder, sealed_json
+from pp_models.own_files import refuse_others, write_own
 from pp_models.tasks.task_stream import TaskStream
 
 RESULTS = "results.json"
@@ -206,23 +207,34 @@ class Workshop:
         return model, guide, result.history
 
 
+def folder_of_outcome(folder: Path) -> Path:
+    """Makes the folder of an outcome, or refuses one that holds somebody's tables or pictures.
+
+    Raises:
+        CheckpointError: it does, or it cannot be written to.
+    """
+    folder = make_folder(folder, "out")
+    refuse_others(folder, "out", RESULTS, "*.csv", "*.png", "report.html")
+    return folder
+
+
 def write_outcome(outcome: Outcome, folder: Path) -> None:
     """Writes ``results.json``, ``table.csv`` (and other tables), one PNG a figure and ``report.html``.
 
     Raises:
-        CheckpointError: the folder cannot be written to.
+        CheckpointError: the folder cannot be written to, or holds somebody's files of these names.
     """
-    folder = make_folder(folder, "out")
+    folder = folder_of_outcome(folder)
     rows = json.loads(outcome.table.to_json(orient="records"))
     result = Results(outcome.name, outcome.command, outcome.checks, outcome.notes, rows)
-    write_atomically(folder / RESULTS, sealed_json(asdict(result)))
-    write_atomically(folder / "table.csv", outcome.table.to_csv(index=False).encode())
+    write_own(folder / RESULTS, sealed_json(asdict(result)))
+    write_own(folder / "table.csv", outcome.table.to_csv(index=False).encode())
     for title, table in outcome.tables.items():
         name = "".join(c if c.isalnum() else "-" for c in title.lower()).strip("-")
-        write_atomically(folder / f"{name}.csv", table.to_csv(index=False).encode())
+        write_own(folder / f"{name}.csv", table.to_csv(index=False).encode())
     pngs = {stem: as_png(figure) for stem, (figure, _) in outcome.figures.items()}
     for stem, png in pngs.items():
-        write_atomically(folder / f"{stem}.png", png)
+        write_own(folder / f"{stem}.png", png)
     sections: list[Section] = []
     if outcome.checks:
         sections += [Heading(_verdict(outcome.checks)), Table(check_table(outcome.checks))]
@@ -232,7 +244,7 @@ def write_outcome(outcome: Outcome, folder: Path) -> None:
     for stem, (figure, caption) in outcome.figures.items():
         sections += [Heading(stem.replace("_", " ").capitalize()), Picture(figure, caption, png=pngs[stem])]
     sections += [Heading("To reproduce"), Code(outcome.command)]
-    write_report(folder / "report.html", outcome.name, sections)
+    write_report(folder, outcome.name, sections)
 
 
 def _verdict(checks: Iterable[Check]) -> str:

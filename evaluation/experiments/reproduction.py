@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.experiments.experiment import SCALES, Outcome, Workshop, write_outcome
+from evaluation.experiments.experiment import SCALES, Outcome, Workshop, folder_of_outcome, write_outcome
 from evaluation.experiments.table import EXPERIMENTS
 from evaluation.methods import METHODS
 
@@ -42,6 +42,7 @@ def reproduce(
     Raises:
         ValueError: unknown experiment, scale, tasks or method, no seeds, a seed out of range or given twice, seconds
             out of range, an option that the experiment does not have, or no such device.
+        CheckpointError: the folder cannot be written to, or holds somebody's tables, pictures or report.
     """
     EXPERIMENTS.check(name)
     if scale not in SCALES:
@@ -50,13 +51,14 @@ def reproduce(
     if not seeds or min(seeds) < 0 or max(seeds) >= 2**63 or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: got {seeds}; it must be non-negative integers below 2^63, each once, at least one")
     options = _pieces(name, cpu_seconds, tasks, methods)
+    folder = folder_of_outcome(results_folder(name, scale, out, cpu_seconds))
     workshop = Workshop(Path(out) / name.split("/")[0], progress, device)
     outcome = EXPERIMENTS[name].run(scale, seeds, workshop, **options)
     words = {"scale": scale, "seeds": ",".join(map(str, seeds))}
     words |= {"cpu-seconds": f"{cpu_seconds:g}"} if cpu_seconds is not None else {}
     words |= {key: ",".join(given) for key, given in (("tasks", tasks), ("methods", methods)) if given is not None}
     outcome.command = f"guidebook reproduce {name} " + " ".join(f"--{key} {value}" for key, value in words.items())
-    write_outcome(outcome, results_folder(name, scale, out, cpu_seconds))
+    write_outcome(outcome, folder)
     return outcome
 
 

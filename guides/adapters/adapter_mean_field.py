@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from guides.adapters.adapter_guide import AdapterGuide
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
-from pp_models.arguments import POSITIVE, checked
+from pp_models.arguments import SCALE, checked
 
 
 class AdapterMeanFieldGuide(AdapterGuide):
@@ -27,7 +27,7 @@ class AdapterMeanFieldGuide(AdapterGuide):
         ValueError: ``init_scale`` out of range.
     """
 
-    @checked(init_scale=POSITIVE)
+    @checked(init_scale=SCALE)
     def __init__(self, model: LowRankAdapted, init_scale: float = 0.05) -> None:
         super().__init__(model)
         self.roots = nn.ParameterList()

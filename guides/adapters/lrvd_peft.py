@@ -33,6 +33,8 @@ try:
     from peft.tuners.lora import LoraModel
     from peft.tuners.lora.layer import Linear, LoraVariant
     from peft.utils import hotswap
+
+    from guides.adapters.whole_saves import save_whole
 except ImportError as error:
     raise ImportError(f"LrvdConfig: {error.name or 'peft'} is missing; pip install guidebook[adapters]") from None
 
@@ -145,6 +147,7 @@ class LrvdConfig(LoraConfig):
         _guard_weighted_adapters()
         _guard_hotswap()
         _watch_injections()
+        save_whole(lambda config: isinstance(config, LrvdConfig))
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """As in peft, but patterns stay in their order: the first that matches counts, and peft sorts them.

@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 
 from guides.networks.weight_guide import WeightGuide, initial_weight
 from guides.set_encoder import SetEncoder
-from pp_models.arguments import POSITIVE, checked
+from pp_models.arguments import SCALE, checked
 from pp_models.data import Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
 
@@ -30,7 +30,7 @@ class AmortisedMeanFieldGuide(WeightGuide):
     name = "mean-field"
     description = "an independent Gaussian for every weight, from the context"
 
-    @checked(initial_scale=POSITIVE)
+    @checked(initial_scale=SCALE)
     def __init__(
         self, model: BayesianNetwork, width: int = 128, *, pooling: str = "mean", initial_scale: float = 0.1
     ) -> None:
@@ -40,7 +40,8 @@ class AmortisedMeanFieldGuide(WeightGuide):
         for shape in self.shapes:
             head = nn.Linear(width, 2 * shape[0] * shape[1])
             nn.init.normal_(head.weight, std=0.1 / math.sqrt(width * shape[1]))
-            raw = math.log(math.expm1(initial_scale / math.sqrt(shape[1])))
+            scale = initial_scale / math.sqrt(shape[1])
+            raw = scale + math.log(-math.expm1(-scale))  # softplus's inverse, whose expm1 would overflow
             with torch.no_grad():
                 head.bias.copy_(torch.stack([initial_weight(shape), torch.full(shape, raw)]).flatten())
             self.heads.append(head)

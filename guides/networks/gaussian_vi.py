@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from guides.networks.weight_guide import WeightGuide
 from guides.networks.whitened_gaussian import Unwhitened, WhitenedGaussian
-from pp_models.arguments import POSITIVE, TASKS, checked, each, one_of
+from pp_models.arguments import SCALE, TASKS, checked, each, one_of
 from pp_models.data import DataError, Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.networks.priors import GRANULARITIES, GaussianPrior
@@ -36,7 +36,7 @@ class GaussianVIGuide(WeightGuide):
     @checked(
         correlation=one_of(*GRANULARITIES),
         batch_shape=each(TASKS, must="hold numbers of tasks"),
-        initial_scale=POSITIVE,
+        initial_scale=SCALE,
     )
     def __init__(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from guides.networks.conjugate_layer import layer_posterior
 from guides.networks.weight_guide import WeightGuide
 from guides.networks.whitened_gaussian import WhitenedGaussian
-from pp_models.arguments import POINTS, POSITIVE, checked
+from pp_models.arguments import POINTS, SCALE, checked
 from pp_models.data import DataError, Dataset
 from pp_models.likelihoods import GaussianLikelihood
 from pp_models.networks.bayesian_network import BayesianNetwork
@@ -38,7 +38,7 @@ class GlobalInducingGuide(WeightGuide):
 
     independent_sites = False
 
-    @checked(num_inducing=POINTS, initial_noise=POSITIVE)
+    @checked(num_inducing=POINTS, initial_noise=SCALE)
     def __init__(
         self, model: BayesianNetwork, data: Dataset, num_inducing: int = 32, initial_noise: float = 1.0
     ) -> None:

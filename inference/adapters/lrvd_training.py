@@ -14,7 +14,7 @@ from guides.adapters.lrvd_layers import kl_divergence, layer_states
 from inference.schedules import SCHEDULES, decay
 from inference.skipped_steps import TrainingDiverged
 from pp_models.adapters.tempering import Tempering
-from pp_models.arguments import NOT_NEGATIVE, POSITIVE, checked, instance, integer, one_of
+from pp_models.arguments import FLAG, NOT_NEGATIVE, POSITIVE, checked, instance, integer, one_of, optional
 
 #: how far log α may travel in a training run, in nats: the sum of its learning rates over the steps
 TRAVEL = 14.0
@@ -42,6 +42,7 @@ class LrvdObjective(Tempering):
         if self.num_data is None:
             raise ValueError("num_data: got None; a mean loss needs the number of training examples")
         integer(1).check("num_data", self.num_data)  # before the parent's, which allows None
+        object.__setattr__(self, "approximate", optional(FLAG).check("approximate", self.approximate))
         super().__post_init__()
 
     @property

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from guides.adapters.adapter_guide import AdapterGuide
 from guides.adapters.lrvd_layers import lrvd_modules, module_path, rank_key, rank_log_alpha
 from inference.adapters.optimizer_cutting import check_optimizers, forget, shrink, steps_done, torch_optimizers
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
 from pp_models.adapters.low_rank_layer import RankModule, RankParameter
-from pp_models.arguments import checked, instance, integer, named, number
+from pp_models.arguments import checked, instance, integer, named, number, optional
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def rank_threshold(log_alpha: dict[str, Tensor], threshold: float | str = 1.0, b
     threshold=named("gap", other=number(endless=True)),
     budget=integer(0),
     min_steps=integer(0),
+    guide=optional(instance(AdapterGuide)),
 )
 def prune_ranks(
     model: nn.Module,

@@ -113,7 +113,8 @@ class IWEM(WeightedObjective):
         **options: Any,
     ) -> None:
         super().__init__(num_particles, **options)
-        if not callable(proposal) and (not isinstance(proposal, str) or proposal not in PROPOSALS):
+        is_guide = callable(proposal) and not isinstance(proposal, type)
+        if not is_guide and (not isinstance(proposal, str) or proposal not in PROPOSALS):
             raise ValueError(f"proposal: got {shown(proposal)}; it must be one of {', '.join(PROPOSALS)}, or a guide")
         if inner_steps > 1 and not self.vectorize_particles:
             raise ValueError(f"inner_steps: got {inner_steps}; particles that are kept must be vectorised")

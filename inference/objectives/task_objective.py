@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -24,7 +25,7 @@ from inference.objectives.fixed_values import fixed_values
 from inference.objectives.independent_plates import PARTICLES, Independence, Ties, check_extra_sites, sample_sites
 from inference.objectives.particles import OWN, STRUCTURES, NotVectorised, Pairs, apart, check_one_alone, one_subsample
 from inference.objectives.ties import Program, find_ties, structure
-from pp_models.arguments import DRAWS, checked, number
+from pp_models.arguments import DRAWS, checked, nesting
 from pp_models.contract import ObjectiveOffers, as_guide, as_model
 from pp_models.data import Dataset, TaskBatch
 from pp_models.parameter_module import ParameterModule
@@ -109,7 +110,7 @@ class TaskObjective(ObjectiveOffers, ELBO):
     #: particles carry no gradient to the guide
     fixed_particles = False
 
-    @checked(num_particles=DRAWS, max_plate_nesting=number(0, 1000, endless=True))
+    @checked(num_particles=DRAWS, max_plate_nesting=nesting())
     def __init__(
         self,
         num_particles: int = 1,
@@ -301,9 +302,15 @@ class TaskObjective(ObjectiveOffers, ELBO):
         return joined(each)
 
     def _nesting(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> int:
-        if self.max_plate_nesting == float("inf"):
-            if args and isinstance(args[0], Dataset | TaskBatch) and isinstance(model, ParameterModule):
-                return len(args[0].batch_shape)
+        if args and isinstance(args[0], Dataset | TaskBatch) and isinstance(model, ParameterModule):
+            needed = len(args[0].batch_shape)
+            if self.max_plate_nesting < needed:
+                raise ValueError(
+                    f"max_plate_nesting: got {self.max_plate_nesting}; it must be at least {needed}, the data's task "
+                    "dimensions"
+                )
+            return needed if math.isinf(self.max_plate_nesting) else int(self.max_plate_nesting)
+        if math.isinf(self.max_plate_nesting):
             data = args[0].full if args and isinstance(args[0], TaskBatch) else None
             particles, self.num_particles = self.num_particles, 1
             try:

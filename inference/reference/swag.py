@@ -12,6 +12,7 @@ from guides.networks.swag import SWAGGuide
 from inference.data_dtype import as_computed
 from inference.objectives.independent_plates import sample_sites
 from inference.random_state import seeded
+from inference.skipped_steps import TrainingDiverged
 from pp_models.arguments import MOST_WIDTH, POSITIVE, SEED, checked, instance, integer
 from pp_models.data import DataError, Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
@@ -62,6 +63,7 @@ def swag(
     Raises:
         ValueError: an argument out of range.
         DataError: the data has no y or no points.
+        TrainingDiverged: the walk leaves the finite numbers.
     """
     if steps < 2 * every:
         raise ValueError(f"steps: got {steps}; with every={every} it must be at least {2 * every}, two positions")
@@ -105,20 +107,29 @@ def _swag(
         optimizer.step()
 
     adam = torch.optim.Adam(weights.values(), lr=learning_rate)
-    for _ in range(warmup):
-        step(adam, data)
     walk = torch.optim.SGD(weights.values(), lr=path_learning_rate)
     mean = square = torch.zeros(())
     deviations: list[Tensor] = []
     taken = 0
-    for i in range(steps):
-        part = data
-        if batch_size is not None:
-            part = data.points(torch.randperm(count, device=data.x.device)[:batch_size])
-        step(walk, part)
-        if (i + 1) % every == 0:
-            flat = torch.cat([w.detach().flatten(-2) for w in weights.values()], -1)
-            mean, square = (taken * mean + flat) / (taken + 1), (taken * square + flat**2) / (taken + 1)
-            taken += 1
-            deviations = [*deviations, flat - mean][-rank:]
+    loss(data)  # what is wrong with the model itself is said here
+    try:
+        for _ in range(warmup):
+            step(adam, data)
+        for i in range(steps):
+            part = data
+            if batch_size is not None:
+                part = data.points(torch.randperm(count, device=data.x.device)[:batch_size])
+            step(walk, part)
+            if (i + 1) % every == 0:
+                flat = torch.cat([w.detach().flatten(-2) for w in weights.values()], -1)
+                mean, square = (taken * mean + flat) / (taken + 1), (taken * square + flat**2) / (taken + 1)
+                taken += 1
+                deviations = [*deviations, flat - mean][-rank:]
+    except ValueError:  # of a distribution whose parameters are not finite
+        mean = torch.full((), torch.nan)
+    if not bool(torch.isfinite(mean).all() & torch.isfinite(square).all()):
+        raise TrainingDiverged(
+            f"learning_rate, path_learning_rate: the walk is not finite with {learning_rate:g} and "
+            f"{path_learning_rate:g}; they must be smaller"
+        )
     return SWAGGuide(model, mean, (square - mean**2).clamp_min(0), torch.stack(deviations, -1))

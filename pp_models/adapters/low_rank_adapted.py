@@ -22,7 +22,20 @@ from pp_models.adapters.called_layers import check_called, watch_layers
 from pp_models.adapters.low_rank_layer import FactorDraws, RankModule, RankParameter, adapt, linear_sizes
 from pp_models.adapters.low_rank_priors import RANK_PRIORS, CentredCauchy
 from pp_models.adapters.tempering import Tempering
-from pp_models.arguments import CALLABLE, POSITIVE, TEXT, WIDTH, checked, each, either, instance, named, number, one_of
+from pp_models.arguments import (
+    CALLABLE,
+    POSITIVE,
+    SCALE,
+    TEXT,
+    WIDTH,
+    checked,
+    each,
+    either,
+    instance,
+    named,
+    number,
+    one_of,
+)
 from pp_models.contract import Model
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
@@ -87,7 +100,7 @@ class LowRankAdapted(Model):
         call=CALLABLE,
         rank=WIDTH,
         lora_alpha=POSITIVE,
-        noise_scale=POSITIVE,
+        noise_scale=SCALE,
         rank_prior=one_of(*RANK_PRIORS),
         factor_prior=named("log-uniform", "ard", other=POSITIVE),
         lora_dropout=number(0, 1, "[)"),

@@ -2,10 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from pp_models.arguments import MASK, MOST_DRAWS, checked, integer, tensor
+
+
+def check_experts(concentration: Tensor, expert_log_likelihood: Tensor, mask: Tensor | None) -> None:
+    """Refuses arguments of other numbers of experts, points or tasks.
+
+    Raises:
+        ValueError: they do not agree.
+    """
+    if concentration.shape[-1] != expert_log_likelihood.shape[-1]:
+        raise ValueError(
+            f"concentration: got shape {list(concentration.shape)} with {expert_log_likelihood.shape[-1]} experts; it "
+            "must be [*batch, experts]"
+        )
+    _check_tasks("concentration", concentration, expert_log_likelihood, mask)
+
+
+def _broadcasts(a: Sequence[int], b: Sequence[int]) -> bool:
+    return all(m == n or 1 in (m, n) for m, n in zip(reversed(a), reversed(b), strict=False))
+
+
+def _check_tasks(name: str, parameter: Tensor, expert_log_likelihood: Tensor, mask: Tensor | None) -> None:
+    shape = expert_log_likelihood.shape
+    if not _broadcasts(parameter.shape[:-1], shape[:-2]):
+        raise ValueError(
+            f"{name}: got shape {list(parameter.shape)} with experts' likelihoods of shape {list(shape)}; their task "
+            "dimensions must agree"
+        )
+    if mask is not None and (mask.shape[-1:] != shape[-2:-1] or not _broadcasts(mask.shape[:-1], shape[:-2])):
+        raise ValueError(f"mask: got shape {list(mask.shape)}; it must be {list(shape[:-1])}")
 
 
 @checked(
@@ -33,11 +64,7 @@ def dirichlet_sweeps(
     Returns:
         a ``[*B, L]``; α itself where there is no point.
     """
-    if concentration.shape[-1] != expert_log_likelihood.shape[-1]:
-        raise ValueError(
-            f"concentration: got shape {list(concentration.shape)} with {expert_log_likelihood.shape[-1]} experts; it "
-            "must be [*batch, experts]"
-        )
+    check_experts(concentration, expert_log_likelihood, mask)
     updated = concentration
     for _ in range(sweeps):
         responsibility = torch.softmax(expert_log_likelihood + torch.digamma(updated).unsqueeze(-2), -1)
@@ -76,6 +103,7 @@ def stick_breaking_sweeps(
             f"a, b: got shapes {list(a.shape)} and {list(b.shape)} with {expert_log_likelihood.shape[-1]} experts; "
             "both must be [*batch, experts - 1]"
         )
+    _check_tasks("a, b", a, expert_log_likelihood, mask)
     new_a, new_b = a, b
     for _ in range(sweeps):
         both = torch.digamma(new_a + new_b)

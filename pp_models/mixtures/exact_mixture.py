@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pp_models.arguments import MASK, MOST_WEIGHTS, checked, tensor
+from pp_models.mixtures.conjugate_sweeps import check_experts
 
 #: numbers of counts that are held in memory at once, at most
 LARGEST_TABLE = 2**24
@@ -28,8 +29,9 @@ def exact_log_evidence(expert_log_likelihood: Tensor, concentration: Tensor, mas
         mask: ``[*B, N]``, True where a point exists.
 
     Raises:
-        ValueError: too many points and experts for a table of counts.
+        ValueError: shapes that do not agree, or too many points and experts for a table of counts.
     """
+    check_experts(concentration, expert_log_likelihood, mask)
     n, experts = expert_log_likelihood.shape[-2:]
     if (n + 1) ** (experts - 1) > LARGEST_TABLE:
         raise ValueError(

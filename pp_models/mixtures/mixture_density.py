@@ -29,6 +29,8 @@ from pp_models.mixtures.simplex_distributions import (
 from pp_models.observation_model import ObservationModel, network_outputs, observe
 from pp_models.task_plates import task_plates, without_repeats
 
+#: mean weights of experts, at least one of them
+USAGE = tensor(least=1, entries=True)
 EXPERTS = ("context", "conjugate", "strict")
 
 
@@ -257,7 +259,7 @@ class ExpertBank(nn.Module):
         return hidden.transpose(0, 1).reshape(*batch, self.num_experts, hidden.shape[-1])
 
 
-@checked(usage=tensor(least=1), threshold=SHARE)
+@checked(usage=USAGE, threshold=SHARE)
 def unused_experts(usage: Tensor, threshold: float = 1e-3) -> Tensor:
     """Indices of experts whose mean weight over tasks lies below a threshold.
 
@@ -268,7 +270,7 @@ def unused_experts(usage: Tensor, threshold: float = 1e-3) -> Tensor:
     return (usage.reshape(-1, usage.shape[-1]).mean(0) < threshold).nonzero().squeeze(-1)
 
 
-@checked(usage=tensor(least=1))
+@checked(usage=USAGE)
 def effective_experts(usage: Tensor) -> Tensor:
     """exp of the entropy of the mean weights ``[*B, L]`` → ``[*B]``: how many experts a task uses in effect."""
     return torch.special.entr(usage).sum(-1).exp()

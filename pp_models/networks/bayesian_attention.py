@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pp_models.arguments import FEATURES, LAYERS, POSITIVE, WIDTH, checked, instance, one_of
+from pp_models.arguments import FEATURES, LAYERS, SCALE, WIDTH, checked, instance, one_of
 from pp_models.attention import attend
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.networks.bayesian_network import BayesianNetwork, Layer
@@ -53,7 +53,7 @@ class BayesianAttentionNetwork(BayesianNetwork):
         num_blocks=LAYERS,
         num_heads=LAYERS,
         prior=instance(WeightPrior),
-        noise_scale=POSITIVE,
+        noise_scale=SCALE,
         activation=one_of(*ACTIVATIONS),
     )
     def __init__(

@@ -14,7 +14,7 @@ from pp_models.arguments import (
     FEATURES,
     MOST_LAYERS,
     MOST_WIDTH,
-    POSITIVE,
+    SCALE,
     WIDTH,
     check_weights,
     checked,
@@ -69,7 +69,7 @@ class BayesianNetwork(ObservationModel):
     @checked(
         layer_sizes=each(FEATURES, 2, MOST_LAYERS, "hold at least two positive widths"),
         prior=instance(WeightPrior),
-        noise_scale=POSITIVE,
+        noise_scale=SCALE,
         activation=one_of(*ACTIVATIONS),
         representation_dim=integer(0, MOST_WIDTH),
         path_dim=WIDTH,
@@ -109,6 +109,11 @@ class BayesianNetwork(ObservationModel):
         self.input_features: Any = input_features
         if isinstance(input_features, int):
             self.input_features = FourierFeatures(sizes[0], input_features) if input_features else None
+        if self.input_features is not None and not isinstance(getattr(self.input_features, "dim_out", None), int):
+            raise ValueError(
+                f"input_features: got {type(input_features).__name__}; it must be a number, or a module that says the "
+                "width of what it gives as its dim_out"
+            )
         read: int = sizes[0] if self.input_features is None else self.input_features.dim_out
         extra: Any = representation_dim if self.path is None else self.path.representation_dim
         self.prior.build(weight_shapes([read + extra, *sizes[1:]]))

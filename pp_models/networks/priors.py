@@ -12,7 +12,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
-from pp_models.arguments import POSITIVE, TENSOR, checked, each, either
+from pp_models.arguments import SCALE, TENSOR, checked, each, either
 from pp_models.files import FileError, write_atomically
 from pp_models.sealed_tensors import read_sealed_tensors, sealed_tensors
 from pp_models.single_precision import single
@@ -208,7 +208,7 @@ class FixedGaussianPrior(GaussianPrior):
 
     _anchor: Tensor
 
-    @checked(scale=POSITIVE)
+    @checked(scale=SCALE)
     def __init__(self, scale_by_fan_in: bool = True, scale: float = 1.0) -> None:
         super().__init__()
         self.scale_by_fan_in = scale_by_fan_in

@@ -15,6 +15,9 @@ from pp_models.parameter_module import mlp
 from pp_models.processes.conditional_process import ConditionalProcess
 from pp_models.single_precision import single
 
+#: points of a lattice, or pixels
+MOST_LATTICE = 2**22
+
 
 class ConvNeuralProcess(ConditionalProcess):
     """ConvCNP (Gordon et al. 2020): context onto a grid, a convolutional network on the grid, the grid to the inputs.
@@ -81,6 +84,13 @@ class ConvNeuralProcess(ConditionalProcess):
             raise ValueError(f"kernel_size: got {kernel_size}; it must be odd and positive")
         if dim_x == 2 and image_size is None:
             raise ValueError("image_size: got None; with dim_x = 2 it must be (height, width)")
+        if dim_x == 1 and (points := (extent + 2 * margin) * points_per_unit) > MOST_LATTICE:
+            raise ValueError(
+                f"points_per_unit: got {points_per_unit:g} over extent + 2 margin = {extent + 2 * margin:g}, a lattice "
+                f"of {points:.2g} points; it must have at most {MOST_LATTICE:,}"
+            )
+        if dim_x == 2 and image_size is not None and math.prod(image_size) > MOST_LATTICE:
+            raise ValueError(f"image_size: got {tuple(image_size)}; it must have at most {MOST_LATTICE:,} pixels")
         channels = dim_y + 1
         self.grid: LineConvolution | ImageConvolution
         if dim_x == 1:

@@ -75,7 +75,7 @@ class NeuralProcess(ObservationModel):
         if latent_dim < 1 and representation_dim < 1:
             raise ValueError("latent_dim, representation_dim: both are 0; the decoder would never see the context")
         if path is not None and representation_dim < 1:
-            raise ValueError(f"representation_dim: got 0; {path} needs a deterministic representation")
+            raise ValueError(f"representation_dim: got 0; path={path!r} needs a deterministic representation")
         self.dim_x, self.dim_y = dim_x, dim_y
         self.latent_dim, self.representation_dim, self.reads_memory = latent_dim, representation_dim, path is not None
         self.likelihood = make_likelihood(likelihood)

@@ -37,9 +37,10 @@ def gp_test(
     ``batch.full`` is the whole grid. Give it another seed than the training stream, since equal seeds share the
     draws of counts and hyper-parameters; the default is one that nobody trains with.
     """
+    from pp_models.arguments import POINTS
     from pp_models.tasks.gp_tasks import GPTasks
 
-    return GPTasks(kernel, batch_size, seed, grid=grid, **options)
+    return GPTasks(kernel, batch_size, seed, grid=POINTS.check("grid", grid), **options)
 
 
 def trigonometric(batch_size: int = 16, seed: int = 0, **options: Any) -> TrigonometricTasks:

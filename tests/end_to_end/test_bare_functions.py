@@ -42,6 +42,12 @@ def test_a_call_that_needs_data_sets_says_what_serves_instead(name, guide):
     assert "\n" not in str(caught.value)
 
 
+def test_a_fit_says_what_trains_a_function(guide):
+    line = r"^model: got model; it must be a Module. A function is trained by pyro.infer.SVI\(model, guide, .*\)$"
+    with pytest.raises(ValueError, match=line):
+        gb.fit(model, guide, torch.zeros(8), steps=1)
+
+
 def test_a_prior_of_another_model_says_what_serves_instead():
     with pytest.raises(
         TypeError, match=r"^model: got a function; it must be a BayesianNetwork. .* pyro.infer.Predictive"

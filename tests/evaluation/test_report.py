@@ -132,6 +132,16 @@ def test_write_report_to_a_file_or_a_folder(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "page.html"]  # nothing partial is left
 
 
+def test_a_folder_with_somebodys_report_is_refused_and_its_own_is_written_over(tmp_path):
+    (tmp_path / "report.html").write_text("precious")
+    with pytest.raises(CheckpointError, match="^path: .* holds report.html, which was not written by guidebook; move"):
+        write_report(tmp_path, "New", [])
+    assert (tmp_path / "report.html").read_text() == "precious"
+    for title in ("Old", "New"):
+        file = write_report(tmp_path / "run", title, [])
+    assert "New" in file.read_text()
+
+
 def test_a_report_that_cannot_be_made_leaves_the_old_one(tmp_path):
     file = write_report(tmp_path / "page.html", "Old", [])
     with pytest.raises(ValueError, match="level: got 1 for the heading 'x'; it must be 2 or 3"):

@@ -1,5 +1,6 @@
 """The verdict: exact guides pass, broken ones do not; ranks, corrected draws, grades."""
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -307,6 +308,26 @@ def test_grades_by_an_exact_reference():
         evaluation.grade(family.model, lambda d: family.guide(d, "exact"), data, {"z": exact["weight"]})
     with pytest.raises(ValueError, match=r"^reference: site 'weight' has draws of shape \[2, 2\]; the guide's have"):
         evaluation.grade(family.model, lambda d: family.guide(d, "exact"), data, {"weight": exact["weight"][:, :2]})
+
+
+def test_a_grade_of_a_batch_is_that_of_its_context_and_odd_references_are_refused():
+    family = Regression()
+    batch = family.tasks(4)
+    guide = lambda d: family.guide(d, "exact")  # noqa: E731
+    exact = sample_posterior(family.model, guide, batch.context, 50, seed=9)
+    whole, context = (evaluation.grade(family.model, guide, d, exact, num_samples=50) for d in (batch, batch.context))
+    pd.testing.assert_frame_equal(whole.table, context.table)
+    nan = exact["weight"].clone()
+    nan[0] = torch.nan
+    lines = {
+        r"^reference: got no site; it must have draws of at least one$": {},
+        r"^reference: site 'weight' has 1 draws; it must have at least 2$": {"weight": exact["weight"][:1]},
+        r"^reference: got a Tensor of shape .*; it must hold no NaN or infinity$": {"weight": nan},
+        r"^reference: got 3; it must be a floating-point tensor": {"weight": 3},
+    }
+    for line, reference in lines.items():
+        with pytest.raises(ValueError, match=line):
+            evaluation.grade(family.model, guide, batch, reference)
 
 
 # -- what a person would look at ---------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def fit(**options: Any) -> Any:
         model, guide = network_pair()
         options = {"model": model, "guide": guide} | options
     with tempfile.TemporaryDirectory() as folder:
-        if options.get("checkpoint_dir") == "a folder":
+        if isinstance(options.get("checkpoint_dir"), str) and options["checkpoint_dir"] == "a folder":
             options["checkpoint_dir"] = folder
         return gb.fit(**options)
 
@@ -128,7 +128,7 @@ def in_folder(call: Any, argument: str) -> Any:
 
     def inside(**options: Any) -> Any:
         with tempfile.TemporaryDirectory() as folder:
-            if options.get(argument) == "a folder":
+            if isinstance(options.get(argument), str) and options[argument] == "a folder":
                 options[argument] = str(Path(folder) / "new")
             return call(**options)
 
@@ -227,7 +227,9 @@ def guide_surface() -> list[Surface]:
         "MAMLGuide": {"steps": integers(0, 2), "learn_rate": FLAGS, "first_order": FLAGS},
     }
     for name, right in own.items():
-        found.append(Surface(f"guides.{name}", getattr(guides, name), {"model": made(network)} | right, guide_draws))
+        right = {"model": made(network)} | right
+        # what a guide of other tasks says of the data
+        found.append(Surface(f"guides.{name}", getattr(guides, name), right, guide_draws, also=("data",)))
     mixtures: dict[str, dict[str, Any]] = {
         "DirichletMixtureGuide": {"concentration_map": names("softplus")},
         "DirichletPosteriorGuide": {},

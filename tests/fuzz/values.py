@@ -114,6 +114,8 @@ def arguments(call: Any) -> dict[str, inspect.Parameter]:
 def is_wrong_kind(parameter: inspect.Parameter, value: Any) -> bool:
     """Whether a value cannot be what the annotation says: to take it is nonsense that nobody sees."""
     kind = str(parameter.annotation)
+    if isinstance(value, float) and value == parameter.default:  # an infinity that is the default
+        return False
     if value is None:
         return kind.removesuffix(" | None") in KINDS and not kind.endswith("| None")
     test = KINDS.get(kind.removesuffix(" | None"))

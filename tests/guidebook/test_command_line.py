@@ -294,6 +294,40 @@ def test_an_unwritable_folder(guidebook, tmp_path, command, below):
     assert contents(tmp_path) == {Path("file"): b"mine"}
 
 
+#: a file of the user's in the way of each command, and the folder that the message names
+IN_THE_WAY = {
+    "demo": (["demo", "--steps", "1"], ("report.html", "posterior.nc", "gp.csv", "functions.png"), ""),
+    "compare": (["compare", "--steps", "1"], ("report.html", "compare.csv", "compare.png"), ""),
+    "reproduce": (
+        ["reproduce", "nvdp/gp-random", "--scale", "smoke"],
+        ("results.json", "table.csv", "holiday.png", "report.html"), "nvdp/gp-random-smoke",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "name"), [(command, name) for command in IN_THE_WAY for name in IN_THE_WAY[command][1]]
+)
+def test_a_file_of_the_users_is_refused_before_anything_runs(guidebook, tmp_path, command, name):
+    words, _, below = IN_THE_WAY[command]
+    folder = tmp_path / below
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(b"precious")
+    message = is_one_error_line(guidebook(*words, "--out", tmp_path))
+    why = "was not written by guidebook; move it away, or name another folder"
+    assert message == f"out: {folder} holds {name}, which {why}"
+    assert contents(folder) == {Path(name): b"precious"}
+
+
+@pytest.mark.parametrize("name", ["report.html", "posterior.nc"])
+def test_inspect_writes_over_its_own_files_alone(guidebook, run_folder, name):
+    (run_folder / name).write_bytes(b"precious")
+    before = contents(run_folder)
+    message = is_one_error_line(guidebook("inspect", run_folder))
+    assert message.startswith(f"run: {run_folder} holds {name}, which was not written by guidebook; move it away")
+    assert contents(run_folder) == before
+
+
 def test_an_existing_run_is_not_overwritten(guidebook, run_folder):
     before = contents(run_folder)
     message = is_one_error_line(guidebook("fit", *TINY, "--steps", 4, "--out", run_folder))

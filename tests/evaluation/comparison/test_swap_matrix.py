@@ -18,6 +18,7 @@ from guidebook.command_line import main
 from guides import GUIDES, AmortisedMeanFieldGuide
 from inference.objectives import make
 from pp_models import BayesianNetwork, tasks
+from pp_models.files import FileError
 
 TINY = {
     "steps": 4, "width": 8, "batch_size": 2, "test_tasks": 8, "draws": 3, "snr_particles": (1, 2), "snr_repeats": 3,
@@ -143,7 +144,7 @@ def same(a, b):
 def test_a_finished_grid_is_read_and_files_are_written(tmp_path, monkeypatch):
     first = grid(out=tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {
-        "cells", "compare.csv", "gradient_noise.csv", "compare.png", "report.html",
+        "cells", "compare.csv", "gradient_noise.csv", "compare.png", "report.html", ".written.json",
     }  # fmt: skip
     report = (tmp_path / "report.html").read_text()
     assert "Held-out likelihood" in report and "guidebook compare --models network" in report
@@ -263,3 +264,13 @@ def test_a_run_far_below_the_rest_does_not_hide_them():
     axes = plots.swap_matrix_plot(many).axes[0]
     assert axes.get_ylim()[0] > -100
     assert [text.get_text() for text in axes.texts] == ["1 run at or below this line"]
+
+
+@pytest.mark.parametrize("name", ["compare.csv", "report.html", "cells/network--mean-field--elbo--0/result.json"])
+def test_files_of_others_in_the_folder_of_a_grid_are_refused(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("precious")
+    with pytest.raises(FileError, match=rf"^out: .* holds {path.name}"):
+        grid(guides=["mean-field"], objectives=["elbo"], out=tmp_path)
+    assert [p.read_text() for p in tmp_path.rglob("*") if p.is_file()] == ["precious"]

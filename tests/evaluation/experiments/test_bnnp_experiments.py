@@ -38,7 +38,13 @@ def test_an_experiment_at_smoke_scale_writes_its_files(out, recorded_files, name
     outcome = reproduce(name, "smoke", out=out, progress=False)
     folder = out / f"{name}-smoke"
     pictures = {f"{stem}.png" for stem in FIGURES[name]}
-    assert {p.name for p in folder.iterdir()} == {"results.json", "table.csv", "report.html", *pictures}
+    assert {p.name for p in folder.iterdir()} == {
+        "results.json",
+        "table.csv",
+        "report.html",
+        ".written.json",
+        *pictures,
+    }
     assert outcome.checks and all(check.holds is None for check in outcome.checks)
     numbers = outcome.table.select_dtypes("number").drop(columns="proportion", errors="ignore")
     # what the untrained prior is not asked for stays empty

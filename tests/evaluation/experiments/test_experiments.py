@@ -88,7 +88,7 @@ def check_files(outcome, folder, figures):
     page = (folder / "report.html").read_text()
     assert page.count("<img") == len(figures) and "http://" not in page.replace("http://www.w3.org", "")
     assert outcome.command in page
-    assert len(names) == 3 + len(figures) + len(outcome.tables)
+    assert len(names) == 4 + len(figures) + len(outcome.tables)
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -308,7 +308,9 @@ def test_an_outcome_is_written_with_missing_numbers_and_odd_table_titles(tmp_pat
         "table.csv",
         "ll-by-m--all.csv",
         "report.html",
+        ".written.json",
     }
+    write_outcome(outcome, tmp_path / "x")  # again, over its own
     assert json.loads((tmp_path / "x/results.json").read_text())["table"] == [{"model": "a<b>", "seed": 0, "ll": None}]
     assert "a<b>" not in (tmp_path / "x/report.html").read_text()
     (tmp_path / "file").write_text("")

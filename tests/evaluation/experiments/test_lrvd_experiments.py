@@ -38,7 +38,7 @@ def small_minilm(monkeypatch, tmp_path):
 
 
 def written(folder):
-    return {path.name for path in folder.iterdir()} - {"results.json", "table.csv", "report.html"}
+    return {path.name for path in folder.iterdir()} - {"results.json", "table.csv", "report.html", ".written.json"}
 
 
 @pytest.mark.parametrize("name", ["lrvd/minilm-mrpc", "lrvd/deberta-rte", "lrvd/llama-obqa"])
