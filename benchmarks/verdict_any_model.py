@@ -102,7 +102,7 @@ def main() -> None:
             }
         )  # fmt: skip
         print(rows[-1], flush=True)
-    print(pd.DataFrame(rows).round(2).to_markdown(index=False))
+    print(pd.DataFrame(rows).round(2).to_string(index=False))
 
 
 if __name__ == "__main__":

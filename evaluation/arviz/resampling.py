@@ -102,9 +102,8 @@ def _resampled(name: str, group: Any, chosen: xarray.DataArray, places: dict[str
             warnings.warn(f"{name}/{label} has no dimension {missing} and is left out", stacklevel=3)
             continue
         stacked = variable.stack(_sample=SAMPLE_DIMS, create_index=False)
-        pointwise = {
-            dim: xarray.DataArray(np.arange(index.sizes[dim]), dims=dim) for dim in index.dims if dim != "draw"
-        }
+        own = [str(dim) for dim in index.dims if dim != "draw"]
+        pointwise = {dim: xarray.DataArray(np.arange(index.sizes[dim]), dims=dim) for dim in own}
         drawn = stacked.isel(_sample=index, **pointwise).drop_vars(SAMPLE_DIMS, errors="ignore")
         others = [dim for dim in variable.dims if dim not in SAMPLE_DIMS]
         kept[label] = drawn.expand_dims("chain").transpose("chain", "draw", *others)
@@ -132,7 +131,7 @@ def _index(variable: Any, chosen: xarray.DataArray, places: dict[str, np.ndarray
             if coordinate is None:
                 break
             where = {value: i for i, value in enumerate(values.tolist())}
-            at[plate] = xarray.DataArray([where[value] for value in coordinate.values.tolist()], dims=dim)
+            at[plate] = xarray.DataArray([where[value] for value in coordinate.values.tolist()], dims=str(dim))
         else:
             return chosen.isel(at)
     return None
