@@ -19,6 +19,7 @@ from guidebook.gallery import load_pretrained as load_pretrained
 from guidebook.gallery import pretrained as pretrained
 from inference import CheckpointError as CheckpointError
 from inference import FitResult as FitResult
+from inference import FramePrediction as FramePrediction
 from inference import Interrupted as Interrupted
 from inference import LrvdCallback as LrvdCallback
 from inference import LrvdObjective as LrvdObjective
@@ -36,6 +37,7 @@ from inference import nuts as nuts
 from inference import objectives as objectives
 from inference import parameter_groups as parameter_groups
 from inference import predict as predict
+from inference import predict_frame as predict_frame
 from inference import prior_predictive as prior_predictive
 from inference import prune_ranks as prune_ranks
 from inference import sample_posterior as sample_posterior

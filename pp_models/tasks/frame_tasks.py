@@ -384,7 +384,8 @@ def _arrays(value: Any, argument: str) -> list[np.ndarray]:
     """One array ``[N_t, D]`` for each task."""
     if isinstance(value, np.ndarray | Tensor) and value.ndim < 2:
         raise DataError(
-            f"{argument}: got one array of shape {list(value.shape)}; it must hold an array for each task: put it into a list"
+            f"{argument}: got one array of shape {list(value.shape)}; it must hold an array for each "
+            "task: put it into a list"
         )
     if isinstance(value, str | bytes) or not hasattr(value, "__len__") or not len(value):
         raise DataError(f"{argument}: got {type(value).__name__}; it must hold an array for each task, at least one")

@@ -49,7 +49,8 @@ def _read(source: Any, argument: str) -> pd.DataFrame:
         if isinstance(found, pd.DataFrame):
             return found
     raise DataError(
-        f"{argument}: got {shown(source)}; it must be a DataFrame (pandas, polars), an xarray Dataset, or the path of a "
+        f"{argument}: got {shown(source)}; it must be a DataFrame (pandas, polars), an xarray Dataset, "
+        "or the path of a "
         "CSV, Parquet or NetCDF file"
     )
 

@@ -186,7 +186,8 @@ def fit_columns(
         kind = CATEGORY if name in categorical else _kind(frame[name])
         if name == time and kind == CATEGORY:
             raise DataError(
-                f"time: column {shown(name)} holds {shown(frame[name].iloc[0])}; it must hold numbers or dates as 2024-05-31"
+                f"time: column {shown(name)} holds {shown(frame[name].iloc[0])}; it must hold numbers "
+                "or dates as 2024-05-31"
             )
         inputs.append(_fitted(name, kind, frame[name], training, "x", keep_constant))
     kinds = [_kind(frame[name]) for name in y]
@@ -267,7 +268,8 @@ def codes(column: Column, values: pd.Series, argument: str) -> np.ndarray:
     if unknown.any():
         known = ", ".join(column.categories[:8]) + (" …" if len(column.categories) > 8 else "")
         raise DataError(
-            f"{argument}: {_rows(unknown)} hold {shown(words[unknown].iloc[0])} in column {shown(column.name)}; it must "
+            f"{argument}: {_rows(unknown)} hold {shown(words[unknown].iloc[0])} in column "
+            f"{shown(column.name)}; it must "
             f"be one of those of the training data: {known}"
         )
     return found
@@ -298,11 +300,13 @@ def numbers(values: pd.Series, kind: str, argument: str) -> np.ndarray:
     bad = np.isnan(days) & values.notna().to_numpy()
     if bad.any():
         raise DataError(
-            f"{argument}: {_rows(bad)} hold {shown(values[bad].iloc[0])} in column {shown(values.name)}; it must be a {kind}"
+            f"{argument}: {_rows(bad)} hold {shown(values[bad].iloc[0])} in column "
+            f"{shown(values.name)}; it must be a {kind}"
         )
     if np.isinf(days).any():
         raise DataError(
-            f"{argument}: {_rows(np.isinf(days))} are infinite in column {shown(values.name)}; every value must be finite"
+            f"{argument}: {_rows(np.isinf(days))} are infinite in column {shown(values.name)}; every "
+            "value must be finite"
         )
     return days
 
