@@ -17,6 +17,9 @@ from evaluation import write_zarr as write_zarr
 from guidebook.gallery import Pretrained as Pretrained
 from guidebook.gallery import load_pretrained as load_pretrained
 from guidebook.gallery import pretrained as pretrained
+from guidebook.saving import Saved as Saved
+from guidebook.saving import load as load
+from guidebook.saving import save as save
 from inference import CheckpointError as CheckpointError
 from inference import FitResult as FitResult
 from inference import FramePrediction as FramePrediction

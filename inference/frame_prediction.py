@@ -70,7 +70,7 @@ def query(columns: TableColumns, frame: Any, dtype: torch.dtype = torch.float32)
     )
     outputs, there = columns.outputs(held)
     y = torch.from_numpy(outputs) if columns.classes else torch.from_numpy(outputs).to(dtype)
-    complete = there.all(1)
+    complete: np.ndarray = np.asarray(there.all(1))
     if complete.all():
         wanted = ", ".join(c.name for c in columns.y)
         raise DataError(f"frame: every row has {wanted}; rows to predict must be there with {wanted} left empty")

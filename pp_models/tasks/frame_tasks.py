@@ -162,6 +162,12 @@ class FrameTasks(TaskStream):
         m = uniform_integer(min(low, most), most, generator)
         return data.points(order[:m]), data.points(order[m:])
 
+    def description(self) -> bytes:
+        """Columns and scalings, as a fit's folder keeps them (``data.json``); no rows."""
+        from pp_models.tasks.frame_files import description_bytes
+
+        return description_bytes(self)
+
     def __repr__(self) -> str:
         sizes = [data.num_points for data in self.pool]
         points = f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
@@ -317,7 +323,8 @@ def _streams(
     pools: dict[str, list[Dataset]] = {name: [] for name in SPLITS}
     found: dict[str, list[str]] = {name: [] for name in SPLITS}
     frame = pd.DataFrame({"task": names.to_numpy(), "split": part_of.to_numpy(), "row": np.arange(len(table))})
-    for (task, split), rows in frame.iloc[order[complete[order]]].groupby(["task", "split"], sort=False)["row"]:
+    frame = frame.iloc[order[np.asarray(complete)[order]]]
+    for (task, split), rows in frame.groupby(["task", "split"], sort=False)["row"]:
         index = torch.from_numpy(rows.to_numpy())
         pools[str(split)].append(Dataset(x[index], y[index]))
         found[str(split)].append(str(task))
