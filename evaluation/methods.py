@@ -249,6 +249,8 @@ def mixture(
     task: TaskShape, experts: str = "context", features: str | None = None, number: int | None = None
 ) -> pp_models.MixtureDensityNetwork:
     """A mixture of eight experts that read the context, or sixteen strict ones, for a task distribution."""
+    if task.num_classes:
+        raise ValueError("model: got a mixture of experts, which predict numbers; of classes take nvdp, bnnp or cnp")
     if task.path is not None and experts != "context":
         raise ValueError(f"path: got {task.path!r}, but {experts} experts read no path; take experts='context' as well")
     return pp_models.MixtureDensityNetwork(
