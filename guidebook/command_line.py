@@ -7,8 +7,10 @@ import platform
 import shlex
 import shutil
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -186,10 +188,10 @@ def fit_command(
     if data is not None:
         from pp_models.tasks.frame_tasks import from_dataframe
 
-        own = from_dataframe(
-            data, _split(task) or None, _split(x), _split(y), time, group=group, categorical=_split(categorical),
-            split=[_number(word, "split") for word in _split(split)], num_context=_range(num_context),
-            max_points=max_points, forecast=forecast, seed=seed,
+        own = _noting(
+            from_dataframe, data, _split(task) or None, _split(x), _split(y), time, group=group,
+            categorical=_split(categorical), split=[_number(word, "split") for word in _split(split)],
+            num_context=_range(num_context), max_points=max_points, forecast=forecast, seed=seed,
         )  # fmt: skip
     elif continued is not None and tasks is None:
         own = own_tasks(out, continued)
@@ -253,7 +255,7 @@ def predict_command(
     _prepare()
 
     levels = [_number(word, "quantiles") for word in _split(quantiles)]
-    prediction = load(run).predict(data, draws, seed=seed)
+    prediction = _noting(load(run).predict, data, draws, seed=seed)
     table = prediction.to_dataframe(levels)
     make_folder(out.absolute().parent, "out")
     with replaced_atomically(out.absolute()) as partial:
@@ -279,7 +281,8 @@ def inspect(
     _prepare()
 
     scores, summary, verdict = inspect_run(run, draws, progress=True)
-    say(str(verdict))
+    for line in str(verdict).splitlines():
+        say(line)
     show("Scores on test tasks", scores)
     show("Posterior: the ten widest entries", summary)
     say(f"wrote {run / 'posterior.nc'} and {run / 'report.html'}")
@@ -399,6 +402,16 @@ def _known(**names: str | list[str] | None) -> None:
 
 def _split(words: str) -> list[str]:
     return [word.strip() for word in words.split(",") if word.strip()]
+
+
+def _noting(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls, and says what Python would warn of as one line each."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        found = call(*args, **kwargs)
+    for note in notes:
+        say(f"note: {note.message}")
+    return found
 
 
 def _number(word: str, argument: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -248,12 +249,14 @@ def task_names(frame: pd.DataFrame, task: Sequence[str]) -> pd.Series:
 
 
 def words_of(values: pd.Series) -> pd.Series:
-    """Values as words, by which they are compared: 1, 1.0 and "1" are one; missing ones stay missing."""
-    if values.dtype.kind == "f":  # whole numbers become fractions where a value is missing
-        whole = values.dropna() % 1 == 0
-        if bool(whole.all()):
-            values = values.astype("Int64")
-    return values.map(str, na_action="ignore").astype(object).where(values.notna(), None)
+    """Values as words, by which they are compared: 1, 1.0 and "1" are one; missing ones are None."""
+    return values.astype(object).where(values.notna(), None).map(_word)
+
+
+def _word(value: Any) -> str | None:
+    # whole numbers become fractions where a value of their column is missing
+    whole = isinstance(value, float | np.floating) and float(value).is_integer()
+    return None if value is None else str(int(value)) if whole else str(value)
 
 
 def codes(column: Column, values: pd.Series, argument: str) -> np.ndarray:
