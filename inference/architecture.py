@@ -5,7 +5,9 @@ Nothing of it is code: reading looks a class up in that list and calls it with c
 
 from __future__ import annotations
 
+import math
 import platform
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from inference.data_dtype import parameter_dtype
 from pp_models.contract import Guide, Model
@@ -81,6 +84,36 @@ def _classes() -> Registry[Declared]:
     return Registry("class", found | {name: Declared(place, "") for name, place in PARTS.items()})
 
 
+class _AtMost(TorchFunctionMode):
+    """Refuses to make tensors of more numbers than the weights of a file need: a description may say any size."""
+
+    def __init__(self, numbers: int) -> None:
+        super().__init__()
+        self.left = numbers
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func in _FILLED:  # an empty one first, which takes no memory until it is written to
+            sizes = args[:1] if func is torch.full else args
+            size = given["size"] if "size" in given else sizes[0] if isinstance(sizes[0], list | tuple) else sizes
+            self._take(math.prod(size))
+        found = func(*args, **given)
+        if func is torch.empty or func is torch.eye:
+            self._take(found.numel())
+        return found
+
+    def _take(self, numbers: int) -> None:
+        self.left -= numbers
+        if self.left < 0:
+            raise ValueError("it describes a larger pair than the weights are of")
+
+
+#: what makes a tensor and fills it
+_FILLED = (torch.randn, torch.rand, torch.zeros, torch.ones, torch.full)
+#: numbers that a pair may make beside its weights, such as grids, and how often it may make those of its weights
+SPARE_NUMBERS, TIMES = 2**22, 4
+
+
 def describe(model: nn.Module, guide: nn.Module, objective: str | None = None) -> Architecture:
     """The architecture of a pair.
 
@@ -112,19 +145,21 @@ def rebuild(architecture: Architecture, shapes: dict[str, list[int]] | None = No
 
     Args:
         architecture: what to build.
-        shapes: of the tensors that will be loaded, by ``model.`` or ``guide.`` and their names. Where they differ
-            nothing is built: a description may come from anybody, and say any size.
+        shapes: of the tensors that will be loaded, by ``model.`` or ``guide.`` and their names; a description may come
+            from anybody, and what is much larger than they are is not built.
 
     Raises:
         ValueError: it names a class or argument that there is not, or one out of range, or shapes differ.
     """
     if architecture.dtype not in DTYPES:
         raise ValueError(f"dtype: got {architecture.dtype!r}; it must be one of {', '.join(DTYPES)}")
-    with torch.random.fork_rng(devices=[]):
-        if shapes is not None:
-            with torch.device("meta"):  # takes no memory
-                _check_shapes(_pair(architecture), shapes)
+    bound: Any = nullcontext()
+    if shapes is not None:
+        bound = _AtMost(SPARE_NUMBERS + TIMES * sum(math.prod(shape) for shape in shapes.values()))
+    with torch.random.fork_rng(devices=[]), bound:
         model, guide = _pair(architecture)
+    if shapes is not None:
+        _check_shapes((model, guide), shapes)
     dtype = DTYPES[architecture.dtype]
     return model.to(dtype).eval(), guide.to(dtype).eval()
 
@@ -138,7 +173,7 @@ def architecture_bytes(model: nn.Module, guide: nn.Module, objective: str | None
     found = describe(model, guide, objective)
     held = {f"{key}.{name}": list(t.shape) for key, m in (("model", model), ("guide", guide)) for name, t in _state(m)}
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with torch.random.fork_rng(devices=[]):
             _check_shapes(_pair(found), held)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -176,6 +211,8 @@ def checked_rebuild(path: Path, shapes: dict[str, list[int]]) -> tuple[Any, Any,
 def _pair(architecture: Architecture) -> tuple[Any, Any]:
     """Model and guide, sharing the model."""
     described = {"class": architecture.model.kind, "arguments": architecture.model.arguments}
+    if architecture.guide.arguments.get("model") != described:
+        raise ValueError("the guide was built with another model")
     model = _build(described, [])
     guide = _build({"class": architecture.guide.kind, "arguments": architecture.guide.arguments}, [(described, model)])
     if not isinstance(model, Model) or not isinstance(guide, Guide):

@@ -36,7 +36,9 @@ def in_units(
     if isinstance(distribution, ExpertMixture):
         whole = torch.Size([*distribution.batch_shape, distribution.num_experts])
         experts = in_units(distribution.experts.expand(whole), mean, scale, select)
-        return ExpertMixture(select(distribution.log_weights.expand(whole)).double(), experts)
+        # in float32 they sum to 1 within 1e-7, which a mean far from 0 would multiply
+        weights = select(distribution.log_weights.expand(whole)).double().log_softmax(-1)
+        return ExpertMixture(weights, experts)
     if isinstance(distribution, torch.distributions.Categorical):
         return dist.Categorical(logits=select(distribution.logits), validate_args=False)
     if isinstance(distribution, torch.distributions.Normal | torch.distributions.StudentT):

@@ -180,7 +180,7 @@ _NAMES: Rule = each(TEXT, 1, must="name at least one column")
 
 def _column_names(value: Any, argument: str, least: int = 1) -> list[str]:
     """One name or several as a list."""
-    if value is None and not least:
+    if not least and (value is None or (not isinstance(value, str) and len(value) == 0)):
         return []
     return _NAMES.check(argument, [value] if isinstance(value, str) else value)
 

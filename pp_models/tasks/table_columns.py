@@ -110,7 +110,7 @@ class TableColumns:
         Raises:
             DataError: a column or value is missing, of another kind, or a category that training had not.
         """
-        self.require(frame, [column.name for column in self.x], "x")
+        require_columns(frame, [column.name for column in self.x], "x")
         refuse_missing(frame, [column.name for column in self.x], "x")
         return np.concatenate([_input(column, frame[column.name]) for column in self.x], 1)
 
@@ -122,20 +122,12 @@ class TableColumns:
         Raises:
             DataError: a column is missing, or a value is no number or no class that training had.
         """
-        self.require(frame, [column.name for column in self.y], "y")
+        require_columns(frame, [column.name for column in self.y], "y")
         there = frame[[column.name for column in self.y]].notna().to_numpy()
         if self.classes:
             return np.where(there[:, 0], codes(self.y[0], frame[self.y[0].name], "y"), 0), there
         values = np.stack([numbers(frame[c.name], NUMBER, "y") for c in self.y], 1)
         return np.where(there, (values - self.y_mean) / self.y_scale, 0.0), there
-
-    def require(self, frame: pd.DataFrame, names: Sequence[str], argument: str) -> None:
-        """Refuses a table that lacks a column.
-
-        Raises:
-            DataError: it does.
-        """
-        require_columns(frame, names, argument)
 
     def task_names(self, frame: pd.DataFrame) -> pd.Series:
         """Which task each row is of, as a word.
