@@ -75,7 +75,6 @@ def test_a_csv_goes_to_predictions_with_intervals_in_two_commands(guidebook, csv
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(guidebook, csv, tmp_path):
     data, _ = csv
     fit = ("fit", "--data", data, *COLUMNS, *TINY)
-    guidebook(*fit, "--steps", 6, "--checkpoint-every", 3, "--out", tmp_path / "whole")
     guidebook(*fit, "--schedule", "constant", "--warmup", 0, "--steps", 3, "--out", tmp_path / "parts")
     guidebook(*fit, "--schedule", "constant", "--warmup", 0, "--steps", 6, "--out", tmp_path / "constant")
     guidebook(*fit, "--schedule", "constant", "--warmup", 0, "--steps", 6, "--out", tmp_path / "parts", "--resume")

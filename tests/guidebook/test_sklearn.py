@@ -24,10 +24,12 @@ CHECKS = [
 ]
 
 
+def _id(value):
+    return value.func.__name__ if hasattr(value, "func") else type(value).__name__
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "estimator, check", CHECKS, ids=lambda v: v.func.__name__ if hasattr(v, "func") else type(v).__name__
-)
+@pytest.mark.parametrize("estimator, check", CHECKS, ids=_id)
 def test_scikit_learn_finds_nothing_amiss(estimator, check):
     check(estimator)
 
