@@ -180,7 +180,7 @@ _NAMES: Rule = each(TEXT, 1, must="name at least one column")
 
 def _column_names(value: Any, argument: str, least: int = 1) -> list[str]:
     """One name or several as a list."""
-    if not least and (value is None or (not isinstance(value, str) and len(value) == 0)):
+    if not least and (value is None or (isinstance(value, list | tuple) and not value)):
         return []
     return _NAMES.check(argument, [value] if isinstance(value, str) else value)
 
@@ -199,7 +199,7 @@ def from_dataframe(
     time: str | None = None,
     *,
     group: str | None = None,
-    categorical: Sequence[str] = (),
+    categorical: str | Sequence[str] = (),
     classes: bool | None = None,
     split: Sequence[float] = (0.8, 0.1, 0.1),
     batch_size: int = 16,
@@ -273,8 +273,9 @@ def from_dataframe(
     part_of = _split(divided_by, split, seed)
     training = (part_of == "train").to_numpy()
     columns = fit_columns(
-        table, training, task_columns, inputs, outputs, time, list(categorical), classes, keep_constant
-    )
+        table, training, task_columns, inputs, outputs, time, _column_names(categorical, "categorical", 0), classes,
+        keep_constant,
+    )  # fmt: skip
     return _streams(
         columns, table, names, part_of, dtype, batch_size=batch_size, seed=seed, num_context=num_context,
         max_points=max_points, forecast=forecast,
