@@ -12,7 +12,7 @@ from torch import nn
 from evaluation.run_configuration import CONFIGURATION
 from inference import FramePrediction, checkpoint, predict_frame
 from inference.architecture import ARCHITECTURE, Architecture, architecture_bytes, checked_rebuild
-from pp_models.arguments import PATH, checked, either, instance, optional, shown
+from pp_models.arguments import PATH, checked, either, instance, optional
 from pp_models.contract import as_objective
 from pp_models.files import FileError, make_folder, read_regular, replaced_atomically
 from pp_models.sealed_tensors import sealed_tensors, shapes_of, unsealed_tensors
@@ -160,9 +160,7 @@ def load(folder: str | os.PathLike) -> Saved:
         checkpoint.load_into({"model": model, "guide": guide}, tensors)
         steps = None
     else:
-        raise FileError(
-            f"folder: {shown(str(path))} holds no fit; it must be one that save, fit or guidebook fit wrote"
-        )
+        raise FileError(f"folder: {str(path)!r} holds no fit; it must be one that save, fit or guidebook fit wrote")
     objective = None if about is None else about.objective
     return Saved(model, guide, objective, columns, tasks, steps, {} if about is None else about.versions)
 

@@ -334,8 +334,8 @@ def task_surface() -> list[Surface]:
     arrays = made(lambda: [np.arange(4.0)[:, None], np.arange(3.0)[:, None], np.arange(5.0)[:, None]])
     return found + [
         Surface("tasks.from_dataframe", gb.tasks.from_dataframe, own | {
-            "frame": made(readings), "task": names("id", ["id"]), "x": names("x", ["x", "kind"]), "y": names("y", ["y"]),
-            "time": names(None), "categorical": names((), []), "classes": names(None, False),
+            "frame": made(readings), "task": names("id", ["id"]), "x": names("x", ["x", "kind"]),
+            "y": names("y", ["y"]), "time": names(None), "categorical": names((), []), "classes": names(None, False),
         }, one_batch, 3, frame_tasks.from_dataframe, ("group", "keep_constant", "forecast")),
         Surface("tasks.from_arrays", gb.tasks.from_arrays, own | {"x": arrays, "y": arrays}, one_batch, 3,
                 frame_tasks.from_dataframe,
