@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inference import prediction_tables
+from inference.data_dtype import parameter_dtype
 from inference.predict import predict
 from inference.prediction import Prediction
 from inference.prediction_units import in_units
@@ -206,8 +207,11 @@ def predict_frame(
         ['id', 'x', 'y_mean', 'y_std', 'y_q0.05', 'y_q0.95']
     """
     columns = tasks.columns if isinstance(tasks, FrameTasks) else tasks
-    asked = query(columns, frame)
-    scaled = predict(model, guide, asked.context, asked.inputs, num_samples, weights=weights, seed=seed)
+    double = parameter_dtype(model, guide) == torch.float64
+    asked = query(columns, frame, torch.float64 if double else torch.float32)
+    home = next((p.device for m in (model, guide) if isinstance(m, nn.Module) for p in m.parameters()), None)
+    context, inputs = asked.context.to(home), asked.inputs.to(home)
+    scaled = predict(model, guide, context, inputs, num_samples, weights=weights, seed=seed)
     device = scaled.samples.device
     task, point = asked.task.to(device), asked.point.to(device)
 
