@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pp_models.tasks.branch_tasks import BranchTasks
     from pp_models.tasks.ecg_tasks import ECGTasks
     from pp_models.tasks.era5_tasks import ERA5Tasks
+    from pp_models.tasks.few_shot_tasks import FewShotTasks
     from pp_models.tasks.frame_tasks import FrameTasks
     from pp_models.tasks.function_tasks import HeavisideTasks, NetworkTasks, SawtoothTasks, SquaredExponentialTasks
     from pp_models.tasks.gp_tasks import GPTasks
@@ -72,6 +73,19 @@ def from_images(folder: Any, split: str = "train", batch_size: int = 16, seed: i
     from pp_models.tasks import image_folder
 
     return image_folder.from_images(folder, split, batch_size, seed, **options)
+
+
+def from_few_shot(source: Any, labels: Any = None, **options: Any) -> FewShotTasks:
+    """Few-shot classification: each task is a few classes, of each a few examples as context and others as target.
+
+    Args:
+        source: a folder whose folders are classes of pictures; or an array ``[n, ...]`` of examples.
+        labels: ``[n]``, the class of each example of an array.
+        **options: see :func:`pp_models.tasks.few_shot_tasks.from_few_shot`.
+    """
+    from pp_models.tasks import few_shot_tasks
+
+    return few_shot_tasks.from_few_shot(source, labels, **options)
 
 
 def gp(kernel: str | Sequence[str] = "rbf", batch_size: int = 16, seed: int = 0, **options: Any) -> GPTasks:

@@ -56,12 +56,7 @@ def from_images(
         DataError: no folder, no pictures, one that cannot be read, or pictures of several sizes.
         ValueError: an argument out of range.
     """
-    root = Path(folder)
-    if not root.is_dir():
-        raise DataError(f"folder: got {str(root)!r}; there must be such a folder")
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
-    if not paths:
-        raise DataError(f"folder: {root} holds no pictures; it must hold files that end in {', '.join(ENDINGS)}")
+    paths, root = picture_paths(folder), Path(folder)
     if not shares[0] > 0 or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"shares: got {tuple(shares)}; they must sum to 1, the first above 0")
     order = np.random.default_rng(split_seed).permutation(len(paths))
@@ -72,19 +67,54 @@ def from_images(
         raise DataError(
             f"split: got {split!r}, which has none of the {len(paths)} pictures; give it a share by shares="
         )
-    wanted = (size, size) if isinstance(size, int) else tuple(size) if size is not None else None
-    pictures = [_read(path, wanted, grey) for path in chosen]
-    sizes = {picture.shape for picture in pictures}
-    if len(sizes) > 1:
-        raise DataError(f"folder: {root} has pictures of {len(sizes)} sizes; they must have one: resize them by size=")
-    if sum(picture.size for picture in pictures) > MOST_IN_ALL:
-        raise DataError(f"folder: {root} has {len(pictures)} pictures of {pictures[0].shape}; take a smaller size=")
+    pictures = read_pictures(chosen, root, size, grey)
     classes = sorted({path.parent.name for path in paths if path.parent != root})
     labels = None
     if classes:
         labels = np.array([classes.index(path.parent.name) if path.parent != root else -1 for path in chosen])
         labels = None if (labels < 0).any() else labels
-    return ImageTasks(ImageData(np.stack(pictures), labels, f"folder {root.name}"), batch_size, seed, **options)
+    return ImageTasks(ImageData(pictures, labels, f"folder {root.name}"), batch_size, seed, **options)
+
+
+def picture_paths(folder: Any) -> list[Path]:
+    """The files of pictures in a folder and in its folders, in order of their names.
+
+    Raises:
+        DataError: no folder, or none in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise DataError(f"folder: got {str(root)!r}; there must be such a folder")
+    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())
+    if not paths:
+        raise DataError(f"folder: {root} holds no pictures; it must hold files that end in {', '.join(ENDINGS)}")
+    return paths
+
+
+def read_pictures(paths: list[Path], root: Path, size: int | tuple[int, int] | None, grey: bool) -> np.ndarray:
+    """Pictures of one size, uint8 ``[n, H, W, C]``.
+
+    Args:
+        paths: of the files.
+        root: the folder, for messages.
+        size: to resize them to, a side or (height, width); None needs them to have one.
+        grey: one channel in place of three.
+
+    Raises:
+        DataError: one cannot be read, they differ in size, or there are too many of them.
+    """
+    wanted = None if size is None else (WIDTH.check("size", size),) * 2 if isinstance(size, int) else tuple(size)
+    pictures: list[np.ndarray] = []
+    for path in paths:
+        pictures.append(_read(path, wanted, grey))
+        if pictures[-1].shape != pictures[0].shape:
+            raise DataError(
+                f"folder: {root} has pictures of {pictures[0].shape[:2]} and {pictures[-1].shape[:2]} pixels; they must "
+                "have one size: resize them by size="
+            )
+        if pictures[0].size * len(pictures) > MOST_IN_ALL:
+            raise DataError(f"folder: {root} has {len(paths)} pictures of {pictures[0].shape}; take a smaller size=")
+    return np.stack(pictures)
 
 
 def _read(path: Path, size: tuple[int, ...] | None, grey: bool) -> np.ndarray:

@@ -228,7 +228,7 @@ def test_pictures_of_a_folder_are_tasks_by_split_with_folders_as_labels(tmp_path
         tasks.from_images(tmp_path, shares=(1, 0, 0), size=4)
     (tmp_path / "broken.png").unlink()
     Image.fromarray(np.zeros((7, 5, 3), np.uint8)).save(tmp_path / "tall.png")
-    with pytest.raises(DataError, match="pictures of 2 sizes; they must have one: resize them by size="):
+    with pytest.raises(DataError, match=r"pixels; they must have one size: resize them by size="):
         tasks.from_images(tmp_path, shares=(1, 0, 0))
     with pytest.raises(DataError, match="there must be such a folder"):
         tasks.from_images(tmp_path / "no")
