@@ -152,8 +152,8 @@ def from_few_shot(
         words = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
         if x.ndim < 2 or x.dtype.kind not in "fiub" or words.shape != x.shape[:1]:
             raise DataError(
-                f"labels: got shape {list(words.shape)} for examples {list(x.shape)} of {x.dtype}; they must be [n] for "
-                "numbers [n, ...]"
+                f"labels: got shape {list(words.shape)} for examples {list(x.shape)} of {x.dtype}; they must be [n] "
+                "for numbers [n, ...]"
             )
         x = x.reshape(len(x), -1).astype(np.float64)
         if not np.isfinite(x).all():
