@@ -14,7 +14,7 @@ from inference import FramePrediction, checkpoint, predict_frame
 from inference.architecture import ARCHITECTURE, Architecture, architecture_bytes, checked_rebuild
 from pp_models.arguments import PATH, checked, either, instance, optional
 from pp_models.contract import as_objective
-from pp_models.files import FileError, make_folder, read_regular, replaced_atomically
+from pp_models.files import FileError, make_folder, read_regular, replaced_atomically, write_atomically
 from pp_models.sealed_tensors import sealed_tensors, shapes_of, unsealed_tensors
 from pp_models.tasks.frame_files import DESCRIPTION, ROWS, read_description, read_tasks, rows_bytes
 from pp_models.tasks.frame_tasks import FrameTasks
@@ -125,7 +125,7 @@ def save(
     with replaced_atomically(path.absolute()) as partial:
         partial.mkdir()
         for file, content in files.items():
-            (partial / file).write_bytes(content)
+            write_atomically(partial / file, content)
 
 
 @checked(folder=PATH)

@@ -53,11 +53,11 @@ def from_arrays(x: Any, y: Any, **options: Any) -> FrameTasks:
     Args:
         x: NumPy arrays, tensors or lists of inputs.
         y: the same of outputs.
-        **options: see :func:`pp_models.tasks.frame_tasks.from_arrays`.
+        **options: see :func:`pp_models.tasks.array_tasks.from_arrays`.
     """
-    from pp_models.tasks import frame_tasks
+    from pp_models.tasks import array_tasks
 
-    return frame_tasks.from_arrays(x, y, **options)
+    return array_tasks.from_arrays(x, y, **options)
 
 
 def from_images(folder: Any, split: str = "train", batch_size: int = 16, seed: int = 0, **options: Any) -> ImageTasks:

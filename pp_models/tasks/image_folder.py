@@ -109,8 +109,8 @@ def read_pictures(paths: list[Path], root: Path, size: int | tuple[int, int] | N
         pictures.append(_read(path, wanted, grey))
         if pictures[-1].shape != pictures[0].shape:
             raise DataError(
-                f"folder: {root} has pictures of {pictures[0].shape[:2]} and {pictures[-1].shape[:2]} pixels; they must "
-                "have one size: resize them by size="
+                f"folder: {root} has pictures of {pictures[0].shape[:2]} and {pictures[-1].shape[:2]} pixels; they "
+                "must have one size: resize them by size="
             )
         if pictures[0].size * len(pictures) > MOST_IN_ALL:
             raise DataError(f"folder: {root} has {len(paths)} pictures of {pictures[0].shape}; take a smaller size=")

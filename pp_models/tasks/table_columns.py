@@ -326,6 +326,8 @@ def _kind(values: pd.Series) -> str:
     found = pd.api.types.infer_dtype(there, skipna=True)
     if found in ("datetime64", "datetime", "date"):
         return DATE
+    if found == "string" and len(there) and bool(pd.to_numeric(there, errors="coerce").notna().all()):
+        return NUMBER  # numbers that came as text; categorical= takes them as words
     if found == "string":
         if len(there) and bool(there.str.match(r"\s*\d{4}-\d\d-\d\d").all()) and bool(_dates(there).notna().all()):
             return DATE
@@ -370,7 +372,13 @@ def _fitted(
 
 
 def _in_order(values: pd.Series) -> list:
-    different = pd.unique(values)
+    try:
+        different = pd.unique(values)
+    except TypeError:  # lists, say
+        held = shown(values.iloc[0])
+        raise DataError(
+            f"x, y: column {shown(values.name)} holds {held}; it must hold numbers, dates or texts"
+        ) from None
     try:
         return sorted(different)
     except TypeError:  # of several types

@@ -101,6 +101,35 @@ def test_texts_are_classes_or_inputs_and_whole_numbers_are_one_category_however_
         assert one_hot.tolist() == [[1, 0], [0, 1], [0, 1], [1, 0]]
 
 
+@pytest.mark.parametrize(
+    "values, kind",
+    [
+        (["1", "2.5", "-3"], "number"),
+        (pd.array([1, 2, 3], dtype="Int64"), "number"),
+        (pd.to_timedelta([1, 2, 5], unit="h"), "number"),
+        ([True, False, True], "number"),
+        (["2024-01-05T10:00:00", "2024-01-06", "2024-02-01"], "date"),
+        (pd.Categorical(["hi", "lo", "hi"], categories=["lo", "hi"], ordered=True), "category"),
+        ([1, "a", 2.0], "category"),
+        (["日本", "🙂", "日本"], "category"),
+        ([[1], [2], [3]], None),
+        ([1j, 2j, 3j], None),
+        ([b"a", b"b", b"c"], None),
+    ],
+)
+def test_a_column_of_any_type_is_taken_rightly_or_refused_in_one_line(values, kind):
+    frame = pd.DataFrame({"id": [1, 2, 3], "y": [0.0, 1, 2]})
+    frame["c"] = values
+    if kind is None:
+        with pytest.raises(DataError, match="'c'.*; it must (be a number|hold numbers, dates or texts)"):
+            tasks.from_dataframe(frame, "id", "c", "y", split=(1, 0, 0))
+        return
+    columns = tasks.from_dataframe(frame, "id", "c", "y", split=(1, 0, 0)).columns
+    assert columns.x[0].kind == kind
+    if kind == "category" and isinstance(values, pd.Categorical):
+        assert columns.x[0].categories == ["lo", "hi"]
+
+
 @pytest.mark.parametrize("kind", ["polars", "xarray", "csv", "netcdf", "named index"])
 def test_every_kind_of_table_gives_the_same_tasks(kind, tmp_path):
     table = sensor_table().dropna().reset_index(drop=True)
