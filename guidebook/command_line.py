@@ -262,7 +262,10 @@ def predict_command(
         if out.suffix.lower() == ".csv":
             table.to_csv(partial, index=False)
         else:
-            table.to_parquet(partial, index=False)
+            try:
+                table.to_parquet(partial, index=False)
+            except ImportError:
+                raise ValueError(f"out: {out} is written by pyarrow: pip install guidebook[parquet]") from None
     show(f"first of {len(table)} predictions", table.head(5))
     say(f"wrote {out}")
 

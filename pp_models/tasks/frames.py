@@ -72,7 +72,7 @@ def _read_file(path: Path, argument: str) -> pd.DataFrame:
         table = pd.read_csv(path, sep="\t" if name.endswith(".tsv") else ",", encoding="utf-8", index_col=False)
     except ImportError:
         raise DataError(
-            f"{argument}: {path} is a Parquet file, which pandas reads by pyarrow: pip install pyarrow"
+            f"{argument}: {path} is a Parquet file, which pandas reads by pyarrow: pip install guidebook[parquet]"
         ) from None
     except UnicodeDecodeError:
         raise DataError(f"{argument}: {path} is not text in UTF-8; save it as such") from None

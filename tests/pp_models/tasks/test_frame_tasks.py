@@ -200,6 +200,20 @@ def test_what_is_no_table_is_refused(given, line):
         tasks.from_dataframe(given, None, "x", "y")
 
 
+def test_a_parquet_file_is_read_by_pandas_or_says_what_is_missing(tmp_path, monkeypatch):
+    table, path = sensor_table().dropna().reset_index(drop=True), tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1")
+    monkeypatch.setattr(pd, "read_parquet", lambda path: table)
+    assert tasks.from_dataframe(path, "id", X, Y).dim_y == 2
+
+    def missing(path):
+        raise ImportError("Unable to find a usable engine;\ntried using: 'pyarrow', 'fastparquet'.")
+
+    monkeypatch.setattr(pd, "read_parquet", missing)
+    with pytest.raises(DataError, match=r"a.parquet is a Parquet file, .*: pip install guidebook\[parquet\]$"):
+        tasks.from_dataframe(path, "id", X, Y)
+
+
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00id", b"", b'a,b\n"1,2\n3', b"\x00" * 9])
 def test_a_file_that_is_no_csv_is_refused(content, tmp_path):
     path = tmp_path / "a.csv"
