@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from pp_models.tasks.branch_tasks import BranchTasks
     from pp_models.tasks.ecg_tasks import ECGTasks
     from pp_models.tasks.era5_tasks import ERA5Tasks
@@ -22,6 +24,18 @@ if TYPE_CHECKING:
 
 #: The counts of the TNP sampler: N_c ~ U{3..46}, N_t ~ U{3..49 - N_c}; ``gp(**TNP_COUNTS)``.
 TNP_COUNTS: dict[str, Any] = {"num_context": (3, 46), "num_target": (3, None), "max_points": 49}
+
+
+def example_table(num_tasks: int = 40, seed: int = 0) -> pd.DataFrame:
+    """A made-up table of sensors' readings; see :func:`pp_models.tasks.made_up_readings.example_table`.
+
+    Args:
+        num_tasks: sensors.
+        seed: of all numbers.
+    """
+    from pp_models.tasks import made_up_readings
+
+    return made_up_readings.example_table(num_tasks, seed)
 
 
 def from_dataframe(

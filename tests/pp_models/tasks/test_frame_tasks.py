@@ -298,3 +298,9 @@ def test_tasks_are_the_same_after_a_round_through_files_and_altered_ones_are_ref
     (tmp_path / "data.json").write_bytes(content)
     with pytest.raises(FileError):
         frame_files.read_description(tmp_path)
+
+
+def test_the_example_table_is_one_that_tasks_are_made_of():
+    table = tasks.example_table(8)
+    assert tasks.example_table(8).equals(table) and table["y1"].isna().sum() == 1
+    assert tasks.from_dataframe(table, "id", X, Y).dim_x == 5
