@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pyro.infer
     from torch import nn
 
+    from pp_models.contract import Likelihood
     from pp_models.processes.conditional_process import ConditionalProcess
 
 
@@ -60,6 +61,7 @@ class TaskShape:
         path: of the decoder.
         input_features: sines and cosines of x, each, that a network reads beside x.
         experts: of a mixture.
+        num_classes: of tasks whose y is a class, with ``dim_y`` as many; 0 for numbers.
     """
 
     dim_x: int
@@ -75,6 +77,14 @@ class TaskShape:
     path: str | None = None
     input_features: int | None = None
     experts: str | None = None
+    num_classes: int = 0
+
+    @property
+    def head(self) -> Likelihood:
+        """What its networks predict at each point: a Gaussian with a scale of its own, or a class."""
+        if self.num_classes:
+            return pp_models.CategoricalLikelihood()
+        return pp_models.GaussianHeadLikelihood(self.min_scale)
 
     @property
     def regression(self) -> str:
@@ -86,7 +96,7 @@ class TaskShape:
         """The task of a stream: widths and, for models on a grid, its images' size or the interval of its inputs.
 
         Args:
-            stream: a TaskStream whose y is floating point.
+            stream: a TaskStream; where its y is a class, ``num_classes`` is among the options.
             width: hidden width of every network.
             **options: other fields.
         """
@@ -98,14 +108,14 @@ class TaskShape:
             # inputs of other batches may reach further than those seen
             low, high = stream.input_interval or (0.0, 1.25 * float(x.max() - x.min()))
             options.setdefault("extent", float(high - low))
-        return cls(x.shape[-1], y.shape[-1], width, **options)
+        return cls(x.shape[-1], options.get("num_classes") or y.shape[-1], width, **options)
 
 
 def network(
     task: TaskShape,
     representation: int = 0,
     depth: int = 5,
-    likelihood: str = "gaussian-head",
+    likelihood: str | None = None,
     prior: Any = None,
     **options: Any,
 ) -> pp_models.BayesianNetwork:
@@ -114,9 +124,9 @@ def network(
         options |= {"path": task.path, "path_dim": task.width}
     if task.input_features is not None:
         options["input_features"] = task.input_features
-    outputs = 2 * task.dim_y if likelihood == "gaussian-head" else task.dim_y
+    found: Any = task.head if likelihood is None else likelihood
+    outputs = task.dim_y if task.num_classes or likelihood is not None else 2 * task.dim_y
     sizes = [task.dim_x, *[task.width] * (depth - 1), outputs]
-    found: Any = pp_models.GaussianHeadLikelihood(task.min_scale) if likelihood == "gaussian-head" else likelihood
     return pp_models.BayesianNetwork(sizes, prior=prior, likelihood=found, representation_dim=representation, **options)
 
 
@@ -133,7 +143,7 @@ def neural_process(
         representation_dim=task.width if path else 0,
         attention=attention,
         width=task.width,
-        likelihood=pp_models.GaussianHeadLikelihood(task.min_scale),
+        likelihood=task.head,
         path=reads,
     )
 
@@ -148,17 +158,15 @@ def convolutional(task: TaskShape) -> pp_models.ConvNeuralProcess:
 
 def distance_informed(task: TaskShape) -> pp_models.DistanceInformedProcess:
     """A process with global and local latents for a task distribution."""
-    head = pp_models.GaussianHeadLikelihood(task.min_scale)
     return pp_models.DistanceInformedProcess(
-        task.dim_x, task.dim_y, task.width, task.width, task.width, likelihood=head
+        task.dim_x, task.dim_y, task.width, task.width, task.width, likelihood=task.head
     )
 
 
 def transformer(task: TaskShape) -> pp_models.TransformerNeuralProcess:
     """A TNP-D for a task distribution: 6 layers of 4 heads."""
-    head = pp_models.GaussianHeadLikelihood(task.min_scale)
     return pp_models.TransformerNeuralProcess(
-        task.dim_x, task.dim_y, task.width, feedforward=2 * task.width, likelihood=head
+        task.dim_x, task.dim_y, task.width, feedforward=2 * task.width, likelihood=task.head
     )
 
 
@@ -241,6 +249,8 @@ def mixture(
     task: TaskShape, experts: str = "context", features: str | None = None, number: int | None = None
 ) -> pp_models.MixtureDensityNetwork:
     """A mixture of eight experts that read the context, or sixteen strict ones, for a task distribution."""
+    if task.num_classes:
+        raise ValueError("model: got a mixture of experts, which predict numbers; of classes take nvdp, bnnp or cnp")
     if task.path is not None and experts != "context":
         raise ValueError(f"path: got {task.path!r}, but {experts} experts read no path; take experts='context' as well")
     return pp_models.MixtureDensityNetwork(
@@ -286,7 +296,9 @@ def _path_alone(task: TaskShape, kind: str = "learned-regression") -> tuple:
 
 
 def _bnnp(task: TaskShape, attention: bool = False) -> tuple:
-    likelihood = pp_models.GaussianLikelihood(0.1, learn_noise=True, max_noise=0.5)
+    likelihood: Any = pp_models.GaussianLikelihood(0.1, learn_noise=True, max_noise=0.5)
+    if task.num_classes:
+        likelihood = task.head
     prior = pp_models.LearnedGaussianPrior("unit")
     if attention:
         model: pp_models.BayesianNetwork = pp_models.BayesianAttentionNetwork(

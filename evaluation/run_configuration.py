@@ -17,9 +17,15 @@ from inference.objectives import make
 from inference.schedules import SCHEDULES
 from inference.step_cost import step_cost, steps_within
 from pp_models.files import STRICT, read_checked_json
-from pp_models.tasks.task_table import TASKS, task_stream
+from pp_models.tasks.frame_tasks import FrameTasks
+from pp_models.tasks.task_stream import TaskStream
+from pp_models.tasks.task_table import TASKS, TaskDistribution, task_stream
 
 CONFIGURATION = "run.json"
+#: what a run to a table of the user's own has in place of a name of tasks; the table is in its folder
+OWN_DATA = "own-data"
+#: floor of the standard deviation of such a run, in standard deviations of an output over the training rows
+OWN_MIN_SCALE = 0.01
 #: a run.json may come from anybody, and these decide how much memory is taken
 MOST = {"steps": 10**10, "width": 2**14, "batch_size": 2**16, "num_particles": 2**20}
 MOST_FEATURES = 2**12
@@ -39,7 +45,7 @@ class RunConfiguration:
 
     Args:
         model: name of the method (``guidebook list models``).
-        tasks: name of the task distribution.
+        tasks: name of the task distribution, or ``OWN_DATA``.
         objective: name of an objective; None for the method's own.
         steps: optimizer steps.
         seed: seed of the parameters, the tasks and the fit.
@@ -113,19 +119,27 @@ class RunConfiguration:
                 f"input_features: got {self.input_features}; it must be at least 0 and at most {MOST_FEATURES:,}"
             )
 
-    def build(self) -> Method:
+    def build(self, own: FrameTasks | None = None) -> Method:
         """Model, guide and objective with their initial parameters.
+
+        Args:
+            own: the tasks of a run to a table of the user's own.
 
         Raises:
             ValueError: an unknown name.
         """
-        stream = task_stream(self.tasks, min(self.batch_size, 64), self.seed)  # for its widths
-        found = TASKS.find(self.tasks)
         parts = {name: getattr(self, name) for name in ("recipe", "pooling", "path", "input_features", "experts")}
-        beta = found.beta if self.beta is None else self.beta
+        beta, min_scale = TaskDistribution.beta, OWN_MIN_SCALE
+        if own is not None:
+            parts["num_classes"] = len(own.classes)
+        else:
+            beta, min_scale = TASKS.find(self.tasks).beta, TASKS.find(self.tasks).min_scale
+        beta = beta if self.beta is None else self.beta
+        # for its widths
+        stream = task_stream(self.tasks, min(self.batch_size, 64), self.seed) if own is None else own
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            method = build(self.model, TaskShape.of(stream, self.width, beta=beta, min_scale=found.min_scale, **parts))
+            method = build(self.model, TaskShape.of(stream, self.width, beta=beta, min_scale=min_scale, **parts))
         if self.objective is not None:
             given = {"beta": self.beta, "num_particles": self.num_particles}
             options = {name: value for name, value in given.items() if value is not None}
@@ -161,24 +175,39 @@ def configure(model: str, tasks: str, held: RunConfiguration | None = None, **gi
     return RunConfiguration(model, tasks, **own | given)
 
 
-def affordable(configuration: RunConfiguration, seconds: float, device: str = "auto") -> tuple[int, float]:
+def training_stream(configuration: RunConfiguration, own: FrameTasks | None = None) -> TaskStream:
+    """What a configuration is trained on.
+
+    Args:
+        configuration: says how many tasks a batch has, and the seed.
+        own: the tasks of a run to a table of the user's own.
+    """
+    if own is not None:
+        return own.of("train", configuration.batch_size, configuration.seed)
+    return task_stream(configuration.tasks, configuration.batch_size, configuration.seed)
+
+
+def affordable(
+    configuration: RunConfiguration, seconds: float, device: str = "auto", own: FrameTasks | None = None
+) -> tuple[int, float]:
     """Steps of a configuration that so many CPU seconds buy, and what each costs.
 
     Args:
         configuration: what will be fitted.
         seconds: CPU seconds of training, over all threads.
         device: where.
+        own: the tasks of a run to a table of the user's own.
 
     Raises:
         ValueError: ``seconds`` is out of range, or the configuration cannot be built.
     """
     if not 0 < seconds < math.inf:
         raise ValueError(f"cpu_seconds: got {seconds}; it must be positive and finite")
-    method = configuration.build()
+    method = configuration.build(own)
     cost = step_cost(
         method.model,
         method.guide,
-        task_stream(configuration.tasks, configuration.batch_size, configuration.seed),
+        training_stream(configuration, own),
         method.objective,
         max_grad_norm=configuration.max_grad_norm,
         device=device,
@@ -187,18 +216,19 @@ def affordable(configuration: RunConfiguration, seconds: float, device: str = "a
     return steps_within(seconds, cost), cost
 
 
-def train(configuration: RunConfiguration, method: Method, **options: Any) -> FitResult:
+def train(configuration: RunConfiguration, method: Method, own: FrameTasks | None = None, **options: Any) -> FitResult:
     """Fits a method that a configuration built.
 
     Args:
         configuration: how.
         method: its model and guide are trained in place.
+        own: the tasks of a run to a table of the user's own.
         **options: passed to :func:`inference.fit`.
     """
     return fit(
         method.model,
         method.guide,
-        task_stream(configuration.tasks, configuration.batch_size, configuration.seed),
+        training_stream(configuration, own),
         method.objective,
         steps=configuration.steps,
         seed=configuration.seed,

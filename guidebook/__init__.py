@@ -58,8 +58,11 @@ __all__ = sorted(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'guidebook' has no attribute {name!r}")
+    found: Any
     if _HOMES[name] == name:
-        found: Any = import_module(name)
+        found = import_module(name)
+    elif _HOMES[name] == __name__:
+        found = import_module(f"{__name__}.{name}")
     else:
         room = import_module(_HOMES[name])
         found = getattr(room, name) if hasattr(room, name) else import_module(f"{_HOMES[name]}.{name}")

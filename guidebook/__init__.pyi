@@ -15,11 +15,16 @@ from evaluation import task_representation as task_representation
 from evaluation import to_arviz as to_arviz
 from evaluation import verdict as verdict
 from evaluation import write_zarr as write_zarr
+from guidebook import sklearn as sklearn
 from guidebook.gallery import Pretrained as Pretrained
 from guidebook.gallery import load_pretrained as load_pretrained
 from guidebook.gallery import pretrained as pretrained
+from guidebook.saving import Saved as Saved
+from guidebook.saving import load as load
+from guidebook.saving import save as save
 from inference import CheckpointError as CheckpointError
 from inference import FitResult as FitResult
+from inference import FramePrediction as FramePrediction
 from inference import Interrupted as Interrupted
 from inference import LrvdCallback as LrvdCallback
 from inference import LrvdObjective as LrvdObjective
@@ -37,6 +42,7 @@ from inference import nuts as nuts
 from inference import objectives as objectives
 from inference import parameter_groups as parameter_groups
 from inference import predict as predict
+from inference import predict_frame as predict_frame
 from inference import prior_predictive as prior_predictive
 from inference import prune_ranks as prune_ranks
 from inference import sample_posterior as sample_posterior

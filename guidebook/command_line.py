@@ -7,8 +7,10 @@ import platform
 import shlex
 import shutil
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -115,7 +117,22 @@ def demo(
 @app.command("fit")
 def fit_command(
     model: Annotated[str, typer.Option(help="a method: guidebook list models")] = "nvdp",
-    tasks: Annotated[str, typer.Option(help="a task distribution: guidebook list tasks")] = "gp-rbf",
+    tasks: Annotated[
+        str | None, typer.Option(help="a task distribution: guidebook list tasks; gp-rbf without --data")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="in place of tasks: your own CSV, Parquet or NetCDF file")] = None,
+    task: Annotated[str, typer.Option(help="of --data: the column, or columns, that say which task a row is of")] = "",
+    x: Annotated[str, typer.Option(help="of --data: comma-separated columns of inputs")] = "",
+    y: Annotated[str, typer.Option(help="of --data: of outputs, which may be empty in some rows")] = "",
+    time: Annotated[str | None, typer.Option(help="of --data: an input that is a time")] = None,
+    group: Annotated[str | None, typer.Option(help="of --data: a column of groups of tasks, split as one")] = None,
+    categorical: Annotated[str, typer.Option(help="of --data: inputs of numbers that are categories")] = "",
+    split: Annotated[str, typer.Option(help="of --data: shares of training, validation, test tasks")] = "0.8,0.1,0.1",
+    num_context: Annotated[str, typer.Option(help="of --data: fewest and most context points, as 1,20")] = "0,",
+    max_points: Annotated[int, typer.Option(help="of --data: most points of a task in a step")] = 256,
+    forecast: Annotated[
+        bool, typer.Option("--forecast", help="of --data: contexts are the past; needs --time")
+    ] = False,
     objective: Annotated[str | None, typer.Option(help="an objective; the method's own by default")] = None,
     steps: Annotated[int | None, typer.Option(help="optimizer steps; 3,000 without --cpu-seconds")] = None,
     cpu_seconds: Annotated[
@@ -146,15 +163,19 @@ def fit_command(
     precision: Annotated[str, typer.Option(help="32-true, 64-true, bf16-mixed …")] = "32-true",
     checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints; Ctrl-C writes one too")] = 1_000,
 ) -> None:
-    """Fits a method on a task distribution, by the method's recipe where nothing else is said.
+    """Fits a method on a task distribution or your own table, by the method's recipe where nothing else is said.
 
     Example: `guidebook fit --model nvdp --tasks gp-rbf --steps 3000 --seed 0 --out runs/first`
+
+    Your own: `guidebook fit --data tasks.csv --task id --x x1,x2 --y y1,y2 --model bnnp --out runs/own`
     """
+    if data is not None and tasks is not None:
+        raise ValueError(f"tasks: got {tasks!r} beside data = {str(data)!r}; take one of them")
     _known(model=model, tasks=tasks, objective=objective)
     from dataclasses import replace
 
-    from evaluation.run_configuration import CONFIGURATION, affordable, configure, read_configuration
-    from guidebook.runs import start
+    from evaluation.run_configuration import CONFIGURATION, OWN_DATA, affordable, configure, read_configuration
+    from guidebook.runs import own_tasks, start
     from inference import Interrupted
     from inference.checkpoint import read_index
 
@@ -163,15 +184,27 @@ def fit_command(
     if steps is not None and cpu_seconds is not None:
         raise ValueError(f"cpu_seconds: got {cpu_seconds} beside steps = {steps}; take one of them")
     continued = read_configuration(out) if (resume or previous) and (out / CONFIGURATION).exists() else None
+    own = None
+    if data is not None:
+        from pp_models.tasks.frame_tasks import from_dataframe
+
+        own = _noting(
+            from_dataframe, data, _split(task) or None, _split(x), _split(y), time, group=group,
+            categorical=_split(categorical), split=[_number(word, "split") for word in _split(split)],
+            num_context=_range(num_context), max_points=max_points, forecast=forecast, seed=seed,
+        )  # fmt: skip
+    elif continued is not None and tasks is None:
+        own = own_tasks(out, continued)
+    named = OWN_DATA if own is not None else tasks or "gp-rbf"
     configuration = configure(
-        model, tasks, continued, objective=objective, steps=3_000 if steps is None else steps, seed=seed, width=width,
+        model, named, continued, objective=objective, steps=3_000 if steps is None else steps, seed=seed, width=width,
         batch_size=batch_size, learning_rate=learning_rate, schedule=schedule, warmup=warmup,
         max_grad_norm=max_grad_norm, recipe=recipe, pooling=pooling, path=path, input_features=input_features,
         experts=experts, beta=beta, num_particles=num_particles, precision=precision,
     )  # fmt: skip
     if cpu_seconds is not None:
         if continued is None:
-            steps, cost = affordable(configuration, cpu_seconds, device)
+            steps, cost = affordable(configuration, cpu_seconds, device, own)
             say(f"a step costs {1000 * cost:.1f} ms of CPU: {steps:,} steps")
         else:  # as many as it was begun with
             steps = continued.steps
@@ -183,7 +216,7 @@ def fit_command(
         say(f"goes on at step {at} of {steps}" if held else f"{out} holds no checkpoint: begins at step 0")
     again = "previous" if previous else resume
     try:
-        result = start(configuration, out, again, device=device, checkpoint_every=checkpoint_every)
+        result = start(configuration, out, again, own, device=device, checkpoint_every=checkpoint_every)
     except Interrupted as stop:  # typer would make an exit status of it
         line = f"interrupted at step {stop.step}; the same command with --resume goes on from there"
         raise Stopped(line, 128 + stop.number) from None
@@ -195,6 +228,46 @@ def fit_command(
         numbers += f", ess {last['ess']:.2f}"
     say(f"step {result.steps}: {numbers}; {len(result.skipped)} steps skipped; {result.seconds:.0f} s")
     say(f"next: guidebook inspect {shlex.quote(str(out))}")
+    if own is not None:
+        say(f"      guidebook predict {shlex.quote(str(out))} --data new.csv --out predictions.csv")
+
+
+@app.command("predict")
+def predict_command(
+    run: Annotated[Path, typer.Argument(help="folder of a fit to your own data")],
+    data: Annotated[Path, typer.Option(help="a table: rows with outputs are context, those without are predicted")],
+    out: Annotated[Path, typer.Option(help="CSV or Parquet file for the predictions")] = Path("predictions.csv"),
+    quantiles: Annotated[str, typer.Option(help="comma-separated levels; two are an interval")] = "0.05,0.95",
+    draws: Annotated[int, typer.Option(help="posterior draws")] = 200,
+    seed: Annotated[int, typer.Option(help="seed of the draws")] = 0,
+) -> None:
+    """Predicts the rows of a table that lack outputs, given those of their task that have them.
+
+    Means, standard deviations and quantiles are in the table's units.
+
+    Example: `guidebook predict runs/own --data new.csv --out predictions.csv`
+    """
+    if out.suffix.lower() not in (".csv", ".parquet"):
+        raise ValueError(f"out: got {str(out)!r}; its name must end in .csv or .parquet")
+    from guidebook.saving import load
+    from pp_models.files import make_folder, replaced_atomically
+
+    _prepare()
+
+    levels = [_number(word, "quantiles") for word in _split(quantiles)]
+    prediction = _noting(load(run).predict, data, draws, seed=seed)
+    table = prediction.to_dataframe(levels)
+    make_folder(out.absolute().parent, "out")
+    with replaced_atomically(out.absolute()) as partial:
+        if out.suffix.lower() == ".csv":
+            table.to_csv(partial, index=False)
+        else:
+            try:
+                table.to_parquet(partial, index=False)
+            except ImportError:
+                raise ValueError(f"out: {out} is written by pyarrow: pip install guidebook[parquet]") from None
+    show(f"first of {len(table)} predictions", table.head(5))
+    say(f"wrote {out}")
 
 
 @app.command()
@@ -211,7 +284,8 @@ def inspect(
     _prepare()
 
     scores, summary, verdict = inspect_run(run, draws, progress=True)
-    say(str(verdict))
+    for line in str(verdict).splitlines():
+        say(line)
     show("Scores on test tasks", scores)
     show("Posterior: the ten widest entries", summary)
     say(f"wrote {run / 'posterior.nc'} and {run / 'report.html'}")
@@ -331,6 +405,34 @@ def _known(**names: str | list[str] | None) -> None:
 
 def _split(words: str) -> list[str]:
     return [word.strip() for word in words.split(",") if word.strip()]
+
+
+def _noting(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls, and says what Python would warn of as one line each."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        found = call(*args, **kwargs)
+    for note in notes:
+        say(f"note: {note.message}")
+    return found
+
+
+def _number(word: str, argument: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise ValueError(f"{argument}: got {word!r}; it must be numbers separated by commas") from None
+
+
+def _range(words: str) -> tuple[int, int | None]:
+    """Fewest and most; nothing after the comma is no bound."""
+    low, _, high = words.partition(",")
+    try:
+        return int(low), int(high) if high.strip() else None
+    except ValueError:
+        raise ValueError(
+            f"num_context: got {words!r}; it must be two numbers such as 1,20, or 1, for no bound"
+        ) from None
 
 
 def _seeds(words: str) -> list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -17,11 +18,11 @@ from evaluation.arviz.arviz_summary import widest_entries, widest_forest
 from evaluation.findings import Verdict
 from evaluation.methods import Method
 from evaluation.report import Code, Heading, Picture, Prose, Section, Settings, Table, write_report
-from evaluation.run_configuration import RunConfiguration
+from evaluation.run_configuration import RunConfiguration, training_stream
 from evaluation.scores.metrics import rate_spread
-from evaluation.scores.scoring import SCORES, score_oracle, score_tasks
+from evaluation.scores.scoring import SCORES, score_classes, score_oracle, score_tasks
 from evaluation.trust import HELD_OUT_BATCH_SIZE, held_out_tasks, verdict
-from guidebook.runs import open_run
+from guidebook.runs import open_run, own_tasks
 from inference import predict
 from inference.progress import Stages
 from pp_models.contract import as_guide, as_objective
@@ -29,8 +30,9 @@ from pp_models.data import TaskBatch
 from pp_models.files import make_folder
 from pp_models.own_files import refuse_others, replaced_own
 from pp_models.tasks.downloads import no_downloads
-from pp_models.tasks.task_stream import batches_of
-from pp_models.tasks.task_table import TASKS, task_stream
+from pp_models.tasks.frame_tasks import FrameTasks
+from pp_models.tasks.task_stream import TaskStream, batches_of
+from pp_models.tasks.task_table import TASKS, TEST_SEED, task_stream
 
 SIMULATIONS = 200
 
@@ -57,15 +59,21 @@ def inspect_run(
     configuration, method, steps = open_run(folder)
     path = make_folder(folder, "run")
     refuse_others(path, "run", "posterior.nc", "report.html")
-    with no_downloads("opening a run"):
-        stream = task_stream(configuration.tasks, 4, configuration.seed, test=True)
+    own = own_tasks(folder, configuration)
+    stream: TaskStream
+    if own is not None:
+        stream = held_out(own)
+    else:
+        with no_downloads("opening a run"):
+            stream = task_stream(configuration.tasks, 4, configuration.seed, test=True)
     batches = [stream.batch(i) for i in range(25)]
     few = batches[0]
     attrs = fit_attributes(method.objective, steps, configuration.seed)
     attrs |= {"tasks": configuration.tasks, "method": configuration.model}
     with Stages(progress) as shown:
         shown.begin("scores on test tasks", len(batches))
-        table = score_tasks(method.model, method.guide, _counted(batches, shown))
+        score: Any = score_classes if own is not None and own.classes else score_tasks
+        table = score(method.model, method.guide, _counted(batches, shown))
         shown.begin("posterior for ArviZ", 1)
         idata = to_arviz(method.model, method.guide, few, num_samples=draws, seed=configuration.seed, attrs=attrs)
         write_netcdf(idata, path / "posterior.nc", partial(replaced_own, argument="run"))
@@ -76,7 +84,7 @@ def inspect_run(
         rows.append({"model": f"exact GP, sd >= {floor}", **_means(score_oracle(batches, floor))})
     scores = pd.DataFrame(rows)
 
-    found = verdict_of(configuration, method, draws, progress)
+    found = verdict_of(configuration, method, draws, progress, own)
     sections: list[Section] = [
         Heading(f"Verdict: {found.level}"),
         Prose(found.sentence),
@@ -90,10 +98,10 @@ def inspect_run(
         )
     sections += [
         Heading("Scores on test tasks"),
-        Prose(f"After {steps} steps, on {len(batches) * 4} test tasks; nats per point, mean over tasks."),
+        Prose(f"After {steps} steps, on {len(batches) * 4} test tasks; nats per point, mean over tasks.{_units(own)}"),
         Table(scores),
     ]
-    if few.full.x.shape[-1] == 1:
+    if few.full.x.shape[-1] == 1 and (own is None or not own.classes):
         prediction = predict(method.model, method.guide, few.context, few.full, 100, seed=0)
         figure = plots.fan_plot({configuration.model: prediction}, few, few.full.x, tasks=(0, 1, 2))
         sections += [
@@ -124,15 +132,37 @@ def _counted(batches: list[TaskBatch], shown: Stages) -> Iterator[TaskBatch]:
         shown.advance()
 
 
-def verdict_of(configuration: RunConfiguration, method: Method, draws: int, progress: bool) -> Verdict:
+def held_out(own: FrameTasks) -> FrameTasks:
+    """The split of a table that a run is tested on, four tasks a batch: test, else validation, else training tasks."""
+    split = next(split for split in ("test", "validation", "train") if own.pools[split])
+    return own.of(split, 4, TEST_SEED)
+
+
+def _units(own: FrameTasks | None) -> str:
+    if own is None:
+        return ""
+    split = held_out(own).split
+    tasks = f" They are random contexts of the table's {len(held_out(own).names)} {split} tasks"
+    seen = ", which were trained on: there are no others" if split == "train" else ""
+    return f"{tasks}{seen}; outputs are in standard deviations of the training rows."
+
+
+def verdict_of(
+    configuration: RunConfiguration, method: Method, draws: int, progress: bool, own: FrameTasks | None = None
+) -> Verdict:
     """The verdict on a fit of that configuration, by tasks of the training distribution that no training reaches."""
-    with no_downloads("opening a run"):
-        stream = task_stream(configuration.tasks, HELD_OUT_BATCH_SIZE, configuration.seed)
+    stream: TaskStream
+    if own is not None:
+        stream, tested = training_stream(configuration, own), held_out_tasks(held_out(own))
+    else:
+        with no_downloads("opening a run"):
+            stream = task_stream(configuration.tasks, HELD_OUT_BATCH_SIZE, configuration.seed)
+        tested = held_out_tasks(stream)
     name = configuration.objective or as_objective(method.objective).name
     return verdict(
         method.model,
         method.guide,
-        held_out_tasks(stream),
+        tested,
         objective=name,
         trained_on=batches_of(stream, 0, 200),
         num_simulations=SIMULATIONS,
@@ -143,4 +173,4 @@ def verdict_of(configuration: RunConfiguration, method: Method, draws: int, prog
 
 
 def _means(table: pd.DataFrame) -> dict[str, float]:
-    return {c: float(table[c].mean()) for c in (*SCORES, "crps", "within_1sd", "within_2sd") if c in table}
+    return {c: float(table[c].mean()) for c in (*SCORES, "accuracy", "crps", "within_1sd", "within_2sd") if c in table}

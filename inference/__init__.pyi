@@ -14,6 +14,8 @@ from .checkpoint import CheckpointError as CheckpointError
 from .compare_objectives import compare_objectives as compare_objectives
 from .fit import FitResult as FitResult
 from .fit import fit as fit
+from .frame_prediction import FramePrediction as FramePrediction
+from .frame_prediction import predict_frame as predict_frame
 from .interruption import Interrupted as Interrupted
 from .plateau import settled as settled
 from .posterior_draws import sample_posterior as sample_posterior

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import zipfile
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ KEEP = 2
 
 #: what a fit writes into a folder, under names that only it uses, and what a kill leaves of them
 OWN_FILES = r"weights-\d{8,12}\.safetensors|state-\d{8,12}\.pt|checkpoint\.json|retired\.json|metrics\.jsonl|run\.json"
+OWN_FILES += r"|architecture\.json|data\.json|data\.safetensors"
 OWNER = "guidebook-"
 _LEFT_BEHIND = re.compile(rf"\.({OWN_FILES})\.{OWNER}[0-9a-f]{{16}}\.partial")
 
@@ -240,8 +242,13 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def refuse_foreign_files(folder: Path, argument: str) -> None:
+def refuse_foreign_files(folder: Path, argument: str, expected: Collection[str] = ()) -> None:
     """Refuses to begin a run where files stand that it would write over.
+
+    Args:
+        folder: where it would be.
+        argument: whose value that is, for the message.
+        expected: files that the caller has written for it.
 
     Raises:
         CheckpointError: the folder holds a run, or files named like a run's.
@@ -253,7 +260,7 @@ def refuse_foreign_files(folder: Path, argument: str) -> None:
             f"{argument}: {folder} already holds a run at step {step}; pass resume=True or name another folder"
         )
     named = sorted(path.name for path in folder.iterdir() if re.fullmatch(OWN_FILES, path.name))
-    named = [name for name in named if name != "run.json"]
+    named = [name for name in named if name != "run.json" and name not in expected]
     if named:
         raise CheckpointError(
             f"{argument}: {folder} holds {named[0]}, which belongs to no checkpoint there; a run that was stopped "

@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from inference import checkpoint
+from inference.architecture import ARCHITECTURE, architecture_bytes
 from inference.data_dtype import parameter_dtype
 from inference.interruption import Interrupted, one_fit_at_a_time, until_asked
 from inference.objectives import TaskObjective, make
@@ -51,6 +52,8 @@ from pp_models.arguments import (
 from pp_models.contract import as_objective
 from pp_models.data import TaskBatch
 from pp_models.files import append_line, locked, make_folder
+from pp_models.tasks.frame_files import DESCRIPTION, ROWS
+from pp_models.tasks.task_stream import TaskStream
 
 #: what a step reports beside its loss
 STATISTICS = ("log_likelihood", "kl", "ess", "ess_below_2")
@@ -195,7 +198,8 @@ def fit(
         precision: a Fabric precision, such as ``"32-true"``, ``"64-true"`` or ``"bf16-mixed"``.
         compile: ``True`` compiles the step with ``torch.compile``, which breaks its graph at Pyro's handlers and
             compiles anew for each number of points; ``"auto"`` and ``False`` do not compile.
-        checkpoint_dir: folder for checkpoints and ``metrics.jsonl``; None to write nothing.
+        checkpoint_dir: folder for checkpoints, ``metrics.jsonl``, and how the pair was built, so that
+            ``guidebook.load(folder)`` opens it; None to write nothing.
         resume: continue from the folder's newest checkpoint if it has one; ``"previous"`` from the one before.
         progress: show a progress bar.
         callbacks: called with the metrics at every logged step; one that returns True ends the fit.
@@ -225,9 +229,10 @@ def fit(
     fabric = make_fabric(device, precision)
     folder = None if checkpoint_dir is None else make_folder(checkpoint_dir, "checkpoint_dir")
     writes = folder is not None and fabric.global_rank == 0  # of several processes one
+    described = tasks.description() if isinstance(tasks, TaskStream) else None
     with one_fit_at_a_time(), locked(folder, "checkpoint_dir") if folder is not None and writes else nullcontext():
         if folder is not None and writes and not resume:
-            checkpoint.refuse_foreign_files(folder, "checkpoint_dir")
+            checkpoint.refuse_foreign_files(folder, "checkpoint_dir", (DESCRIPTION, ROWS) if described else ())
         elif folder is not None and writes:
             checkpoint.remove_leftovers(folder)
 
@@ -277,6 +282,11 @@ def fit(
         if folder is not None and fabric.global_rank == 0:
             lines = "".join(json.dumps(row) + "\n" for row in result.history)
             checkpoint.write(folder, "metrics.jsonl", lines.encode())
+            if described is not None:
+                checkpoint.write(folder, DESCRIPTION, described)
+            with suppress(ValueError):  # a pair of the user's own classes is built anew by their own code
+                name = as_objective(objective).name or None
+                checkpoint.write(folder, ARCHITECTURE, architecture_bytes(model, guide, name))
 
         def save(step: int, interim: bool = False) -> None:
             if folder is None or fabric.global_rank != 0:

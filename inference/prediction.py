@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
@@ -12,6 +13,10 @@ from torch import Tensor
 
 from pp_models.data import DataError
 from pp_models.mixtures.simplex_distributions import ExpertMixture
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray
 
 
 def pointwise(fn: Any, event_dim: int) -> TorchDistribution:
@@ -151,6 +156,61 @@ class Prediction:
             shape = q.shape + (1,) * (base.loc.dim() - 1)
             return base.loc[0] + base.scale[0] * torch.special.ndtri(q.reshape(shape).to(base.loc.device))
         return torch.quantile(self.samples, q.to(self.samples.device), dim=0)
+
+    def in_units(self, mean: Any, scale: Any) -> Prediction:
+        """The prediction of ``mean + scale y``, in float64: mean, sd, quantiles, draws, and densities by the Jacobian.
+
+        Args:
+            mean: numbers ``[Dy]``, such as ``tasks.columns.y_mean``.
+            scale: positive numbers ``[Dy]``.
+
+        Raises:
+            ValueError: a likelihood whose outputs have no units, or class indices.
+        """
+        from inference.prediction_units import in_units
+
+        if not self.samples.dtype.is_floating_point:
+            raise ValueError("prediction: its outputs are class indices, which have no units")
+        shift, factor = (torch.as_tensor(v, dtype=torch.float64, device=self.samples.device) for v in (mean, scale))
+        if not bool((factor > 0).all() and torch.isfinite(factor).all() and torch.isfinite(shift).all()):
+            raise ValueError(f"scale: got {factor.tolist()}; it must be positive and finite, and mean finite")
+        return Prediction(in_units(self.likelihood, shift, factor), shift + factor * self.samples.double())
+
+    def to_dataframe(self, quantiles: Sequence[float] = (0.05, 0.95), mask: Tensor | None = None) -> pd.DataFrame:
+        """One row a point: task, point, and of each output ``y1`` … mean, std and quantiles (``y1_q0.05``).
+
+        Of a classifier: the most probable class ``y1`` and the probability of each (``y1_p_0``).
+
+        Args:
+            quantiles: levels in [0, 1].
+            mask: ``[*B, N]``, True for the points to show; None for all.
+
+        Raises:
+            DataError: a mask that does not fit.
+            ValueError: a level out of range.
+        """
+        from inference import prediction_tables
+
+        outputs, classes, points = self._names()
+        if mask is not None and mask.shape != points:
+            raise DataError(f"mask: got shape {list(mask.shape)}; the prediction has points {list(points)}")
+        keep = None if mask is None else mask.reshape(-1).bool().cpu().numpy()
+        rows = prediction_tables.points_of(points)
+        return prediction_tables.to_dataframe(self, rows, outputs, classes, quantiles, keep)
+
+    def to_xarray(self) -> xarray.Dataset:
+        """``mean``, ``std`` ``[row, output]`` and ``samples`` ``[draw, row, output]``; rows have task and point."""
+        from inference import prediction_tables
+
+        outputs, classes, points = self._names()
+        return prediction_tables.to_xarray(self, prediction_tables.points_of(points), outputs, classes)
+
+    def _names(self) -> tuple[list[str], list[str], torch.Size]:
+        """Names of outputs and of classes, and the shape ``[*B, N]`` of points."""
+        shape = self.samples.shape[1:]
+        if not self.samples.dtype.is_floating_point:
+            return ["y1"], [str(i) for i in range(self.function_samples.shape[-1])], shape
+        return [f"y{i + 1}" for i in range(shape[-1])], [], shape[:-1]
 
 
 def widen_draws(value: Tensor, likelihood: TorchDistribution, shape: torch.Size) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from pp_models.parameter_module import mlp
+from pp_models.recorded_arguments import Recorded
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, num_heads: int) -> Tensor:
@@ -29,7 +30,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, n
     return mixed if mask is None else mixed * mask.any(-1)[..., None, None].to(mixed.dtype)
 
 
-class ContextAttention(nn.Module):
+class ContextAttention(Recorded, nn.Module):
     """Attention from inputs over a context handed over as a *memory*: deterministic paths of neural processes.
 
     A memory ``[*B, M, Dx + R + 1]`` holds each context point's input, its embedding, and 1 where the point exists. One

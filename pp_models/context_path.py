@@ -16,6 +16,7 @@ from pp_models.attention import ContextAttention
 from pp_models.context_regression import ContextRegression, RegressionState, relative_evidence
 from pp_models.kernel_bank import KernelBank, KernelState
 from pp_models.parameter_module import mlp
+from pp_models.recorded_arguments import Recorded
 
 PATHS = ("attention", "regression", "learned-regression", "kernels")
 #: what regressions of a context rest on
@@ -46,7 +47,7 @@ class ContextPath(Protocol):
         """What inputs ``[*B, N, Dx]`` find in a memory: ``[*B, N, R]``."""
 
 
-class RegressionPath(nn.Module):
+class RegressionPath(Recorded, nn.Module):
     """What closed-form regressions of the context say at x: their means, spreads and evidences, through a network.
 
     Of a bank of kernels it is the average over models: mean and spread of the mixture of the heads, weighed by their

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pp_models.parameter_module import mlp, part_of
+from pp_models.recorded_arguments import Recorded
 
 FEATURES = ("fourier", "learned")
 #: shortest and longest lengthscale of the heads' kernels at the start, for inputs of unit scale
@@ -20,7 +21,7 @@ LENGTHSCALES = (0.12, 0.8)
 LEARNED_FROM = 8
 
 
-class FourierFeatures(nn.Module):
+class FourierFeatures(Recorded, nn.Module):
     """Inputs and, beside them, sines and cosines of them at learned frequencies (Rahimi and Recht 2007).
 
     Args:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pp_models.data import DataError, Dataset
 from pp_models.parameter_module import ParameterModule
+from pp_models.recorded_arguments import Recorded
 
 
 class ModelOffers:
@@ -135,7 +136,7 @@ class ObjectiveOffers:
     has_no: Mapping[str, str] = MappingProxyType({})
 
 
-class Likelihood(nn.Module):
+class Likelihood(Recorded, nn.Module):
     """From network outputs ``[..., N, K]`` to a distribution of batch shape ``[..., N]`` over one point's y."""
 
     #: whether y holds class indices

@@ -13,6 +13,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.runtime import _PYRO_STACK
 
 from pp_models.arguments import check_weights
+from pp_models.recorded_arguments import Recorded
 
 #: who has which prefix in Pyro's store, as long as they live
 _owners: weakref.WeakValueDictionary[str, ParameterModule] = weakref.WeakValueDictionary()
@@ -20,7 +21,7 @@ _owners: weakref.WeakValueDictionary[str, ParameterModule] = weakref.WeakValueDi
 _announced: weakref.WeakValueDictionary[str, torch.Tensor] = weakref.WeakValueDictionary()
 
 
-class ParameterModule(PyroModule):
+class ParameterModule(Recorded, PyroModule):
     """Base of every model and guide.
 
     Pyro names parameters by attribute path in one global store, so two guides of one class would overwrite each

@@ -107,6 +107,39 @@ def _crps_method(prediction: Prediction) -> str:
     return "mixture"
 
 
+def score_classes(
+    model: Any, guide: Any, batches: Iterable[TaskBatch], *, num_samples: int = 32, seed: int = 0
+) -> pd.DataFrame:
+    """Scores every task of some test batches whose y is a class.
+
+    Args:
+        model: the model.
+        guide: its guide; sees the context only.
+        batches: test tasks.
+        num_samples: posterior draws.
+        seed: seed of those draws.
+
+    Returns:
+        One row a task: ``m`` (context points), ``pll`` (log-probability of the target points' classes, nats a point)
+        and ``accuracy``.
+    """
+    rows = []
+    for number, batch in enumerate(batches):
+        target = batch.target
+        assert target.y is not None
+        prediction = predict(model, guide, batch.context, target, num_samples, seed=seed + number)
+        mask, counts = target.full_mask(), target.counts
+        right = prediction.mean.argmax(-1) == target.y
+        scores = torch.where(mask, prediction.log_prob(target.y), 0.0)
+        columns = {
+            "m": batch.context.counts,
+            "pll": scores.sum(-1) / counts,
+            "accuracy": (right & mask).sum(-1) / counts,
+        }
+        rows.append(pd.DataFrame({name: value.double().cpu().numpy() for name, value in columns.items()}))
+    return pd.concat(rows, ignore_index=True)
+
+
 def score_oracle(batches: Iterable[TaskBatch], min_scale: float | None = None) -> pd.DataFrame:
     """The same likelihood columns for the exact Gaussian process that drew the tasks.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pp_models.arguments import SCALE, TENSOR, checked, each, either
 from pp_models.files import FileError, write_atomically
+from pp_models.recorded_arguments import Recorded
 from pp_models.sealed_tensors import read_sealed_tensors, sealed_tensors
 from pp_models.single_precision import single
 
@@ -47,7 +48,7 @@ class GaussianBlocks:
         return self.loc.shape[-2] != k_out
 
 
-class WeightPrior(nn.Module):
+class WeightPrior(Recorded, nn.Module):
     """A distribution over the weight matrices of a network, layer by layer.
 
     A prior is made without knowing the network; the network calls :meth:`build` once with the shapes of

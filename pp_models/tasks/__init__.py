@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from pp_models.tasks.branch_tasks import BranchTasks
     from pp_models.tasks.ecg_tasks import ECGTasks
     from pp_models.tasks.era5_tasks import ERA5Tasks
+    from pp_models.tasks.few_shot_tasks import FewShotTasks
+    from pp_models.tasks.frame_tasks import FrameTasks
     from pp_models.tasks.function_tasks import HeavisideTasks, NetworkTasks, SawtoothTasks, SquaredExponentialTasks
     from pp_models.tasks.gp_tasks import GPTasks
     from pp_models.tasks.image_tasks import ImageTasks
@@ -20,6 +24,82 @@ if TYPE_CHECKING:
 
 #: The counts of the TNP sampler: N_c ~ U{3..46}, N_t ~ U{3..49 - N_c}; ``gp(**TNP_COUNTS)``.
 TNP_COUNTS: dict[str, Any] = {"num_context": (3, 46), "num_target": (3, None), "max_points": 49}
+
+
+def example_table(num_tasks: int = 40, seed: int = 0) -> pd.DataFrame:
+    """A made-up table of sensors' readings; see :func:`pp_models.tasks.made_up_readings.example_table`.
+
+    Args:
+        num_tasks: sensors.
+        seed: of all numbers.
+    """
+    from pp_models.tasks import made_up_readings
+
+    return made_up_readings.example_table(num_tasks, seed)
+
+
+def from_dataframe(
+    frame: Any,
+    task: str | Sequence[str] | None = None,
+    x: str | Sequence[str] = (),
+    y: str | Sequence[str] = (),
+    time: str | None = None,
+    **options: Any,
+) -> FrameTasks:
+    """Tasks from your own table, one row a point.
+
+    Args:
+        frame: a pandas or polars DataFrame, an xarray Dataset, or the path of a CSV, Parquet or NetCDF file.
+        task: the column, or columns, that say which task a row is of; None takes all rows as one data set.
+        x: columns of inputs.
+        y: columns of outputs.
+        time: an input that is a time.
+        **options: see :func:`pp_models.tasks.frame_tasks.from_dataframe`.
+    """
+    from pp_models.tasks import frame_tasks
+
+    return frame_tasks.from_dataframe(frame, task, x, y, time, **options)
+
+
+def from_arrays(x: Any, y: Any, **options: Any) -> FrameTasks:
+    """Tasks from arrays, ``x[t] [N_t, Dx]`` and ``y[t] [N_t, Dy]`` for each task, ragged.
+
+    Args:
+        x: NumPy arrays, tensors or lists of inputs.
+        y: the same of outputs.
+        **options: see :func:`pp_models.tasks.array_tasks.from_arrays`.
+    """
+    from pp_models.tasks import array_tasks
+
+    return array_tasks.from_arrays(x, y, **options)
+
+
+def from_images(folder: Any, split: str = "train", batch_size: int = 16, seed: int = 0, **options: Any) -> ImageTasks:
+    """Image completion on the pictures of a folder.
+
+    Args:
+        folder: of PNG, JPEG … files; folders in it are classes.
+        split: ``"train"``, ``"validation"`` or ``"test"``, by picture.
+        batch_size: tasks a batch.
+        seed: of the stream.
+        **options: see :func:`pp_models.tasks.image_folder.from_images`.
+    """
+    from pp_models.tasks import image_folder
+
+    return image_folder.from_images(folder, split, batch_size, seed, **options)
+
+
+def from_few_shot(source: Any, labels: Any = None, **options: Any) -> FewShotTasks:
+    """Few-shot classification: each task is a few classes, of each a few examples as context and others as target.
+
+    Args:
+        source: a folder whose folders are classes of pictures; or an array ``[n, ...]`` of examples.
+        labels: ``[n]``, the class of each example of an array.
+        **options: see :func:`pp_models.tasks.few_shot_tasks.from_few_shot`.
+    """
+    from pp_models.tasks import few_shot_tasks
+
+    return few_shot_tasks.from_few_shot(source, labels, **options)
 
 
 def gp(kernel: str | Sequence[str] = "rbf", batch_size: int = 16, seed: int = 0, **options: Any) -> GPTasks:

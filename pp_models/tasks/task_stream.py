@@ -27,6 +27,10 @@ class TaskStream(ABC):
     #: height and width in pixels of the images that are its tasks; None for others
     image_size: tuple[int, int] | None = None
 
+    def description(self) -> bytes | None:
+        """What a folder with a fit to these tasks keeps of them, as the file ``data.json``; None for nothing."""
+        return None
+
     @property
     def input_interval(self) -> tuple[float, float] | None:
         """Ends of the interval that holds the inputs of tasks on a line, where they are known."""

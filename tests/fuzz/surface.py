@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from hypothesis import strategies as st
 from pyro import poutine
@@ -22,7 +23,15 @@ from evaluation.scores import calibration_metrics, mixture_uncertainty, task_rep
 from inference import objectives
 from inference.objectives.table import REGISTRY
 from pp_models import Dataset, TaskBatch
-from pp_models.tasks import function_tasks, gp_tasks, image_tasks, mixed_offset_tasks, regression_tasks, task_stream
+from pp_models.tasks import (
+    frame_tasks,
+    function_tasks,
+    gp_tasks,
+    image_tasks,
+    mixed_offset_tasks,
+    regression_tasks,
+    task_stream,
+)
 from pp_models.tasks import trigonometric_tasks as trigonometric
 from tests.fuzz.running import Surface
 from tests.fuzz.values import FLAGS, floats, integers, names
@@ -157,11 +166,24 @@ def made(make: Any) -> st.SearchStrategy:
     return st.builds(make)
 
 
+@cache
+def readings() -> pd.DataFrame:
+    """A table of six tasks."""
+    table = pd.DataFrame({"id": np.repeat(np.arange(6), 3), "x": np.arange(18) % 5 / 3.0, "y": np.arange(18) % 7 / 2.0})
+    return table.assign(kind=["a", "b"] * 9)
+
+
+def table_tasks() -> Any:
+    return gb.tasks.from_dataframe(readings(), "id", "x", "y", batch_size=2)
+
+
 def pairs() -> dict[str, st.SearchStrategy]:
     """A model, and a guide that fits it only by its shapes, which is all that one of another instance needs."""
     return {"model": made(network), "guide": made(lambda: network_pair()[1])}
 
 
+#: a fit that comes with the tests
+SAVED = str(Path(__file__).parents[1] / "guidebook" / "saved_by_0_1")
 CONTEXT, BATCH = made(lambda: batch().context), made(batch)
 SCALED = floats(0.1, 1.0)
 
@@ -310,7 +332,16 @@ def task_surface() -> list[Surface]:
         for name, call, extra, right in streams
     ]  # fmt: skip
     assert task_stream is not None
+    own = {"num_context": names((0, None), (1, 2)), "split": names((0.5, 0.25, 0.25)), "max_points": integers(2, 5)}
+    arrays = made(lambda: [np.arange(4.0)[:, None], np.arange(3.0)[:, None], np.arange(5.0)[:, None]])
     return found + [
+        Surface("tasks.from_dataframe", gb.tasks.from_dataframe, own | {
+            "frame": made(readings), "task": names("id", ["id"]), "x": names("x", ["x", "kind"]),
+            "y": names("y", ["y"]), "time": names(None), "categorical": names((), []), "classes": names(None, False),
+        }, one_batch, 3, frame_tasks.from_dataframe, ("group", "keep_constant", "forecast")),
+        Surface("tasks.from_arrays", gb.tasks.from_arrays, own | {"x": arrays, "y": arrays}, one_batch, 3,
+                frame_tasks.from_dataframe,
+                ("group", "keep_constant", "forecast", "classes", "frame", "task", "time", "categorical")),
         Surface("oracle_predict", gb.oracle_predict, {"batch": BATCH, "x": tensors(2, 3, 1)}, lambda f: f, 2),
         Surface("oracle_log_likelihood", gb.oracle_log_likelihood, {
             "batch": BATCH, "points": names("target", "context", "full")}, lambda f: f, 2),
@@ -332,6 +363,14 @@ def inference_surface() -> list[Surface]:
         Surface("predict", gb.predict, pairs() | {
             "context": CONTEXT, "x": tensors(2, 3, 1), "weights": names("samples", "mean"),
         }, lambda p: (p.mean, p.samples), 6),
+        Surface("predict_frame", gb.predict_frame, pairs() | {
+            "frame": made(lambda: readings().assign(y=[None, 1.0, 2.0] * 6)), "tasks": made(table_tasks),
+            "weights": names("samples", "mean"),
+        }, lambda p: (p.mean, p.samples), 3),
+        Surface("save", in_folder(gb.save, "folder"), pairs() | {
+            "folder": names("a folder"), "tasks": made(table_tasks), "objective": names("elbo", None), "rows": FLAGS,
+        }, None, 2),
+        Surface("load", gb.load, {"folder": names(SAVED)}, fitted, 2),
         Surface("sample_posterior", gb.sample_posterior, pairs() | {
             "data": CONTEXT, "correct": names("sir", "psis", None)}, lambda f: f, 4),
         Surface("prior_predictive", gb.prior_predictive, {"model": made(network), "x": tensors(2, 3, 1)},

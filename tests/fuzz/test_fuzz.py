@@ -31,7 +31,8 @@ def test_the_surface_has_every_public_callable():
     public = {name for name in gb.__all__ if callable(getattr(gb, name))}
     # results, errors, contracts and distributions are made by the library; plots draw what other calls checked
     made = {
-        "CheckpointError", "DataError", "ExpertMixture", "FileError", "FitResult", "Guide", "Interrupted", "Likelihood",
+        "CheckpointError", "DataError", "ExpertMixture", "FileError", "FitResult", "FramePrediction", "Guide",
+        "Interrupted", "Likelihood", "Saved",
         "LogSpaceDirichlet", "LrvdTrainerMixin", "Model", "NutsResult", "Prediction", "Pretrained", "RankPruning",
         "StickBreaking", "TaskObjective", "TrainingDiverged", "BernoulliLikelihood", "CategoricalLikelihood",
         "summarise",

@@ -46,7 +46,7 @@ def whole(tmp_path_factory):
 def test_a_finished_run_holds_two_checkpoints_and_nothing_else(whole):
     steps = ("00000008", "00000012")
     expected = {f"weights-{s}.safetensors" for s in steps} | {f"state-{s}.pt" for s in steps}
-    assert set(whole) == expected | {"checkpoint.json", "metrics.jsonl"}
+    assert set(whole) == expected | {"architecture.json", "checkpoint.json", "metrics.jsonl"}
     assert len(whole["metrics.jsonl"].splitlines()) == 6
     index = json.loads(whole["checkpoint.json"])["checkpoints"]
     assert [c["step"] for c in index] == [12, 8]

@@ -203,6 +203,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(finished, tmp_path
         assert str(caught.value).endswith("; the checkpoint of step 4 is intact")
         assert set(contents(tmp_path)) == {
             "weights-00000004.safetensors", "state-00000004.pt", "checkpoint.json", "metrics.jsonl",
+            "architecture.json",
         }  # fmt: skip
     assert not any("partial" in each for each in contents(tmp_path))
     assert checkpoint.read_index(tmp_path)[0]["step"] == held

@@ -1,0 +1,121 @@
+"""A person's CSV from the command line: fit, predict and inspect, with one clear line for whatever is wrong."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import guidebook as gb
+from guidebook import command_line
+from tests.sensor_table import sensor_table
+
+COLUMNS = ("--task", "id", "--x", "x1,x2,site", "--y", "y1,y2")
+TINY = ("--model", "bnnp", "--width", "8", "--batch-size", "2", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_process_settings(monkeypatch):
+    monkeypatch.setattr(command_line.console, "_width", 200)
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def guidebook(capsys):
+    """Runs the command in this process: exit status, stdout, stderr."""
+
+    def run(*words):
+        status = 0
+        capsys.readouterr()
+        try:
+            command_line.main([str(word) for word in words])
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def csv(tmp_path):
+    """The table, and one with half of its outputs left empty and a task that was never seen."""
+    sensor_table().to_csv(tmp_path / "tasks.csv", index=False)
+    new = sensor_table(3, seed=5).dropna().reset_index(drop=True)
+    new.loc[::2, ["y1", "y2"]] = np.nan
+    new.to_csv(tmp_path / "new.csv", index=False)
+    return tmp_path / "tasks.csv", tmp_path / "new.csv"
+
+
+def test_a_csv_goes_to_predictions_with_intervals_in_two_commands(guidebook, csv, tmp_path):
+    data, new = csv
+    run, out = tmp_path / "run", tmp_path / "predictions.csv"
+    status, said, _ = guidebook("fit", "--data", data, *COLUMNS, *TINY, "--steps", 4, "--out", run)
+    assert status == 0 and f"guidebook predict {run} --data new.csv" in said
+    assert "note: y: 2 row(s) have some outputs and lack others" in said
+    status, said, _ = guidebook("predict", run, "--data", new, "--out", out, "--quantiles", "0.1,0.5,0.9")
+    assert status == 0 and f"wrote {out}" in said
+    found, asked = pd.read_csv(out), pd.read_csv(new)[lambda t: t["y1"].isna()].reset_index(drop=True)
+    pd.testing.assert_frame_equal(found[["id", "x1", "x2", "site"]], asked[["id", "x1", "x2", "site"]])
+    assert found["y1_mean"].between(700, 1300).all() and found["y2_mean"].abs().max() < 0.2
+    assert ((found["y1_q0.1"] < found["y1_q0.5"]) & (found["y1_q0.5"] < found["y1_q0.9"])).all()
+    again = gb.load(run).predict(new, 200, seed=0).to_dataframe([0.1, 0.5, 0.9])
+    np.testing.assert_allclose(again["y2_std"], found["y2_std"], rtol=1e-6)
+
+    status, said, _ = guidebook("inspect", run, "--draws", 20)
+    assert status == 0 and "Scores on test tasks" in said
+    assert "random contexts of the table&#39;s 2 test tasks" in (run / "report.html").read_text()
+    status, said, _ = guidebook("fit", "--resume", *TINY, "--steps", 6, "--out", run)
+    assert status == 0 and "goes on at step 4 of 6" in said
+    assert gb.load(run).steps == 6
+    sensor_table(seed=9).to_csv(data, index=False)
+    status, _, error = guidebook("fit", "--resume", "--data", data, *COLUMNS, *TINY, "--steps", 8, "--out", run)
+    assert status == 1 and "data: it differs from what the run to resume" in error
+
+
+def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(guidebook, csv, tmp_path):
+    data, _ = csv
+    fit = ("fit", "--data", data, *COLUMNS, *TINY)
+    guidebook(*fit, "--schedule", "constant", "--warmup", 0, "--steps", 3, "--out", tmp_path / "parts")
+    guidebook(*fit, "--schedule", "constant", "--warmup", 0, "--steps", 6, "--out", tmp_path / "constant")
+    guidebook(*fit, "--schedule", "constant", "--warmup", 0, "--steps", 6, "--out", tmp_path / "parts", "--resume")
+    parts, whole = gb.load(tmp_path / "parts"), gb.load(tmp_path / "constant")
+    for found, expected in zip(parts.guide.parameters(), whole.guide.parameters(), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_classes_go_the_same_way(guidebook, csv, tmp_path):
+    data, _ = csv
+    run, out = tmp_path / "run", tmp_path / "classes.csv"
+    words = ("--task", "id", "--x", "x1,x2", "--y", "site", "--model", "cnp", "--width", 8, "--steps", 3)
+    assert guidebook("fit", "--data", data, *words, "--out", run)[0] == 0
+    table = sensor_table(3, seed=5)
+    table.loc[::2, "site"] = None
+    table.to_csv(tmp_path / "new.csv", index=False)
+    assert guidebook("predict", run, "--data", tmp_path / "new.csv", "--out", out)[0] == 0
+    assert set(pd.read_csv(out)["site"]) <= {"north", "süd", "west [old]"}
+    status, said, _ = guidebook("inspect", run, "--draws", 20)
+    assert status == 0 and "accuracy" in said
+
+
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        (("fit", "--data", "{data}", "--x", "x1"), "y: got []; it must name at least one column"),
+        (("fit", "--data", "{data}", "--tasks", "gp-rbf"), "tasks: got 'gp-rbf' beside data"),
+        (
+            ("fit", "--data", "nowhere.csv", "--x", "a", "--y", "b"),
+            "frame: got 'nowhere.csv'; there must be such a file",
+        ),
+        (("fit", "--data", "{data}", *COLUMNS, "--split", "a,b"), "split: got 'a'; it must be numbers"),
+        (("fit", "--data", "{data}", *COLUMNS, "--num-context", "many"), "num_context: got 'many'"),
+        (("fit", "--data", "{data}", *COLUMNS, "--model", "convcnp"), "dim_x: got 5; it must be 1"),
+        (("fit", "--data", "{data}", "--x", "x1", "--y", "site", "--model", "nmdp"), "which predict numbers"),
+        (("predict", "{data}.run", "--data", "{data}"), "holds no fit"),
+        (("predict", "{data}.run", "--data", "{data}", "--out", "a.xlsx"), "its name must end in .csv or .parquet"),
+    ],
+)
+def test_what_is_wrong_is_one_line(words, line, guidebook, csv, tmp_path):
+    words = [word.format(data=csv[0]) for word in words]
+    status, _, error = guidebook(*words, *(("--out", tmp_path / "run") if words[0] == "fit" else ()))
+    assert status == 1 and line in error and error.count("\n") == 1
+    assert not (tmp_path / "run" / "run.json").exists()
