@@ -249,7 +249,10 @@ def guide_surface() -> list[Surface]:
         "MAMLGuide": {"steps": integers(0, 2), "learn_rate": FLAGS, "first_order": FLAGS},
     }
     for name, right in own.items():
-        found.append(Surface(f"guides.{name}", getattr(guides, name), {"model": made(network)} | right, guide_draws))
+        # a batch_shape that is not that of the data is seen where the guide meets them
+        also = ("data",) if name == "GaussianVIGuide" else ()
+        right = {"model": made(network)} | right
+        found.append(Surface(f"guides.{name}", getattr(guides, name), right, guide_draws, also=also))
     mixtures: dict[str, dict[str, Any]] = {
         "DirichletMixtureGuide": {"concentration_map": names("softplus")},
         "DirichletPosteriorGuide": {},
