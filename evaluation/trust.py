@@ -18,7 +18,17 @@ from inference.objectives import REGISTRY
 from inference.objectives.task_objective import effective_sample_size
 from inference.posterior_draws import posterior_log_weights
 from inference.progress import Stages
-from pp_models.arguments import CALLABLE, MOST_DRAWS, NOT_NEGATIVE, SEED, checked, data_set, each, integer, one_of
+from pp_models.arguments import (
+    CALLABLE,
+    MOST_DRAWS,
+    NOT_NEGATIVE,
+    SEED,
+    checked,
+    data_set,
+    each,
+    integer,
+    one_of,
+)
 from pp_models.contract import Model
 from pp_models.data import Dataset, TaskBatch, require_tasks
 from pp_models.tasks.task_stream import TaskStream, batches_of
@@ -129,6 +139,15 @@ def verdict(
             model, guide, args, kwargs, losses=losses, checks=checks, nuts_seconds=nuts_seconds, refit=refit,
             refit_seconds=refit_seconds, num_samples=num_samples, seed=seed, progress=progress,
         )  # fmt: skip
+    unknown = sorted(set(kwargs) - {"tasks"})
+    if unknown or len(args) > 1:
+        more = unknown[0] if unknown else f"{len(args)} arguments"
+        raise TypeError(f"verdict: got {more}; with tasks it takes verdict(model, guide, tasks) and its own options")
+    for name, given in (("losses", losses), ("checks", checks or None), ("refit", refit)):
+        if given is not None:
+            raise ValueError(
+                f"{name}: got a {type(given).__name__}; it is for a model that is called with arguments of its own, not tasks"
+            )
     tasks = args[0] if args else kwargs.get("tasks")
     if tasks is None:  # as a stream that is exhausted, or a split that was not made, may give
         raise ValueError("tasks: got None; held-out tasks are needed to test a guide on")

@@ -213,3 +213,16 @@ def all_seen(y):
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_with_tasks_nothing_is_ignored():
+    model, guide = gb.BayesianNetwork([1, 2, 1]), gb.guides.MCDropoutGuide(gb.BayesianNetwork([1, 2, 1]))
+    batch = gb.tasks.gp("rbf", 2).batch(0)
+    with pytest.raises(TypeError, match=r"^verdict: got knd; with tasks it takes verdict\(model, guide, tasks\)"):
+        gb.verdict(model, guide, batch, knd="posterior")
+    with pytest.raises(TypeError, match=r"^verdict: got 2 arguments; with tasks"):
+        gb.verdict(model, guide, batch, batch)
+    with pytest.raises(
+        ValueError, match=r"^losses: got a list; it is for a model that is called with arguments of its"
+    ):
+        gb.verdict(model, guide, batch, losses=[1.0])

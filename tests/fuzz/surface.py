@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
+import warnings
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -413,6 +414,13 @@ def inference_surface() -> list[Surface]:
     ]  # fmt: skip
 
 
+def resampled(idata: Any, num_samples: Any = None, seed: Any = 0) -> Any:
+    """:func:`guidebook.resample`, whose warning of bad weights is right here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return gb.resample(idata, num_samples, seed=seed)
+
+
 def evaluation_surface() -> list[Surface]:
     container = {"data": CONTEXT, "container": names("auto")}
     found = [
@@ -420,6 +428,9 @@ def evaluation_surface() -> list[Surface]:
         Surface("from_pyro_svi", lambda model, guide, num_samples=2, seed=None, container="auto", prior=True:
                 gb.from_pyro_svi(model, guide, batch().context, num_samples=num_samples, seed=seed, container=container,
                                  prior=prior), pairs() | {"prior": FLAGS}, None, 2),
+        Surface("resample", resampled, {
+            "idata": made(lambda: gb.to_arviz(*network_pair(), batch().context, 20)), "num_samples": integers(2, 8)},
+            None, 1),
         Surface("write_zarr", in_folder(gb.write_zarr, "path"), pairs() | {"data": CONTEXT, "path": names("a folder")},
                 None, 1, None, ("path",)),
         Surface("verdict", gb.verdict, pairs() | {
