@@ -146,7 +146,7 @@ def verdict(
     for name, given in (("losses", losses), ("checks", checks or None), ("refit", refit)):
         if given is not None:
             raise ValueError(
-                f"{name}: got a {type(given).__name__}; it is for a model that is called with arguments of its own, not tasks"
+                f"{name}: got a {type(given).__name__}; it is for a model that is called with other than tasks"
             )
     tasks = args[0] if args else kwargs.get("tasks")
     if tasks is None:  # as a stream that is exhausted, or a split that was not made, may give

@@ -89,7 +89,7 @@ def statistics(phi: Tensor, target: Tensor, precision: Tensor, blocks: GaussianB
         blocks: the prior; one block for the whole matrix gives block-diagonal statistics, units outermost.
     """
     k_out, k = target.shape[-1], phi.shape[-1]
-    blocks, target = blocks.single(), single(target)
+    blocks, target, precision = blocks.single(), single(target), single(precision)
     whole = blocks.whole(k_out)
     loc = blocks.loc.unflatten(-1, (k_out, k)).squeeze(-3) if whole else blocks.loc
     residual = target - phi @ loc.mT

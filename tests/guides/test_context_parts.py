@@ -178,7 +178,7 @@ def test_conjugate_experts_start_as_their_regressions_and_can_be_dropped():
     [
         (lambda: networks("road"), r"^path: got 'road'"),
         (lambda: networks("attention", representation_dim=4), r"^path: got 'attention' beside representation_dim 4"),
-        (lambda: NeuralProcess(1, 1, 4, 0, path="regression"), r"^representation_dim: got 0; regression needs"),
+        (lambda: NeuralProcess(1, 1, 4, 0, path="regression"), r"^representation_dim: got 0; path='regression' needs"),
         (lambda: NeuralProcess(1, 1, 4, 8, True, path="regression"), r"^path: got 'regression' beside attention=True"),
         (
             lambda: MixtureDensityNetwork(3, experts="conjugate", likelihood="categorical", dim_y=3),

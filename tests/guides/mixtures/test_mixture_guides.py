@@ -277,7 +277,7 @@ def test_bad_models(options, message):
         ),
         (
             lambda m: DirichletMixtureGuide(m, concentration_map="exp"),
-            r"^concentration_map: got 'exp'; it must be 'softplus' or 'mean-and-concentration'$",
+            r"^concentration_map: got 'exp'; it must be one of softplus, mean-and-concentration, evidence$",
         ),
         (lambda m: StickBreakingGuide(m, min_concentration=0), r"^min_concentration: got 0; it must lie in \(0, 1\)$"),
         (lambda m: StickBreakingGuide(MixtureDensityNetwork(1)), r"^model: its num_experts is 1, .* at least 2"),

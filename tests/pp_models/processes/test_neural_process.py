@@ -93,7 +93,7 @@ def test_the_deterministic_sites_cost_nothing():
     ("options", "message"),
     [
         ({"latent_dim": 0}, r"^latent_dim, representation_dim: both are 0"),
-        ({"attention": True}, r"^representation_dim: got 0; attention needs"),
+        ({"attention": True}, r"^representation_dim: got 0; path='attention' needs"),
         ({"attention": True, "representation_dim": 12}, r"^representation_dim: got 12; .*num_heads"),
         ({"likelihood": "cauchy"}, r"^likelihood: got 'cauchy'"),
     ],
