@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pp_models.arguments import FEATURES, POSITIVE, WIDTH, checked
 from pp_models.context_regression import LENGTHSCALES
+from pp_models.single_precision import single
 
 #: shortest and longest period of the heads at the start, and the lengthscale over which their waves decay, for inputs
 #: of unit scale
@@ -63,9 +64,6 @@ class KernelBank(nn.Module):
         ValueError: an argument out of range.
     """
 
-    kind = "kernels"
-    mean_function = None
-
     @checked(dim_x=FEATURES, dim_y=FEATURES, heads=WIDTH, noise=POSITIVE)
     def __init__(self, dim_x: int, dim_y: int, heads: int = 24, *, noise: float = 0.03) -> None:
         super().__init__()
@@ -91,8 +89,9 @@ class KernelBank(nn.Module):
         return (2 * self.log_scale.double()).exp()
 
     def covariance(self, x1: Tensor, x2: Tensor) -> Tensor:
-        """k_h(x1, x2) ``[*B, H, N, M]``, in the dtype of x, of inputs ``[*B, N, Dx]`` and ``[*B, M, Dx]``."""
-        apart = (x1.unsqueeze(-2) - x2.unsqueeze(-3)).unsqueeze(-4)  # [*B, 1, N, M, Dx]
+        """k_h(x1, x2) ``[*B, H, N, M]`` of inputs ``[*B, N, Dx]`` and ``[*B, M, Dx]``, in their dtype or float32."""
+        # to 16 bits entries would differ by more than the noise, and the matrix would have no factor
+        apart = (single(x1).unsqueeze(-2) - single(x2).unsqueeze(-3)).unsqueeze(-4)  # [*B, 1, N, M, Dx]
         inverse = (-2 * self.log_lengthscale).exp()[:, None, None, :]
         scale = (2 * self.log_scale).exp()[:, None, None]
         plain, found = len(self.smoothness), []

@@ -112,6 +112,18 @@ def test_float32_data_are_solved_in_float64():
         torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_data_of_16_bits_have_a_factor_and_finite_gradients(dtype):
+    bank = KernelBank(1, 1, H).to(dtype)
+    x = torch.linspace(-2, 2, 60).reshape(1, -1, 1).to(dtype)
+    mask = torch.arange(60) < torch.tensor([[40], [0]])
+    state = bank.fit(x.expand(2, 60, 1), x.sin().expand(2, 60, 1), mask)
+    mean, variance = bank.predict(x[:, 40:].expand(2, 20, 1), state)
+    assert mean.dtype == variance.dtype == dtype and bool(torch.isfinite(mean).all())
+    (mean.float().sum() + variance.float().sum() + state.log_evidence.sum()).backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in bank.parameters())
+
+
 @torch.no_grad()
 def test_heads_that_are_kept_are_what_they_were():
     bank, x, y, at = parts()
