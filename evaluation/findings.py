@@ -27,6 +27,14 @@ MOST_BIAS = 0.2
 MOST_SPREAD = 1.25
 
 
+#: share of the sets of importance weights that must be reliable
+RELIABLE = 0.9
+
+
+#: below this share of effective draws the guide itself, without weights, is too far from the posterior
+LEAST_EFFICIENCY = 0.5
+
+
 #: how many standard errors a deviation must be before it counts
 STANDARD_ERRORS = 4.0
 

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     from pp_models.processes.conditional_process import ConditionalProcess
 
 
-#: a bank of kernels needs a head for each lengthscale and period that tasks differ by
-KERNEL_EXPERTS = 24
-
-
 @dataclass
 class Method:
     """A model and guide with the objective they are trained with.
@@ -279,7 +275,9 @@ def _nmdp(task: TaskShape, experts: str | None = None, **objective: Any) -> tupl
 
 
 def _kernel_experts(task: TaskShape) -> tuple:
-    model = mixture(task, "conjugate", "kernels", KERNEL_EXPERTS)
+    from pp_models.context_path import KERNEL_HEADS  # here: a list of methods loads no torch
+
+    model = mixture(task, "conjugate", "kernels", KERNEL_HEADS)
     guide = guides.DirichletMixtureGuide(
         model, 2 * task.width, pooling=task.pooling or "mean", concentration_map="evidence"
     )

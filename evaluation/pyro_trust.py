@@ -17,14 +17,22 @@ from torch import Tensor
 
 from evaluation.arviz.pyro_conversion import check_traces, is_factor, joint_densities
 from evaluation.diagnostics import ess, khat_threshold, psis, rhat
-from evaluation.findings import MOST_BIAS, MOST_SPREAD, STANDARD_ERRORS, Evidence, Verdict
+from evaluation.findings import (
+    LEAST_EFFICIENCY,
+    MOST_BIAS,
+    MOST_SPREAD,
+    RELIABLE,
+    STANDARD_ERRORS,
+    TRUST,
+    Evidence,
+    Verdict,
+)
 from inference.objectives.independent_plates import is_point_mass, sample_sites
+from inference.objectives.task_objective import effective_sample_size
 from inference.plateau import LEAST_ROWS, settled
 from inference.progress import Stages
 from inference.random_state import seeded
 
-#: share of the elements of independent plates whose weights must be reliable, and least effective share of the draws
-RELIABLE, LEAST_EFFICIENCY = 0.9, 0.5
 #: share of coordinates that must be near the reference's, and what near is: mean in its sds, sd as a factor
 NEAR, NEAR_MEAN, NEAR_SPREAD = 0.9, 0.3, 1.4
 #: effective share at which draws nearly all count, whatever the weights' tail
@@ -76,7 +84,7 @@ def pyro_verdict(
     _allow_light_tails(tested)
     found = tested.verdict()
     unseen = not any(f.name in ("reference", "refits") and f.passed is not None for f in found.findings)
-    if found.level == "trust":
+    if found.level == TRUST:
         reason = "as far as these tests see, the guide's draws are the posterior's."
         if unseen:
             reason += " Only the weights could be looked at, which cannot see what the guide never visits."
@@ -165,8 +173,7 @@ def _look(log_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     count = len(log_weights)
     khat = psis(log_weights.unsqueeze(0))
     tail = min(count / 5, 3 * math.sqrt(count))
-    share = (2 * torch.logsumexp(log_weights, 0) - torch.logsumexp(2 * log_weights, 0)).exp() / count
-    return khat, (1 + khat.clamp_min(0)) / math.sqrt(tail), share
+    return khat, (1 + khat.clamp_min(0)) / math.sqrt(tail), effective_sample_size(log_weights) / count
 
 
 def _judge_weights(tested: Evidence, draws: _Draws, shown: Stages) -> None:

@@ -9,7 +9,15 @@ from typing import Any
 import torch
 
 from evaluation.diagnostics import khat_threshold, psis
-from evaluation.findings import MOST_BIAS, MOST_SPREAD, STANDARD_ERRORS, Evidence, Verdict
+from evaluation.findings import (
+    LEAST_EFFICIENCY,
+    MOST_BIAS,
+    MOST_SPREAD,
+    RELIABLE,
+    STANDARD_ERRORS,
+    Evidence,
+    Verdict,
+)
 from evaluation.latent_findings import judge_activity, judge_likeness, judge_rates
 from evaluation.prediction_findings import judge_predictions
 from evaluation.pyro_trust import pyro_verdict
@@ -43,12 +51,8 @@ TASKS = data_set(
 #: where in a training stream tasks lie that no training reaches, how many of them a run's verdict rests on, and how
 #: many share a batch and so their numbers of points
 HELD_OUT_BATCH, HELD_OUT_TASKS, HELD_OUT_BATCH_SIZE = 20_000_000, 32, 4
-#: share of tasks whose weights must be reliable
-RELIABLE = 0.9
 #: tasks that are simulated at the inputs of a batch, at least
 LEAST_INPUTS = 5
-#: below this share of effective draws the guide itself, without weights, is too far from the posterior
-LEAST_EFFICIENCY = 0.5
 
 
 @checked(

@@ -127,13 +127,7 @@ class FramePrediction(Prediction):
         Raises:
             DataError: y or mask do not fit the rows predicted.
         """
-        scores = self._scores(y)
-        if mask is not None:
-            if mask.dtype != torch.bool or mask.shape != scores.shape[1:]:
-                raise DataError(
-                    f"mask: got {mask.dtype} of shape {list(mask.shape)}; it must be bool, one for each row"
-                )
-            scores = torch.where(mask, scores, torch.zeros_like(scores))
+        scores = self._counted_scores(y, mask)
         different, place = torch.unique(self.task, return_inverse=True)
         sums = scores.new_zeros(self.num_samples, len(different)).index_add(1, place, scores)
         return torch.logsumexp(sums, 0) - math.log(self.num_samples)

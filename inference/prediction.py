@@ -103,15 +103,19 @@ class Prediction:
         Raises:
             DataError: y or mask do not fit the points predicted.
         """
+        return torch.logsumexp(self._counted_scores(y, mask).sum(-1), 0) - math.log(self.num_samples)
+
+    def _counted_scores(self, y: Tensor, mask: Tensor | None) -> Tensor:
+        """Scores of each draw at each point, 0 where a mask takes it out."""
         scores = self._scores(y)
-        if mask is not None:
-            if mask.dtype != torch.bool or mask.shape != scores.shape[1:]:
-                raise DataError(
-                    f"mask: got {mask.dtype} of shape {list(mask.shape)}; it must be torch.bool of shape "
-                    f"{list(scores.shape[1:])}, True where the point counts"
-                )
-            scores = torch.where(mask, scores, torch.zeros_like(scores))
-        return torch.logsumexp(scores.sum(-1), 0) - math.log(self.num_samples)
+        if mask is None:
+            return scores
+        if mask.dtype != torch.bool or mask.shape != scores.shape[1:]:
+            raise DataError(
+                f"mask: got {mask.dtype} of shape {list(mask.shape)}; it must be torch.bool of shape "
+                f"{list(scores.shape[1:])}, True where the point counts"
+            )
+        return torch.where(mask, scores, torch.zeros_like(scores))
 
     def cdf(self, y: Tensor) -> Tensor:
         """P(Y <= y) of every output ``[*B, N, Dy]``: the mean over draws of the likelihood's distribution function.

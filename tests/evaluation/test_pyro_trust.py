@@ -11,19 +11,9 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 import guidebook as gb
 from evaluation.pyro_trust import short_nuts
+from tests.normal_mean import exact, model
 
 Y = torch.randn(20, generator=torch.Generator().manual_seed(0)) + 1.0
-
-
-def model(y):
-    mean = pyro.sample("mean", dist.Normal(0.0, 3.0))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-
-
-def exact(y):
-    precision = 1 / 9 + len(y)
-    return float(y.sum()) / precision, precision**-0.5
 
 
 def normal_guide(shift=0.0, stretch=1.0):

@@ -11,19 +11,9 @@ import torch
 
 import guidebook as gb
 from tests.arviz_versions import CONTAINERS, NATIVE, elpd
+from tests.normal_mean import exact, model
 
 Y = torch.randn(12, generator=torch.Generator().manual_seed(0)) + 1.0
-
-
-def model(y):
-    mean = pyro.sample("mean", dist.Normal(0.0, 3.0))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
-
-
-def exact(y):
-    precision = 1 / 9 + len(y)
-    return float(y.sum()) / precision, precision**-0.5
 
 
 def wide(y):
