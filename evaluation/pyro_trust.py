@@ -433,13 +433,14 @@ def _judge_refits(
         number += 1
     worst, label = 0.0, ""
     limits = STANDARD_ERRORS / math.sqrt(number)
+    least, most = _sd_limits(number)
     summary = {}
     for name, found_ranks in ranks.items():
         z = torch.special.ndtri((torch.tensor(found_ranks, dtype=torch.float64) * 99 + 0.5) / 100)
         bias, spread = float(z.mean()), float(z.std().clamp_min(1e-3))
         far = max(
             (abs(bias) - limits * max(spread, 1.0)) / MOST_BIAS,
-            (abs(math.log(spread)) - limits / math.sqrt(2)) / math.log(MOST_SPREAD),
+            math.log(max(spread / most, least / spread)) / math.log(MOST_SPREAD),
         )
         summary[name] = (bias, spread)
         if not label or far > worst:
@@ -455,6 +456,15 @@ def _judge_refits(
         else f"Guides fitted to simulated data are off at {label}: {_fault(bias, spread)}.",
         "a richer family of guides; what is wrong here is wrong on data like yours",
     )  # fmt: skip
+
+
+def _sd_limits(number: int) -> tuple[float, float]:
+    """What the sd of so many normal numbers keeps within; of few it is far from normal, downwards more so."""
+    from scipy.stats import chi2, norm
+
+    free = number - 1
+    tail = norm.sf(STANDARD_ERRORS)
+    return math.sqrt(chi2.ppf(tail, free) / free), math.sqrt(chi2.isf(tail, free) / free)
 
 
 def _fault(bias: float, spread: float) -> str:

@@ -58,6 +58,7 @@ def restore(before: dict[str, object]) -> None:
 def seeded_and_clean():
     """Seeds torch, numpy and python, empties the parameter store, and fails the test that leaks."""
     pyro.set_rng_seed(0)  # seeds all three
+    torch.set_flush_denormal(False)  # the command line's own, and no state that can be read back
     pyro.clear_param_store()
     before = global_state()
     yield

@@ -75,7 +75,6 @@ def test_time_to_quality_trains_by_the_recipe_and_scores_beside_the_exact_answer
         time_to_quality.main()
     finally:
         torch.set_num_threads(threads)
-        torch.set_flush_denormal(False)
     table = pd.read_csv(tmp_path / "gp-rbf-tnp.csv")
     assert list(table.method) == ["exact", "cnp", "nmdp"] and (table.steps[1:] == 20).all()
     assert table[list(time_to_quality.SCORES)].notna().all(axis=None)

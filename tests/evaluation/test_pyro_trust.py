@@ -1,6 +1,7 @@
 """A verdict on any Pyro pair: guides that are right pass, guides that are broken in known ways do not."""
 
 import math
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -153,7 +154,11 @@ def test_a_users_own_check_weighs_and_replications_are_a_note():
     assert finding(judged(normal_guide(), data=Y), "replications of y").weighs is False
 
 
-def test_refits_find_a_family_that_is_too_narrow():
+@pytest.mark.parametrize("number", [5, 15, 40])
+def test_refits_find_a_family_that_is_too_narrow(number, monkeypatch):
+    clock = iter(range(1000))  # of the seconds, not of this machine
+    monkeypatch.setattr("evaluation.pyro_trust.time", SimpleNamespace(monotonic=lambda: next(clock)))
+
     def of(stretch):
         def refit(simulated):
             seen = {}
@@ -168,9 +173,9 @@ def test_refits_find_a_family_that_is_too_narrow():
 
         return refit
 
-    right = judged(normal_guide(), refit=of(1.0), refit_seconds=2.0)
+    right = judged(normal_guide(), refit=of(1.0), refit_seconds=float(number))
     assert finding(right, "refits").passed is True and right.level == "trust"
-    narrow = judged(normal_guide(), refit=of(0.1), refit_seconds=2.0)
+    narrow = judged(normal_guide(), refit=of(0.1), refit_seconds=float(number))
     assert finding(narrow, "refits").passed is False and narrow.level != "trust"
     with pytest.raises(ValueError, match="^refit: it gave NoneType; it must give the guide it fitted"):
         judged(normal_guide(), refit=lambda m: None)

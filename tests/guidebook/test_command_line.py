@@ -24,12 +24,10 @@ COMMANDS = ("list", "demo", "fit", "inspect", "reproduce", "doctor")
 
 @pytest.fixture(autouse=True)
 def own_process_settings(monkeypatch):
-    """A wide terminal, no data folder, and denormal numbers back as they were."""
+    """A wide terminal, and no data folder."""
     monkeypatch.setattr(command_line.console, "_width", 200)
     monkeypatch.delenv(downloads.DATA_VARIABLE, raising=False)
     monkeypatch.delenv("GUIDEBOOK_TRACEBACK", raising=False)
-    yield
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture

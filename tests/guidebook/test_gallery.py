@@ -161,7 +161,6 @@ def tiny(folder, monkeypatch):
     monkeypatch.setitem(gallery_training.ENTRIES, "cnp-gp-rbf", entry)
     monkeypatch.setattr(gallery_training, "affordable", lambda *arguments: (4, 0.01))
     gallery_training.make_entries(["cnp-gp-rbf"], 1.0)
-    torch.set_flush_denormal(False)
     return folder
 
 
@@ -179,7 +178,6 @@ def test_an_entry_is_made_once_and_as_guidebook_fit_would(tiny, tmp_path, capsys
     assert capsys.readouterr().out == "cnp-gp-rbf: is there\n"
     gallery.main(["cnp-gp-rbf", "--anew"])
     assert capsys.readouterr().out == "made anew\n"
-    torch.set_flush_denormal(False)
 
 
 def test_an_entry_is_judged_as_it_is(tiny, capsys):
@@ -190,7 +188,6 @@ def test_an_entry_is_judged_as_it_is(tiny, capsys):
     gallery.main(["cnp-gp-rbf", "--judge"])
     assert path.read_bytes() == held and (tiny / "cnp-gp-rbf.safetensors").read_bytes() == weights
     assert "cnp-gp-rbf: 4 steps, " in capsys.readouterr().out
-    torch.set_flush_denormal(False)
 
 
 def test_an_entry_that_is_too_large_is_not_written(folder, monkeypatch):
@@ -200,4 +197,3 @@ def test_an_entry_that_is_too_large_is_not_written(folder, monkeypatch):
     with pytest.raises(FileError, match=r"cnp-gp-rbf.safetensors: would have [\d,]+ bytes; the package takes 1,000$"):
         gallery_training.make_entries(["cnp-gp-rbf"], 1.0)
     assert not list(folder.glob("cnp-*"))
-    torch.set_flush_denormal(False)

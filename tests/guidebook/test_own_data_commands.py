@@ -16,8 +16,6 @@ TINY = ("--model", "bnnp", "--width", "8", "--batch-size", "2", "--device", "cpu
 @pytest.fixture(autouse=True)
 def own_process_settings(monkeypatch):
     monkeypatch.setattr(command_line.console, "_width", 200)
-    yield
-    torch.set_flush_denormal(False)
 
 
 @pytest.fixture

@@ -39,9 +39,9 @@ LINES = {
     "path": (simple(gb.NeuralProcess, dim_x=1, dim_y=1, path="two\nlines"), "representation_dim: got 0; path='two"),
     "input features": (
         simple(gb.BayesianNetwork, layer_sizes=[1, 2], input_features=nn.Identity()), "input_features: got Identity"),
-    "noise": (simple(gb.GaussianLikelihood, noise_scale=1e-320), "noise_scale: got 1e-320; it must"),
+    "noise": (simple(gb.GaussianLikelihood, noise_scale=1e-60), "noise_scale: got 1e-60; it must"),
     "prior": (simple(gb.FixedGaussianPrior, scale=1e30), "scale: got 1e+30; it must"),
-    "rate": (simple(gb.StudentTHeadLikelihood, degrees_of_freedom=1e-320), "degrees_of_freedom: got 1e-320; it must"),
+    "rate": (simple(gb.StudentTHeadLikelihood, degrees_of_freedom=1e-60), "degrees_of_freedom: got 1e-60; it must"),
     "initial scale": (
         lambda: guides.AmortisedMeanFieldGuide(network(), 4, initial_scale=1e30), "initial_scale: got 1e+30; it must"),
     "number of data": (simple(objectives.make, name="tempered-elbo", num_data=10**30), "num_data: got 1000"),
