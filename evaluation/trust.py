@@ -37,7 +37,7 @@ from pp_models.arguments import (
     integer,
     one_of,
 )
-from pp_models.contract import Model
+from pp_models.contract import Model, as_guide
 from pp_models.data import Dataset, TaskBatch, require_tasks
 from pp_models.tasks.task_stream import TaskStream, batches_of
 
@@ -138,7 +138,7 @@ def verdict(
     Raises:
         ValueError: no tasks (None among them), or an argument out of range.
     """
-    if not _on_tasks(model, args, kwargs):
+    if not _on_tasks(model, args, kwargs) or _is_fitted_to(guide, args):
         return pyro_verdict(
             model, guide, args, kwargs, losses=losses, checks=checks, nuts_seconds=nuts_seconds, refit=refit,
             refit_seconds=refit_seconds, num_samples=num_samples, seed=seed, progress=progress,
@@ -200,6 +200,11 @@ def _on_tasks(model: Any, args: tuple, kwargs: Mapping[str, Any]) -> bool:
     return isinstance(first, TaskBatch | Dataset) or several
 
 
+def _is_fitted_to(guide: Any, args: tuple) -> bool:
+    """Whether the guide is the posterior of these data alone, so that other tasks can say nothing of it."""
+    return not as_guide(guide).reads_data and len(args) == 1 and isinstance(args[0], Dataset)
+
+
 def held_out_tasks(stream: TaskStream) -> list[TaskBatch]:
     """Tasks of a training stream that no training reaches, for a verdict."""
     return batches_of(stream, HELD_OUT_BATCH, HELD_OUT_TASKS)
@@ -211,15 +216,18 @@ def _inputs(batches: Sequence[Any], count: int) -> list[Dataset]:
     for batch in batches[: max(1, count // LEAST_INPUTS)]:
         data = batch.context if isinstance(batch, TaskBatch) else batch
         data = batch.target if isinstance(batch, TaskBatch) and data.num_points == 0 else data
-        if not data.batch_shape:
-            raise ValueError("tasks: a single data set; calibration over simulations needs a task dimension")
-        parts.append(data)
+        parts.append(data if data.batch_shape else _as_task(data))
     found = []
     for place, data in enumerate(parts):
         share = count // len(parts) + (place < count % len(parts))
         index = torch.arange(share, device=data.x.device) % len(data)
         found.append(Dataset(data.x[index], None, None if data.mask is None else data.mask[index]))
     return found
+
+
+def _as_task(data: Dataset) -> Dataset:
+    """The inputs of a single data set as one task."""
+    return Dataset(data.x.unsqueeze(0), None, None if data.mask is None else data.mask.unsqueeze(0))
 
 
 def _test_calibration(

@@ -50,6 +50,7 @@ from inference import settled as settled
 from inference import swag as swag
 from inference.objectives import TaskObjective as TaskObjective
 from pp_models import BayesianAttentionNetwork as BayesianAttentionNetwork
+from pp_models import BayesianModule as BayesianModule
 from pp_models import BayesianNetwork as BayesianNetwork
 from pp_models import BernoulliLikelihood as BernoulliLikelihood
 from pp_models import CategoricalLikelihood as CategoricalLikelihood

@@ -24,8 +24,15 @@ from .networks.bnn_online import OnlinePosterior as OnlinePosterior
 from .networks.bnn_weights import BNNWeightGuide as BNNWeightGuide
 from .networks.gaussian_vi import GaussianVIGuide as GaussianVIGuide
 from .networks.global_inducing import GlobalInducingGuide as GlobalInducingGuide
+from .networks.last_layer import LastLayerGuide as LastLayerGuide
 from .networks.local_reparameterization import local_reparameterization as local_reparameterization
 from .networks.mc_dropout import MCDropoutGuide as MCDropoutGuide
+from .networks.module_gaussian import ModuleLowRankGuide as ModuleLowRankGuide
+from .networks.module_gaussian import ModuleSWAGGuide as ModuleSWAGGuide
+from .networks.module_guide import ModuleDropoutGuide as ModuleDropoutGuide
+from .networks.module_guide import ModuleMeanFieldGuide as ModuleMeanFieldGuide
+from .networks.module_guide import ModulePointGuide as ModulePointGuide
+from .networks.module_laplace import ModuleLaplaceGuide as ModuleLaplaceGuide
 from .networks.swag import SWAGGuide as SWAGGuide
 from .networks.weight_guide import WeightGuide as WeightGuide
 from .processes.bootstrap import BootstrapGuide as BootstrapGuide

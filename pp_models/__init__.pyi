@@ -22,6 +22,7 @@ from .mixtures.simplex_distributions import ExpertMixture as ExpertMixture
 from .mixtures.simplex_distributions import LogSpaceDirichlet as LogSpaceDirichlet
 from .mixtures.simplex_distributions import StickBreaking as StickBreaking
 from .networks.bayesian_attention import BayesianAttentionNetwork as BayesianAttentionNetwork
+from .networks.bayesian_module import BayesianModule as BayesianModule
 from .networks.bayesian_network import BayesianNetwork as BayesianNetwork
 from .networks.learned_prior import LearnedGaussianPrior as LearnedGaussianPrior
 from .networks.log_uniform_prior import LogUniformPrior as LogUniformPrior

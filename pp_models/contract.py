@@ -73,6 +73,8 @@ class GuideOffers:
     independent_sites: bool = False
     #: whether the latents are a function of the data instead of a draw
     point_mass: bool = False
+    #: whether it is amortised: another data set gives another posterior without any training
+    reads_data: bool = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError

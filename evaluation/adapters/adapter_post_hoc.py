@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from evaluation.adapters.adapter_methods import lora_layers
 from evaluation.adapters.adapter_training import AdaptedReader
 from evaluation.scores.calibration_metrics import negative_log_likelihood
-from guides.adapters.curvature import KroneckerMoments, check_structure, eigenbases
 from guides.adapters.recorded_calls import are_per_example, recorded_calls
+from guides.curvature import KroneckerMoments, check_structure, eigenbases
 from pp_models.adapters.text_networks import TokenSet
 
 

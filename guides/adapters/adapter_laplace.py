@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from guides.adapters.adapter_guide import AdapterGuide
-from guides.adapters.curvature import KroneckerMoments, check_structure, eigenbases, fisher_roots
 from guides.adapters.kronecker_normal import KroneckerNormal
 from guides.adapters.recorded_calls import are_per_example, recorded_calls
+from guides.curvature import KroneckerMoments, check_structure, eigenbases, fisher_roots
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
 from pp_models.arguments import POSITIVE, checked
 from pp_models.data import Dataset

@@ -8,6 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from guides.networks.module_gaussian import ModuleSWAGGuide
 from guides.networks.swag import SWAGGuide
 from inference.data_dtype import as_computed
 from inference.objectives.independent_plates import sample_sites
@@ -15,11 +16,12 @@ from inference.random_state import seeded
 from inference.skipped_steps import TrainingDiverged
 from pp_models.arguments import MOST_WIDTH, POSITIVE, SEED, checked, instance, integer
 from pp_models.data import DataError, Dataset
+from pp_models.networks.bayesian_module import BayesianModule
 from pp_models.networks.bayesian_network import BayesianNetwork
 
 
 @checked(
-    model=instance(BayesianNetwork),
+    model=instance(BayesianNetwork, BayesianModule),
     steps=integer(1),
     warmup=integer(0),
     every=integer(1),
@@ -29,7 +31,7 @@ from pp_models.networks.bayesian_network import BayesianNetwork
     seed=SEED,
 )
 def swag(
-    model: BayesianNetwork,
+    model: BayesianNetwork | BayesianModule,
     data: Dataset,
     steps: int = 2000,
     *,
@@ -40,15 +42,15 @@ def swag(
     path_learning_rate: float = 1e-4,
     batch_size: int | None = None,
     seed: int = 0,
-) -> SWAGGuide:
-    """Fits SWAG (Maddox et al. 2019) to the weights' log-joint, for each task on its own.
+) -> SWAGGuide | ModuleSWAGGuide:
+    """Fits SWAG (Maddox et al. 2019) to the weights' log-joint: a network's for each task on its own, a module's once.
 
     Adam finds a mode; stochastic gradient descent with a constant rate then walks around it, and every few steps its
     position enters the mean, the variance and the last deviations. The walk's spread depends on the rate and on the
     minibatch, not on the posterior alone: this is a rival, not a reference.
 
     Args:
-        model: the network; its parameters stay.
+        model: the network, or a BayesianModule, which starts from the module's own values; its parameters stay.
         data: observed points ``[*B, N]``.
         steps: steps of the walk.
         warmup: steps of Adam before it.
@@ -78,7 +80,7 @@ def swag(
 
 
 def _swag(
-    model: BayesianNetwork,
+    model: BayesianNetwork | BayesianModule,
     data: Dataset,
     steps: int,
     warmup: int,
@@ -87,12 +89,20 @@ def _swag(
     learning_rate: float,
     path_learning_rate: float,
     batch_size: int | None,
-) -> SWAGGuide:
-    with torch.no_grad():
-        start = poutine.trace(model).get_trace(data)
-    weights: dict[str, Tensor] = {
-        name: nn.Parameter(site["value"].clone()) for name, site in sample_sites(start) if name != "y"
-    }
+) -> SWAGGuide | ModuleSWAGGuide:
+    weights: dict[str, Tensor]
+    if isinstance(model, BayesianModule):
+        weights = {name: nn.Parameter(value.detach().clone()) for name, value in model.values().items()}
+    else:
+        with torch.no_grad():
+            start = poutine.trace(model).get_trace(data)
+        sites = sample_sites(start)
+        weights = {name: nn.Parameter(site["value"].clone()) for name, site in sites if name != "y"}
+
+    def flat(value: Tensor) -> Tensor:
+        """A site's weights in one row, a row for each task of a network."""
+        return value.detach().flatten() if isinstance(model, BayesianModule) else value.detach().flatten(-2)
+
     count = data.num_points
 
     def loss(part: Dataset) -> Tensor:
@@ -121,10 +131,10 @@ def _swag(
                 part = data.points(torch.randperm(count, device=data.x.device)[:batch_size])
             step(walk, part)
             if (i + 1) % every == 0:
-                flat = torch.cat([w.detach().flatten(-2) for w in weights.values()], -1)
-                mean, square = (taken * mean + flat) / (taken + 1), (taken * square + flat**2) / (taken + 1)
+                at = torch.cat([flat(w) for w in weights.values()], -1)
+                mean, square = (taken * mean + at) / (taken + 1), (taken * square + at**2) / (taken + 1)
                 taken += 1
-                deviations = [*deviations, flat - mean][-rank:]
+                deviations = [*deviations, at - mean][-rank:]
     except ValueError:  # of a distribution whose parameters are not finite
         mean = torch.full((), torch.nan)
     if not bool(torch.isfinite(mean).all() & torch.isfinite(square).all()):
@@ -132,4 +142,5 @@ def _swag(
             f"learning_rate, path_learning_rate: the walk is not finite with {learning_rate:g} and "
             f"{path_learning_rate:g}; they must be smaller"
         )
-    return SWAGGuide(model, mean, (square - mean**2).clamp_min(0), torch.stack(deviations, -1))
+    found = mean, (square - mean**2).clamp_min(0), torch.stack(deviations, -1)
+    return ModuleSWAGGuide(model, *found) if isinstance(model, BayesianModule) else SWAGGuide(model, *found)
