@@ -15,6 +15,7 @@ from evaluation import task_representation as task_representation
 from evaluation import to_arviz as to_arviz
 from evaluation import verdict as verdict
 from evaluation import write_zarr as write_zarr
+from guidebook import adapters as adapters
 from guidebook import sklearn as sklearn
 from guidebook.gallery import Pretrained as Pretrained
 from guidebook.gallery import load_pretrained as load_pretrained

@@ -8,6 +8,7 @@ from .adapters.lrvd_layers import kl_divergence as kl_divergence
 from .adapters.lrvd_layers import rank_log_alpha as rank_log_alpha
 from .adapters.lrvd_layers import sampling as sampling
 from .adapters.lrvd_peft import LrvdConfig as LrvdConfig
+from .adapters.lrvd_peft import as_plain_lora as as_plain_lora
 from .adapters.lrvd_saving import lrvd_load as lrvd_load
 from .adapters.rankwise import RankwiseGuide as RankwiseGuide
 from .mixtures.conjugate_refinement import ConjugateRefinement as ConjugateRefinement

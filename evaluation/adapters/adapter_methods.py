@@ -6,7 +6,6 @@ noise, a penalty, a gate. ``peft`` is imported inside the calls.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guides.adapters.blob_layers import lora_layers
 from inference.adapters.lrvd_training import TRAVEL, log_alpha_learning_rate
 from inference.random_state import seeded
 from pp_models.adapters.tempering import Tempering
@@ -128,16 +128,6 @@ class PlainLora:
         return {path: len(layer.lora_A["default"].weight) for path, layer in lora_layers(self.model).items()}
 
 
-def lora_layers(model: nn.Module) -> dict[str, Any]:
-    """peft's adapted layers by their paths in the transformer."""
-    found = {}
-    for name, module in model.named_modules():
-        table = getattr(module, "lora_A", None)
-        if isinstance(table, nn.ModuleDict | nn.ParameterDict) and "default" in table:
-            found[name.rpartition("base_model.model.")[2]] = module
-    return found
-
-
 class LoraDropout(PlainLora):
     """Dropout on the adapters' inputs, on in prediction too (MC dropout)."""
 
@@ -236,25 +226,13 @@ class Blob(PlainLora):
         super().__init__(budget, num_data)
         self.prior_scale, self.scale, self.kl_weight = prior_scale, scale, kl_weight
         self.log_scales = nn.ParameterList()
-        self.noisy = False
+        self.factors: list[Any] = []
 
     def prepare(self) -> None:
-        for layer in lora_layers(self.model).values():
-            lora_a = layer.lora_A["default"]
-            log_scale = nn.Parameter(torch.full_like(lora_a.weight, math.log(self.scale)))
-            lora_a.register_parameter("log_scale", log_scale)
-            self.log_scales.append(log_scale)
-            lora_a.register_forward_hook(self._add_noise)
+        from guides.adapters.blob_layers import blob
 
-    def _add_noise(self, lora_a: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if not (self.noisy or lora_a.training):
-            return output
-        x = inputs[0]
-        drawn = lora_a.log_scale.exp() * torch.randn_like(lora_a.weight)
-        middle = (1,) * (x.dim() - 2)
-        signs_in = torch.randint(2, (len(x), *middle, x.shape[-1]), device=x.device).to(x.dtype) * 2 - 1
-        signs_out = torch.randint(2, (len(x), *middle, len(drawn)), device=x.device).to(x.dtype) * 2 - 1
-        return output + signs_out * ((signs_in * x) @ drawn.mT)
+        self.factors = blob(self.model, self.scale, self.prior_scale)
+        self.log_scales = nn.ParameterList([factor.log_scale for factor in self.factors])
 
     def scale_parameters(self) -> list[nn.Parameter]:
         return list(self.log_scales)
@@ -263,22 +241,20 @@ class Blob(PlainLora):
         return 0.5 * super().scale_rate()
 
     def penalty(self, step: int) -> Tensor | float:
-        total: Tensor | float = 0.0
-        for layer in lora_layers(self.model).values():
-            lora_a = layer.lora_A["default"]
-            variance = (2 * lora_a.log_scale).exp() + lora_a.weight.square()
-            total = total + (math.log(self.prior_scale) - lora_a.log_scale - 0.5).sum()
-            total = total + variance.sum() / (2 * self.prior_scale**2)
-        return self.kl_weight / self.num_data * total
+        from guides.adapters.blob_layers import blob_kl
+
+        return self.kl_weight / self.num_data * sum((blob_kl(f) for f in self.factors), torch.zeros(()))
 
     @contextmanager
     def drawing(self, draws: int, seed: int) -> Iterator[Any]:
         with seeded(seed, next(self.model.parameters()).device):
-            self.noisy = True
             try:
+                for factor in self.factors:
+                    factor.blob_draws = True
                 yield range(draws)
             finally:
-                self.noisy = False
+                for factor in self.factors:
+                    factor.blob_draws = False
 
 
 class Sora(PlainLora):

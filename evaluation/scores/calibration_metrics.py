@@ -7,13 +7,13 @@ labels that name no class, and rows that are no probabilities (NaN among them), 
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from evaluation.scores.scored_data import check_classes, check_probabilities
+from inference.adapters.temperature import best_temperature
 from pp_models.arguments import POINTS, POSITIVE, checked
 
 
@@ -121,22 +121,8 @@ def score_classes(draws: Tensor, labels: Tensor) -> ClassScores:
 def fit_temperature(logits: Tensor, labels: Tensor, low: float = 0.05, high: float = 100.0) -> float:
     """The temperature that logits ``[n, C]`` are best divided by, on items held out of the training (Guo et al. 2017).
 
-    The NLL is convex in 1/T, so a golden-section search on it finds the one minimum.
-
     Raises:
         ValueError: shapes that do not match, or no items.
     """
     logits, labels = check_classes(logits, labels, "logits")
-
-    def loss(inverse: float) -> float:
-        return float(torch.nn.functional.cross_entropy(inverse * logits, labels))
-
-    ratio = (math.sqrt(5) - 1) / 2
-    left, right = 1 / high, 1 / low
-    for _ in range(80):
-        inner, outer = right - ratio * (right - left), left + ratio * (right - left)
-        if loss(inner) <= loss(outer):
-            right = outer
-        else:
-            left = inner
-    return 2 / (left + right)
+    return best_temperature(logits, labels, low, high)

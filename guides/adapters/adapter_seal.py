@@ -33,6 +33,7 @@ class AdapterFields:
     noise: str
     init_log_alpha: float | None
     prior: str = "log-uniform"
+    logit_temperature: float = 1.0
     lora_dropout: float = 0.0
     target_modules: list[str] | str | None = None
     exclude_modules: list[str] | str | None = None

@@ -6,7 +6,9 @@ import functools
 import json
 import re
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from pp_models.files import write_atomically
 
 try:
     from peft import LoraConfig
+    from peft.config import PeftConfigMixin
     from peft.tuners.lora import LoraModel
     from peft.tuners.lora.layer import Linear, LoraVariant
     from peft.utils import hotswap
@@ -99,7 +102,8 @@ class LrvdConfig(LoraConfig):
     In training every forward pass is a posterior draw; in evaluation it is the posterior mean, unless within
     :func:`guides.adapters.lrvd_layers.sampling`. The KL is yours to add to the loss (:func:`kl_divergence`),
     or the Trainer's (``LrvdTrainerMixin``). Saved adapters are LoRA adapters: peft without this
-    library opens them as the posterior mean; ``lrvd_load`` opens them whole.
+    library opens them as the posterior mean, with a warning of fields it does not know; ``lrvd_load`` opens them whole,
+    checked, and so does ``PeftModel.from_pretrained``, unchecked, once this module is imported (``gb.adapters`` does).
 
     Args:
         family: ``"rank"`` (multipliers N(1, α_k) of the ranks, the default), ``"weight_tied"`` (N(μ, α_k μ²) for every
@@ -109,6 +113,7 @@ class LrvdConfig(LoraConfig):
         init_log_alpha: where log α (log variances in the families that have those) starts; None for -4 (-8).
         prior: ``"log-uniform"`` (the paper's, improper), or a proper one: ``"ard"`` (N(0, s²) with the best s² in
             closed form) or ``"half-cauchy"`` (of multipliers, thus for family ``"rank"`` alone).
+        logit_temperature: what ``gb.adapters.predict`` divides logits by; ``gb.adapters.calibrate`` fits it.
         **options: those of ``peft.LoraConfig``.
 
     Raises:
@@ -119,6 +124,7 @@ class LrvdConfig(LoraConfig):
     noise: str = field(default="sequence", metadata={"help": "Noise in training: sequence, call, token or none."})
     init_log_alpha: float | None = field(default=None, metadata={"help": "Where the log noise level starts."})
     prior: str = field(default="log-uniform", metadata={"help": "Prior: log-uniform, half-cauchy or ard."})
+    logit_temperature: float = field(default=1.0, metadata={"help": "What predictions divide logits by."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,6 +132,8 @@ class LrvdConfig(LoraConfig):
         check_family_prior(self.family, self.prior)
         if self.noise not in NOISES:
             raise ValueError(f"noise: got {self.noise!r}; it must be one of {', '.join(NOISES)}")
+        if not 0 < self.logit_temperature < float("inf"):
+            raise ValueError(f"logit_temperature: got {self.logit_temperature}; it must be positive and finite")
         if self.r < 1:
             raise ValueError(f"r: got {self.r}; it must be at least 1 (prune_ranks takes modules to rank 0)")
         low = {path: r for path, r in (self.rank_pattern or {}).items() if r < 1}
@@ -180,12 +188,55 @@ def _guard_weighted_adapters() -> None:
                 raise ValueError(
                     f"adapters: {name!r} is an LRVD adapter, and a weighted sum of posteriors has no noise levels of "
                     "its own; merge posterior means into the base model (merge_and_unload), or save the adapters, "
-                    "open them as plain LoRA (peft.PeftModel.from_pretrained) and combine those"
+                    "open them as plain LoRA (with guides.as_plain_lora()) and combine those"
                 )
         original(self, adapters, *args, **kwargs)
 
     add_weighted_adapter.refuses_lrvd = True  # type: ignore[attr-defined]
     LoraModel.add_weighted_adapter = add_weighted_adapter  # type: ignore[method-assign]
+
+
+#: not empty within :func:`as_plain_lora`
+_plain: list[bool] = []
+
+
+@contextmanager
+def as_plain_lora() -> Iterator[None]:
+    """Within it peft opens saved LRVD adapters as plain LoRA, which is their posterior mean.
+
+    .. code-block:: python
+
+        with as_plain_lora():
+            model = PeftModel.from_pretrained(base, "adapter")
+    """
+    _plain.append(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Unexpected keyword arguments", UserWarning)
+            yield
+    finally:
+        _plain.pop()
+
+
+def open_as_lrvd() -> None:
+    """Makes peft open a saved LRVD adapter as what it is; on disk it is of peft's type LORA.
+
+    ``PeftModel.from_pretrained`` asks the configuration's class for one of the type that the file names, and would drop
+    what it does not know. Wrapped once, as above, when this module is imported.
+    """
+    original: Any = PeftConfigMixin.from_peft_type.__func__  # type: ignore[attr-defined]
+    if getattr(original, "opens_lrvd", False):
+        return
+
+    @functools.wraps(original)
+    def from_peft_type(cls: Any, **kwargs: Any) -> Any:
+        if not _plain and kwargs.get("peft_type") == "LORA" and {"family", "init_log_alpha", "noise"} <= set(kwargs):
+            known = {f.name for f in fields(LrvdConfig) if f.init} - {"peft_type", "runtime_config"}
+            return LrvdConfig(**{name: value for name, value in kwargs.items() if name in known})
+        return original(cls, **kwargs)
+
+    from_peft_type.opens_lrvd = True  # type: ignore[attr-defined]
+    PeftConfigMixin.from_peft_type = classmethod(from_peft_type)  # type: ignore[assignment, method-assign]
 
 
 def _watch_injections() -> None:
@@ -397,3 +448,6 @@ class LrvdVariant(LoraVariant):
     def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
         """The base weight without the posterior mean."""
         return orig_weight - module.get_delta_weight(active_adapter).to(orig_weight.dtype)
+
+
+open_as_lrvd()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import warnings
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from guides.adapters.adapter_seal import seal_config
-from guides.adapters.lrvd_peft import LrvdConfig
+from guides.adapters.lrvd_peft import LrvdConfig, as_plain_lora
 from guides.adapters.lrvd_saving import lrvd_load
 from tests.guides.adapters.adapted_networks import Net
 
@@ -110,8 +109,7 @@ def test_pipes_devices_and_deep_nesting(saved):
 
 def test_peft_alone_opens_it(saved):
     ours = lrvd_load(Net(), saved)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with as_plain_lora():
         plain = PeftModel.from_pretrained(Net(), saved).eval()
     names = [name for name in plain.state_dict() if "lora_" in name]
     assert len(names) == 4

@@ -12,7 +12,7 @@ from torch import nn
 
 from guides.adapters.lrvd_families import family_kl
 from guides.adapters.lrvd_layers import kl_divergence, lrvd_modules, sampling
-from guides.adapters.lrvd_peft import LrvdConfig, LrvdLinear
+from guides.adapters.lrvd_peft import LrvdConfig, LrvdLinear, as_plain_lora
 from guides.adapters.lrvd_saving import lrvd_load
 from tests.guides.adapters.adapted_networks import Net, adapted, every_family, logits, scatter
 from tests.tiny_transformers import tiny_bert, token_ids
@@ -54,11 +54,11 @@ def test_saved_and_loaded_it_is_the_same(family, tmp_path):
     assert torch.equal(loaded.found, model.found)
 
 
-@pytest.mark.filterwarnings("ignore:Unexpected keyword arguments:UserWarning")
 def test_plain_peft_reads_the_posterior_mean(tmp_path):
     model = scatter(adapted())
     model.save_pretrained(tmp_path)
-    plain = PeftModel.from_pretrained(tiny_bert(), tmp_path).eval()
+    with as_plain_lora():
+        plain = PeftModel.from_pretrained(tiny_bert(), tmp_path).eval()
     assert not any(isinstance(m, LrvdLinear) for m in plain.modules())
     assert torch.equal(logits(plain), logits(model))
 
