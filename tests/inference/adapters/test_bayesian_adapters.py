@@ -231,3 +231,17 @@ def test_a_prediction_by_numbers():
     y = torch.randn(5, 3)
     expected = (-0.5 * ((y - model(x)) / 0.5) ** 2).sum(-1) - 3 * math.log(0.5 * math.sqrt(2 * math.pi))
     torch.testing.assert_close(found.log_prob(y), expected.detach())
+
+
+def test_blobs_scales_are_saved_beside_a(tmp_path):
+    model = blob_model()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("log_scale"):
+                p.normal_()
+    model.save_pretrained(tmp_path)
+    again = get_peft_model(tiny_bert(), LoraConfig.from_pretrained(tmp_path))
+    gb.adapters.blob(again)
+    again.load_adapter(tmp_path, "default")
+    found, expected = ({n: p for n, p in m.named_parameters() if n.endswith("log_scale")} for m in (again, model))
+    assert len(found) == 6 and all(torch.equal(found[n], expected[n]) for n in expected)
