@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from evaluation.adapters import rank_analysis
     from evaluation.adapters.rank_analysis import rank_summary
     from evaluation.arviz import arviz_store, arviz_summary
+    from evaluation.arviz.approximate_loo import approximate_loo
     from evaluation.arviz.arviz_conversion import to_arviz
     from evaluation.arviz.arviz_store import write_zarr
     from evaluation.arviz.arviz_summary import summarise
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from evaluation.trust import verdict
 
 __all__ = [
+    "approximate_loo",
     "arviz_store",
     "arviz_summary",
     "compare",
@@ -42,6 +44,7 @@ __all__ = [
 
 #: public name -> the module that has it, or is it
 _HOMES = {
+    "approximate_loo": "arviz.approximate_loo",
     "to_arviz": "arviz.arviz_conversion",
     "from_pyro_svi": "arviz.pyro_conversion",
     "compare": "comparison.swap_matrix",
@@ -67,7 +70,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'evaluation' has no attribute {name!r}")
     module = import_module(f"evaluation.{_HOMES[name]}")
-    return module if _HOMES[name].rpartition(".")[2] == name else getattr(module, name)
+    return getattr(module, name, module)
 
 
 def __dir__() -> list[str]:

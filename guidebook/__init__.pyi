@@ -1,6 +1,7 @@
 """The public names, and the room that has each."""
 
 import guides as guides
+from evaluation import approximate_loo as approximate_loo
 from evaluation import compare as compare
 from evaluation import diagnostics as diagnostics
 from evaluation import from_pyro_svi as from_pyro_svi

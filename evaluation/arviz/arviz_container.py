@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from pp_models.arguments import TEXT, VALUES, each, mapping
 from pp_models.files import replaced_atomically, reserve
 
 SAMPLE_DIMS = ("chain", "draw")
+#: what draws may lie along
+SAMPLE_LAYOUTS = (SAMPLE_DIMS, ("sample",))
 #: coordinate values by dimension
 COORDS = mapping(VALUES, "be a mapping from dimensions to sequences of values")
 DIMS = mapping(each(TEXT), "be a mapping from sites to the names of their dimensions")
@@ -24,12 +27,14 @@ CONTAINERS = ("inferencedata", "datatree")
 class Variable(NamedTuple):
     """One array with the names of its dimensions.
 
-    ``positions`` describes a last dimension that stacks others: for each of these, where along it every entry lies.
+    ``positions`` describes a dimension that stacks others, the last where ``stacked`` says no other: for each of these,
+    where along it every entry lies.
     """
 
     values: np.ndarray
     dims: tuple[str, ...]
     positions: Mapping[str, np.ndarray] | None = None
+    stacked: int = -1
 
 
 def choose_container(name: str) -> str:
@@ -50,11 +55,24 @@ def choose_container(name: str) -> str:
     return name
 
 
+def choose_sample_dims(names: Sequence[str]) -> tuple[str, ...]:
+    """``("chain", "draw")`` or ``("sample",)``.
+
+    Raises:
+        ValueError: other dimensions.
+    """
+    found = (names,) if isinstance(names, str) else tuple(names)
+    if found not in SAMPLE_LAYOUTS:
+        raise ValueError(f"sample_dims: got {names!r}; it must be ['chain', 'draw'] or ['sample']")
+    return found
+
+
 def pack(
     groups: Mapping[str, Mapping[str, Variable]],
     container: str,
     coords: Mapping[str, Sequence],
-    attrs: Mapping[str, str],
+    attrs: Mapping[str, Any],
+    sample_dims: Sequence[str] = SAMPLE_DIMS,
 ) -> Any:
     """Groups of named arrays as one container, every dimension with coordinates.
 
@@ -62,7 +80,9 @@ def pack(
         groups: by group and variable name.
         container: "inferencedata" or "datatree".
         coords: coordinate values by dimension name; the others get integers, a layer's inputs get names.
-        attrs: attributes of the container and of each group; the versions of the libraries are added.
+        attrs: attributes of the container and of each group; the time, the dimensions of draws and the versions of the
+            libraries are added.
+        sample_dims: ``("chain", "draw")``, or ``("sample",)``, which both become.
 
     A slash in a name is stored as a dot: NetCDF, Zarr and trees read it as a folder's.
 
@@ -71,18 +91,37 @@ def pack(
             as one.
     """
     groups = {group: _without_slashes(variables) for group, variables in groups.items()}
+    if tuple(sample_dims) != SAMPLE_DIMS:
+        groups = {
+            group: {n: _one_sample_dim(v, *sample_dims) for n, v in each.items()} for group, each in groups.items()
+        }
     coords = {_stored(dim): values for dim, values in coords.items()}
     known = {dim for variables in groups.values() for variable in variables.values() for dim in variable.dims}
     for dim in coords:
         if dim not in known:
             raise ValueError(f"coords: got dimension {dim!r}; the dimensions are {', '.join(sorted(known))}")
-    attrs = {**attrs, **_versions()}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    attrs = {**attrs, "created_at": now, "sample_dims": list(sample_dims), **_versions()}
     datasets: dict[str, Any] = {name: _to_xarray(variables, coords, attrs) for name, variables in groups.items()}
     if container == "datatree":
         return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=attrs), **datasets})
     import arviz  # here, because it takes seconds to import
 
     return arviz.InferenceData(attrs=attrs, **datasets)
+
+
+def _one_sample_dim(variable: Variable, name: str) -> Variable:
+    """Chain and draw as one dimension; what belongs to all draws of a chain loses the one chain there is."""
+    values, dims = variable.values, variable.dims
+    if dims[:2] == SAMPLE_DIMS:
+        return variable._replace(
+            values=values.reshape(-1, *values.shape[2:]), dims=(name, *dims[2:]), stacked=_earlier(variable.stacked)
+        )
+    return variable._replace(values=values[0], dims=dims[1:]) if dims[:1] == SAMPLE_DIMS[:1] else variable
+
+
+def _earlier(place: int) -> int:
+    return place - 1 if place > 0 else place
 
 
 def _stored(name: str) -> str:
@@ -104,7 +143,7 @@ def _without_slashes(variables: Mapping[str, Variable]) -> dict[str, Variable]:
             )
         positions = {_stored(dim): where for dim, where in (variable.positions or {}).items()}
         dims = tuple(map(_stored, variable.dims))
-        found[_stored(name)] = Variable(variable.values, dims, positions or None)
+        found[_stored(name)] = Variable(variable.values, dims, positions or None, variable.stacked)
     return found
 
 
@@ -148,7 +187,7 @@ def _most_bytes(dataset: xarray.Dataset) -> int:
 
 
 def _to_xarray(
-    variables: Mapping[str, Variable], coords: Mapping[str, Sequence], attrs: Mapping[str, str]
+    variables: Mapping[str, Variable], coords: Mapping[str, Sequence], attrs: Mapping[str, Any]
 ) -> xarray.Dataset:
     sizes: dict[str, int] = {}
     for variable in variables.values():
@@ -161,7 +200,7 @@ def _to_xarray(
     for variable in variables.values():
         for dim, positions in (variable.positions or {}).items():
             values = _as_labels(coords[dim])[positions] if dim in coords else positions
-            labels[dim] = (variable.dims[-1], _as_labels(values))
+            labels[dim] = (variable.dims[variable.stacked], _as_labels(values))
     data = {name: (variable.dims, variable.values) for name, variable in variables.items()}
     return xarray.Dataset(data, coords=labels, attrs=dict(attrs))
 

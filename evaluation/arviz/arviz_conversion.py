@@ -15,14 +15,15 @@ from pyro import poutine
 from pyro.distributions import MaskedDistribution
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
-from torch.distributions import Independent
+from torch.distributions import Independent, biject_to, constraints
 
-from evaluation.arviz.arviz_container import COORDS, SAMPLE_DIMS, Variable, choose_container, pack
+from evaluation.arviz.arviz_container import COORDS, SAMPLE_DIMS, Variable, choose_container, choose_sample_dims, pack
+from evaluation.arviz.observation_layout import LAYOUTS, as_observations
 from inference.data_dtype import as_computed
 from inference.objectives.independent_plates import sample_sites
 from inference.pareto_smoothing import psis
 from inference.random_state import seeded
-from pp_models.arguments import CALLABLE, DRAWS, SEED, checked, data_set, mapping
+from pp_models.arguments import CALLABLE, DRAWS, SEED, checked, data_set, mapping, one_of
 from pp_models.contract import as_objective
 from pp_models.data import Dataset, TaskBatch, require_tasks
 
@@ -38,6 +39,7 @@ OBSERVED = "y"
     chunk_size=DRAWS,
     coords=COORDS,
     attrs=mapping(),
+    layout=one_of(*LAYOUTS),
 )
 def to_arviz(
     model: Callable,
@@ -46,6 +48,8 @@ def to_arviz(
     num_samples: int = 1000,
     *,
     container: str = "auto",
+    layout: str = "task",
+    sample_dims: Sequence[str] = SAMPLE_DIMS,
     seed: int | None = None,
     chunk_size: int = 100,
     coords: Mapping[str, Sequence] | None = None,
@@ -65,9 +69,13 @@ def to_arviz(
             a TaskBatch whose target's y is not known: there is nothing to check these draws against.
         log_likelihood: of each point given each draw, ``[chain, draw, task, point]``, summed over outputs.
         constant_data: x and mask (and context_x, context_y, context_mask of a TaskBatch).
+        log_prior: of each latent site given its draw, ``[chain, draw, task]``, where its prior has a density; with it
+            ArviZ's ``psense_summary`` runs.
+        unconstrained_posterior: the draws on the real line, where a site is constrained.
         sample_stats: ``bound``, the log of the mean weight, and ``khat``, the Pareto k-hat of the weights, both
             ``[chain, task]``; and by draw log_p (the model's joint density of latents and the data *the guide saw*),
-            log_q, and log_weight = log_p - log_q, ``[chain, draw, task]``, float64. A site without density counts 0.
+            log_q, and log_weight = log_p - log_q, ``[chain, draw, task]``, float64 (``lp`` is log_p by its name in
+            ArviZ's schema). A site without density counts 0.
             Where a latent is shared between tasks the weights do not split by task: then they are summed,
             ``[chain, draw]``.
 
@@ -84,6 +92,10 @@ def to_arviz(
             ...
         num_samples: draws from guide and prior.
         container: "inferencedata" (ArviZ below 1), "datatree" (xarray, ArviZ 1 and later) or "auto" (as installed).
+        layout: ``"observation"`` stacks task and point of everything that is of points to one dimension, of those that
+            exist, and drops the dimension of a lone output: what ``loo_pit``, ``metrics``, ``plot_ppc_pit`` and their
+            kin take.
+        sample_dims: ``["sample"]`` in place of chain and draw; ``loo`` wants both.
         seed: of the draws, the global generator then stays as it was; None draws from the global generator.
         chunk_size: draws computed at once; less needs less memory.
         coords: coordinate values by dimension name, e.g. ``{"task": names}``; integers elsewhere.
@@ -98,7 +110,7 @@ def to_arviz(
             name a dimension that is not there or has another length.
     """
     require_tasks(data, "data")
-    container = choose_container(container)
+    container, draws = choose_container(container), choose_sample_dims(sample_dims)
     seen, scored = (data.context, data.target) if isinstance(data, TaskBatch) else (data, data)
     if seen.y is None:
         raise ValueError("data: y is None; a posterior needs observed outputs (to predict y use inference.predict)")
@@ -115,8 +127,10 @@ def to_arviz(
         groups["predictions"] = groups.pop("posterior_predictive")
         own = groups["constant_data"]
         groups["predictions_constant_data"] = {name: own.pop(name) for name in ("x", "mask")}
+    if layout == "observation":
+        groups = as_observations(groups, scored.full_mask(), _task_dims(scored.batch_shape))
     names = {"model": _name(model), "guide": _name(guide)}
-    return pack(groups, container, coords or {}, {**names, **{k: str(v) for k, v in (attrs or {}).items()}})
+    return pack(groups, container, coords or {}, {**names, **{k: str(v) for k, v in (attrs or {}).items()}}, draws)
 
 
 def fit_attributes(objective: Any, steps: int, seed: int | None = None) -> dict[str, str]:
@@ -208,7 +222,12 @@ def _posterior_chunk(
         "posterior": {name: _site_variable(name, site, shape) for name, site in latents.items()},
         "posterior_predictive": {OBSERVED: _observation_draws(trace, scored, n)},
         "sample_stats": stats,
+        "log_prior": {name: v for name, site in latents.items() if (v := _prior_variable(site, shape)) is not None},
     }
+    if any(_unconstrained(site) is not None for site in latents.values()):
+        groups["unconstrained_posterior"] = {name: _free_variable(name, s, shape) for name, s in latents.items()}
+    if not groups["log_prior"]:
+        groups.pop("log_prior")
     if scored.y is not None:
         y = _unpadded(scored.y, scored.mask, 0).expand(n, *scored.y.shape)
         site = trace.nodes[OBSERVED]
@@ -267,7 +286,7 @@ def _weights(
     log_q = total(site for _, site in sample_sites(guide_trace))
     log_q = log_q + total(from_prior)
     dims = _task_dims(shape) if by_task else ()
-    values = {"log_p": log_p, "log_q": log_q, "log_weight": log_p - log_q}
+    values = {"log_p": log_p, "lp": log_p, "log_q": log_q, "log_weight": log_p - log_q}
     return {name: Variable(value.numpy(), dims) for name, value in values.items()}
 
 
@@ -295,6 +314,46 @@ def _site_variable(name: str, site: Any, shape: torch.Size) -> Variable:
             value = value.squeeze(1 + k)
     task_dims = [dim for dim, has in zip(_task_dims(shape), own, strict=True) if has]
     return Variable(_numpy(value), (*task_dims, *_event_dims(name, len(event))))
+
+
+def _prior_variable(site: Any, shape: torch.Size) -> Variable | None:
+    """The log density of a latent site's draws under its prior; None where that has none."""
+    try:
+        log_prob = site["fn"].log_prob(site["value"])
+    except NotImplementedError:
+        return None
+    own = _own_task_dims(site, shape)
+    log_prob = log_prob.double().cpu().expand(len(site["value"]), *log_prob.shape[1:])
+    log_prob = log_prob.reshape(len(log_prob), *(n if has else 1 for n, has in zip(shape, own, strict=True)))
+    for k in reversed(range(len(shape))):
+        if not own[k]:
+            log_prob = log_prob.squeeze(1 + k)
+    return Variable(log_prob.numpy(), tuple(d for d, has in zip(_task_dims(shape), own, strict=True) if has))
+
+
+def _unconstrained(site: Any) -> Any:
+    """The map from the real line to a constrained site's values; None where there is nothing to map."""
+    support = site["fn"].support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is constraints.real or support.is_discrete:
+        return None
+    try:
+        return biject_to(site["fn"].support)
+    except NotImplementedError:
+        return None
+
+
+def _free_variable(name: str, site: Any, shape: torch.Size) -> Variable:
+    """A latent site's draws on the real line."""
+    transform = _unconstrained(site)
+    found = _site_variable(name, site, shape)
+    if transform is None:
+        return found
+    values = transform.inv(torch.as_tensor(found.values))
+    same = values.shape == found.values.shape
+    dims = found.dims if same else (*found.dims[:-1], f"{name}_unconstrained")
+    return Variable(values.numpy(), dims)
 
 
 def _observation_draws(trace: poutine.Trace, data: Dataset, n: int) -> Variable:

@@ -16,6 +16,7 @@ from pp_models.files import make_folder, replaced_atomically
 #: groups whose arrays grow with the draws
 DRAWN = (
     *("posterior", "posterior_predictive", "predictions", "log_likelihood", "sample_stats"),
+    *("log_prior", "unconstrained_posterior"),
     *("prior", "prior_predictive"),
 )
 

@@ -149,7 +149,7 @@ def test_groups_of_a_task_batch_split_context_and_target(container):
     idata = to_arviz(location_model, exact_guide, batch, 4000, container=container, seed=1)
     assert group_names(idata) == {
         *("posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood"),
-        *("observed_data", "constant_data", "sample_stats"),
+        *("observed_data", "constant_data", "sample_stats", "log_prior"),
     }
     mean, std = location_posterior(batch.context)  # the guide saw the context alone
     mu = draws(idata.posterior["mu"])
@@ -177,7 +177,7 @@ def test_a_target_without_y_is_predicted_and_not_scored(container):
     assert set(idata.constant_data.data_vars) == {"context_x", "context_y", "context_mask"}
     assert group_names(idata) == {
         *("posterior", "predictions", "predictions_constant_data", "prior", "prior_predictive"),
-        *("constant_data", "sample_stats"),
+        *("constant_data", "sample_stats", "log_prior"),
     }
 
 
@@ -294,7 +294,7 @@ def test_round_trip_through_netcdf(container, tmp_path):
         back = arviz.from_netcdf(path)
     else:
         back = xarray.open_datatree(path)
-    assert len(group_names(idata)) == 8
+    assert len(group_names(idata)) == 9
     for name in group_names(idata):
         xarray.testing.assert_identical(as_dataset(back[name]).load(), as_dataset(idata[name]))
     back.close()

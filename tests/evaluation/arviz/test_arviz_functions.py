@@ -88,11 +88,12 @@ NAMED = {
 def test_groups_attributes_and_coordinates_follow_the_schema(found, name, container):
     data = found[name] if container == NATIVE else posterior(name, container)
     drawn = {"posterior", "posterior_predictive", "prior", "prior_predictive", "log_likelihood", "sample_stats"}
+    drawn |= {"log_prior"} | ({"unconstrained_posterior"} if name == "nmdp" else set())
     names = group_names(data)
     assert names == drawn | {"observed_data", "constant_data"}
-    assert {"log_p", "log_q", "log_weight", "bound", "khat"} == set(data["sample_stats"].data_vars)
+    assert {"log_p", "lp", "log_q", "log_weight", "bound", "khat"} == set(data["sample_stats"].data_vars)
     told = {"model", "guide", "objective", "steps", "seed", "inference_library", "inference_library_version"}
-    told |= {"torch_version", "creation_library", "creation_library_version"}
+    told |= {"torch_version", "creation_library", "creation_library_version", "created_at", "sample_dims"}
     for group in names:
         values = data[group]
         assert told <= set(values.attrs), group
