@@ -158,16 +158,16 @@ def write_netcdf(container: Any, path: Path, replaced: Callable[[Path], Any] = r
     Raises:
         FileError: the file cannot be written; what was there is intact.
     """
-    import netCDF4  # here, because it takes a while to import
+    import h5py  # here, because it takes a while to import
 
     groups = _groups(container)
     with replaced(path) as partial:
         # where a disk fills while HDF5 writes, the process dies of it
         reserve(partial, sum(_most_bytes(dataset) for dataset in groups.values()))
         try:
-            container.to_netcdf(str(partial))
-            with netCDF4.Dataset(str(partial)) as file:
-                written = {name: set(group.variables) for name, group in file.groups.items()}
+            container.to_netcdf(str(partial), engine="h5netcdf")
+            with h5py.File(partial) as file:
+                written = {name: set(group) for name, group in file.items() if isinstance(group, h5py.Group)}
         except RuntimeError as error:  # HDF5's
             raise OSError(f"{error}") from None
         if written != {name: set(map(str, dataset.variables)) for name, dataset in groups.items()}:
