@@ -44,6 +44,7 @@ def judge_predictions(
     own_scores, other_scores = [], []
     coverages: list[Tensor] = []
     counts: list[Tensor] = []
+    confidences: list[Tensor] = []
     discrete = False
     floor = FloorEvidence(floor_of(model))
     for number, batch in enumerate(batches):
@@ -59,7 +60,11 @@ def judge_predictions(
             other = torch.where(mask, swapped.log_prob(filled(y, mask)), 0.0)
             other_scores.append(other.sum(-1) / mask.sum(-1))
         discrete = discrete or not y.dtype.is_floating_point
-        if not discrete:
+        if discrete:
+            sure, chosen = found.mean.max(-1)
+            parts = [task_mean(part.unsqueeze(-1), mask) for part in (sure, (chosen == y).to(sure))]
+            confidences.append(torch.stack(parts).flatten(1)[:, mask.any(-1).flatten()])
+        else:
             below = (found.samples < y).double().mean(0).clamp(0.5 / draws, 1 - 0.5 / draws)
             normal = torch.special.ndtri(below)
             sizes.append(int(batch.context.counts.double().mean().round()))
@@ -83,6 +88,8 @@ def judge_predictions(
             "Predictions use the context." if uses else "Predictions do not depend on the context.",
             "check that contexts reach the encoder; train longer; a smaller KL weight at the start",
         )
+    if confidences:
+        judge_confidence(tested, torch.cat(confidences, 1).double())
     if scores:
         both = torch.cat(scores, 1)
         bias, spread = float(both[0].mean()), float(both[1].mean().sqrt())
@@ -112,6 +119,35 @@ def judge_predictions(
         judge_coverage(tested, torch.cat([c.flatten(1) for c in coverages], 1), torch.cat(counts), cause)
         if not discrete:
             judge_sharpness(tested, torch.cat([s.reshape(-1) for s in own_scores]), model, guide, batches, draws, seed)
+
+
+def judge_confidence(tested: Evidence, found: Tensor) -> None:
+    """Whether the probability of the class that is chosen is the share that is right.
+
+    Args:
+        tested: gets the finding.
+        found: mean probability of the chosen class, and share that is right, by task ``[2, T]``.
+    """
+    if not found.shape[1]:
+        return
+    gap = found[0] - found[1]
+    excess = float(gap.mean())
+    error = float(gap.std() / math.sqrt(len(gap))) if len(gap) > 1 else math.inf
+    passed = not (abs(excess) > MOST_MISCOVERAGE and abs(excess) > COVERAGE_ERRORS * error)
+    kind = "too sure of themselves" if excess > 0 else "too cautious"
+    tested.predictive = passed and tested.predictive is not False
+    sure, right = (float(v) for v in found.mean(1))
+    tested.numbers |= {"confidence": sure, "accuracy": right}
+    tested.add(
+        "confidence",
+        f"{100 * right:.0f} ± {100 * error:.0f} % of the chosen classes are right, of mean probability {sure:.2f}",
+        f"within {100 * MOST_MISCOVERAGE:.0f} points (beyond {COVERAGE_ERRORS:g} standard errors)",
+        passed,
+        "As many classes are right as the probabilities say."
+        if passed
+        else f"Predictions are {kind}: {100 * right:.0f} % of the classes are right where they say {100 * sure:.0f} %.",
+        "more training tasks, of more classes; a temperature on the logits; more draws",
+    )
 
 
 class FloorEvidence:

@@ -31,8 +31,8 @@ from inference import fit, sample_posterior
 from inference.progress import Stages
 from pp_models import BayesianNetwork, DataError, Dataset, MixtureDensityNetwork, NeuralProcess, TaskBatch, tasks
 from pp_models.contract import Guide
-from pp_models.likelihoods import GaussianHeadLikelihood
-from pp_models.observation_model import ObservationModel
+from pp_models.likelihoods import CategoricalLikelihood, GaussianHeadLikelihood
+from pp_models.observation_model import ObservationModel, observe
 from pp_models.task_plates import task_plates
 
 #: what is said of predictions
@@ -567,3 +567,21 @@ def test_roughness_tells_a_sine_from_a_faster_one():
     found = verdict(Level(guide.say), guide, TaskBatch.split(fast, 16), kind="prediction", num_samples=50,
                     trained_on=levels(400, 9, "sine").full)  # fmt: skip
     assert note(found, "likeness to the training tasks").passed is False
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize(("sharpness", "word"), [(1.0, ""), (3.0, "too sure of themselves"), (0.3, "too cautious")])
+def test_confidence_of_classes_is_held_to_what_is_right(sharpness, word, ragged):
+    def classes(data):
+        with task_plates(data.batch_shape):
+            observe(CategoricalLikelihood()(sharpness * data.x), data)
+
+    generator = torch.Generator().manual_seed(0)
+    x = 1.5 * torch.randn(200, 12, 3, generator=generator)
+    y = torch.multinomial(x.softmax(-1).flatten(0, 1), 1, generator=generator).view(200, 12)
+    mask = torch.arange(12) < torch.randint(0, 13, (200, 1), generator=generator) if ragged else None
+    target = Dataset(x, y, mask)
+    found = verdict(classes, lambda data: None, TaskBatch(Dataset(x[:, :2], y[:, :2]), target), kind="prediction")
+    confidence = next(f for f in found.findings if f.name == "confidence")
+    assert confidence.passed is (not word) and word in confidence.sentence
+    assert found.level == "do not trust"  # whatever its confidence, it does not use the context
