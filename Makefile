@@ -86,7 +86,7 @@ bench: $(BASE)  ## Run every benchmark under benchmarks/
 
 docs: $(DOCS)  ## Build the documentation into site/
 	@echo "==> building the documentation into site/"
-	@NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet --site-dir site
+	@NO_MKDOCS_2_WARNING=1 MPLBACKEND=module://matplotlib_inline.backend_inline $(RUN) mkdocs build --strict --quiet --site-dir site
 	@echo "==> open site/index.html"
 
 clean:  ## Remove the environment and everything generated, runs/ kept
