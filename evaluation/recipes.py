@@ -19,6 +19,7 @@ class Recipe:
         max_grad_norm: of the gradient; None does not clip.
         batch_size: tasks a step.
         width: hidden width of every network.
+        beta: weight of the KL of the method's own objective; None for that of the tasks.
     """
 
     learning_rate: float = 1e-3
@@ -27,12 +28,13 @@ class Recipe:
     max_grad_norm: float | None = 1.0
     batch_size: int = 16
     width: int = 64
+    beta: float | None = None
 
 
 DEFAULT = Recipe()
 #: the recipes that differ from it
 RECIPES: dict[str, Recipe] = {
-    **dict.fromkeys(("nvdp", "nvdp+path", "nvdp+det", "nvdp-layer", "nvdp-full"), Recipe(3e-3, width=48)),
+    **dict.fromkeys(("nvdp", "nvdp+path", "nvdp+det", "nvdp-layer", "nvdp-full"), Recipe(3e-3, width=48, beta=1.4)),
     **dict.fromkeys(
         ("nmdp", "nmdp-conjugate", "nmdp-kernels", "cnp+path", "cnp+kernels", "convcnp", "np"), Recipe(2e-3)
     ),

@@ -33,7 +33,7 @@ RECIPES = ("best", "paper")
 #: what a recipe, or the run to resume, decides where it is not given
 RECIPE_FIELDS = (
     *("learning_rate", "schedule", "warmup", "max_grad_norm", "batch_size", "width"),
-    *("recipe", "pooling", "path", "input_features", "experts"),
+    *("recipe", "pooling", "path", "input_features", "experts", "beta"),
 )
 #: how the methods of the papers are trained where nothing else is asked for
 OF_PAPERS = Recipe(1e-3, "constant", 0.0, None)
@@ -172,6 +172,8 @@ def configure(model: str, tasks: str, held: RunConfiguration | None = None, **gi
     else:
         kind = given.get("recipe", "best")
         own = {"recipe": kind, **asdict(OF_PAPERS if kind == "paper" else recipe(model))}
+    if "objective" in given:  # another one may have no KL to weigh
+        own.pop("beta", None)
     return RunConfiguration(model, tasks, **own | given)
 
 

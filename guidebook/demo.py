@@ -105,7 +105,7 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
         few = {"num_context": (3, 3 * pixel.num_points // 4), "max_points": pixel.num_points}
     on_images = tasks.images(images, "train", 16, seed, **few)
     on_functions = tasks.gp("rbf", 16, seed, hyperparameters="fixed")
-    image_task, function_task = TaskShape(2, pixel.y.shape[-1], 48, beta=0.5), TaskShape(1, 1, 48, min_scale=FLOOR)
+    image_task, function_task = TaskShape(2, pixel.y.shape[-1], 48), TaskShape(1, 1, 48, min_scale=FLOOR)
     jobs = [
         Job(f"{name}, {what}", name, task, stream, max(1, int(steps * share)), seed)
         for what, methods, task, stream in (
