@@ -16,7 +16,7 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from inference.objectives import TaskObjective
 from inference.training_step import Sealed, TrainingStep
@@ -174,7 +174,7 @@ class CompiledStep:
 
         shapes = ShapeEnv(duck_shape=False)
         mode = FakeTensorMode(shape_env=shapes)
-        fixed = [
+        fixed: list[Any] = [
             mode.from_tensor(tensor.detach(), static_shapes=True).requires_grad_(tensor.requires_grad)
             for tensor in self._tensors()
         ]
@@ -205,7 +205,8 @@ class CompiledStep:
             record = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*fixed, *fake)
         check_constants(record)
         simplify(record)
-        guard = (shapes.produce_guards_expression([*fixed, *fake]) or "") if dynamic else ""
+        placeholders = [*fixed, *fake]
+        guard = (shapes.produce_guards_expression(placeholders) or "") if dynamic else ""
         nodes = len(record.graph.nodes)
         with torch.no_grad(), torch._guards.tracing(torch._guards.TracingContext(mode)):
             run = self.backend(record, [*(tensor.detach() for tensor in fixed), *fake])
@@ -264,7 +265,9 @@ def check_traceable(module: TrainingStep) -> None:
         raise CannotCompile(f"{type(objective).__name__} is not an objective of the library's")
     for name, part in (("model", module.model), ("guide", module.guide)):
         if not isinstance(part, ParameterModule):
-            raise CannotCompile(f"the {name}, {type(part).__name__}, is not of the library's kind: its plates are tried")
+            raise CannotCompile(
+                f"the {name}, {type(part).__name__}, is not of the library's kind: its plates are tried"
+            )
     if objective.inner_steps > 1:
         raise CannotCompile(f"inner_steps = {objective.inner_steps}: an E-step is kept from one update to the next")
     for name, part in module.named_modules():

@@ -54,10 +54,10 @@ from pp_models.arguments import (
     one_of,
 )
 from pp_models.contract import as_objective
-from pp_models.data import TaskBatch
 from pp_models.files import append_line, locked, make_folder
 from pp_models.tasks.frame_files import DESCRIPTION, ROWS
 from pp_models.tasks.task_stream import TaskStream
+
 
 @dataclass
 class FitResult:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from guides.networks.weight_guide import WeightGuide, initial_weight
 from guides.processes.neural_process_guide import require_representation_alone
@@ -77,7 +79,8 @@ class InnerGradientDescent(nn.Module):
         second_order = outer and not self.first_order
         values = list(start)
         for _ in range(self.steps if data.num_points else 0):
-            with torch.enable_grad():
+            # fused attention has no second derivative
+            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if second_order else nullcontext():
                 at = [v if second_order and v.requires_grad else v.detach().requires_grad_() for v in values]
                 loss = context_loss(likelihood(outputs(at)), data).sum()
                 gradients = list(torch.autograd.grad(loss, at, create_graph=second_order))

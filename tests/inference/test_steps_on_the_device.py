@@ -8,8 +8,8 @@ import pytest
 from evaluation.comparison.families import MODELS
 from evaluation.methods import TaskShape
 from guides import GUIDES
-from inference.training_step import Sealed, TrainingStep
 from inference.objectives import REGISTRY, make
+from inference.training_step import Sealed, TrainingStep
 from pp_models import tasks
 from pp_models.data import DataError
 
