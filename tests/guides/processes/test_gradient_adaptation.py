@@ -261,7 +261,7 @@ def test_a_guide_needs_observed_points(name):
 
 
 def test_steps_through_attention_are_differentiated_twice():
-    model = gb.BayesianAttentionNetwork(1, 1, 8, 1, 2)
-    guide = gb.guides.MAMLGuide(model, steps=2)
-    make("npml")(model, guide)(gb.tasks.gp("rbf", 2).batch(0)).backward()
+    model = BayesianAttentionNetwork(1, 1, 8, 1, 2)
+    guide = MAMLGuide(model, steps=2)
+    make("npml")(model, guide)(tasks.gp("rbf", 2).batch(0)).backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in guide.weights)
