@@ -351,6 +351,10 @@ def compare_command(
     simulations: Annotated[int, typer.Option(help="tasks simulated for each run's verdict; 0 for no verdicts")] = 100,
     out: Annotated[Path, typer.Option(help="folder for the runs, tables, figure and report")] = Path("runs/compare"),
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="run failed combinations anew")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="run on a Ray cluster: local for this machine's cores, auto, ray://HOST:10001 …"),
+    ] = None,
 ) -> None:
     """Trains every model with every guide under every objective, and sets them side by side.
 
@@ -378,6 +382,7 @@ def compare_command(
         num_simulations=simulations,
         out=out,
         retry_failed=retry_failed,
+        ray=ray,
     )
     found = summarise(table)
     found = found[found["runs"] > 0]

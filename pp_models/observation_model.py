@@ -87,6 +87,5 @@ def decode_jointly(decoder: nn.Sequential, x: Tensor, vectors: list[Tensor]) -> 
     for vector, weight in zip(vectors[1:], of_vectors[1:], strict=True):
         shift = shift + linear(vector, weight)
     hidden = linear(x, of_points) + shift.unsqueeze(-2)
-    for layer in decoder[1:]:
-        hidden = layer(hidden)
-    return hidden
+    rest: Any = decoder[1:]
+    return rest(hidden)
