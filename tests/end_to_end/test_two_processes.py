@@ -104,10 +104,10 @@ def test_two_processes_are_one_with_the_tasks_of_both(name, two_processes, monke
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert loss == other_loss
     assert load(two_processes / name)[0] == STEPS
-    monkeypatch.setattr("inference.compile_step.inductor", None)  # which the graphs' case replaces
+    monkeypatch.setattr("inference.compile_step.inductor", None)  # which the case of graphs replaces
     expected, its_loss = fitted(name, joint(STEPS), device="cpu")
     torch.testing.assert_close(first, expected, rtol=1e-11, atol=1e-13)
-    assert loss == pytest.approx(its_loss, rel=1e-11)
+    assert loss == pytest.approx(its_loss, rel=1e-6)  # Fabric gives it in float32
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -116,4 +116,4 @@ def test_batches_one_after_the_other_are_one_with_the_tasks_of_all(name, monkeyp
     found, loss = fitted(name, accumulate=2, device="cpu")
     expected, its_loss = fitted(name, joint(STEPS), device="cpu")
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
-    assert loss == pytest.approx(its_loss, rel=1e-11)
+    assert loss == pytest.approx(its_loss, rel=1e-6)  # Fabric gives it in float32
