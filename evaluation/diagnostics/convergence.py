@@ -117,8 +117,9 @@ def _by_lags(x: Tensor, lags: int | None) -> tuple[Tensor, Tensor]:
     count = chains * n
     tau = (-1 + 2 * head + even).clamp_min(1 / math.log10(count))
     found = count / tau
-    found = torch.where(torch.isnan(rho).any(-1) | torch.isnan(x).flatten(1).any(-1), torch.nan, found)
-    spread = x.flatten(1).amax(-1) - x.flatten(1).amin(-1)
+    largest = x.flatten(1).amax(-1)
+    found = torch.where(torch.isnan(rho).any(-1) | torch.isnan(largest), torch.nan, found)
+    spread = largest - x.flatten(1).amin(-1)
     return torch.where(spread < 1e-15, torch.full_like(found, float(count)), found), ended
 
 
@@ -146,9 +147,14 @@ def ess(draws: Tensor, method: str = "bulk", prob: float | None = None) -> Tenso
     return _by_rows(partial(_ess, method=method, prob=prob), x).reshape(shape)
 
 
+def _without_nan(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows ``[B]`` hold a NaN, and x with zeros in their place."""
+    bad = torch.isnan(x.flatten(1).amax(-1))  # a maximum passes it on
+    return bad, x.nan_to_num(0.0, torch.inf, -torch.inf) if bool(bad.any()) else x
+
+
 def _ess(x: Tensor, method: str, prob: float | None) -> Tensor:
-    bad = torch.isnan(x).flatten(1).any(-1)
-    safe = torch.where(torch.isnan(x), torch.zeros_like(x), x)
+    bad, safe = _without_nan(x)
     if method == "bulk":
         found = _effective(normal_scores(_split(safe)))
     elif method == "mean":
@@ -164,8 +170,9 @@ def _ess(x: Tensor, method: str, prob: float | None) -> Tensor:
 
 def _potential_scale(x: Tensor) -> Tensor:
     n = x.shape[-1]
-    between = n * x.mean(-1).var(-1)
-    within = x.var(-1).mean(-1)
+    mean = x.mean(-1, keepdim=True)
+    between = n * mean.squeeze(-1).var(-1)
+    within = (x - mean).square_().sum(-1).mean(-1) / (n - 1)  # var of torch takes several times as long
     return ((between / within + n - 1) / n).sqrt()
 
 
@@ -189,8 +196,8 @@ def rhat(draws: Tensor) -> Tensor:
 
 
 def _rhat(x: Tensor) -> Tensor:
-    bad = torch.isnan(x).flatten(1).any(-1)
-    split = _split(torch.where(torch.isnan(x), torch.zeros_like(x), x))
+    bad, safe = _without_nan(x)
+    split = _split(safe)
     scores, median = scores_and_median(split)
     bulk = _potential_scale(scores)
     tail = _potential_scale(normal_scores((split - median[:, None, None]).abs()))

@@ -49,23 +49,40 @@ def _quantiles(rank: Tensor, count: int) -> Tensor:
 
 
 def _by_key(flat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores ``[B, S]``, places in ascending order ``[B, S]``, and which rows ``[B]`` hold what may be a tie."""
+    """Scores ``[B, S]``, places in ascending order ``[B, S]``, and rows ``[B]`` that are to be ranked by value."""
     count = flat.shape[-1]
     bits = max((count - 1).bit_length(), 1)
-    values = (flat + 0.0).double().numpy()  # -0 is 0
+    values = np.add(flat.detach().numpy(), 0.0, dtype=np.float64)  # -0 is 0
     whole = values.view(np.int64)
-    key = np.where(whole < 0, ~whole ^ np.int64(-(2**63)), whole)
+    key = whole >> 63
+    key &= np.int64(2**63 - 1)
+    key ^= whole
     low = np.int64((1 << bits) - 1)
     key &= ~low
     key |= np.arange(count, dtype=np.int64)
     key.sort(-1)
     order = key & low
     key >>= np.int64(bits)
-    tied = torch.from_numpy((key[:, 1:] == key[:, :-1]).any(-1))
-    table = _quantiles(torch.arange(1, count + 1).to(flat.dtype), count).numpy()
-    scores = np.empty(values.shape, dtype=table.dtype)
-    np.put_along_axis(scores, order, np.broadcast_to(table, scores.shape), -1)
-    return torch.from_numpy(scores), torch.from_numpy(order), tied
+    alike = key[:, 1:] == key[:, :-1]
+    ranks = _quantiles(torch.arange(2, 2 * count + 1).to(flat.dtype) / 2, count).numpy()  # 1, 1.5, ... S
+    scores = np.empty(values.shape, dtype=ranks.dtype)
+    np.put_along_axis(scores, order, np.broadcast_to(ranks[::2], scores.shape), -1)
+    return torch.from_numpy(scores), torch.from_numpy(order), _pairs(values, order, alike, ranks, scores)
+
+
+def _pairs(values: np.ndarray, order: np.ndarray, alike: np.ndarray, ranks: np.ndarray, scores: np.ndarray) -> Tensor:
+    """Gives pairs of equal numbers their mean rank (distances from a median have one); returns which rows hold more."""
+    left = np.zeros(len(values), dtype=bool)
+    row, place = np.nonzero(alike)
+    if not len(row):
+        return torch.from_numpy(left)
+    first, second = order[row, place], order[row, place + 1]
+    equal = values[row, first] == values[row, second]
+    left[row[~equal]] = True  # equal but for their last bits
+    longer = (row[1:] == row[:-1]) & (place[1:] == place[:-1] + 1)
+    left[row[1:][longer]] = True
+    scores[row, first] = scores[row, second] = ranks[2 * place + 1]
+    return torch.from_numpy(left)
 
 
 def _by_value(flat: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,10 @@ def rows(kind, dtype=torch.float64):
         "noise": noise,
         "large and small": noise * 10 ** torch.linspace(-300, 300, ROWS, dtype=torch.float64).unsqueeze(-1),
         "ties": (2 * noise).round(),
+        "pairs": torch.cat([noise[:, : SIZE // 2], noise[:, : SIZE // 2]], -1)[:, torch.randperm(SIZE)],
+        "one pair": torch.cat([noise[:, 1:], noise[:, 7:8]], -1),
+        "distances from the median": (noise - noise.quantile(0.5, -1, keepdim=True, interpolation="midpoint")).abs(),
+        "threes": torch.cat([noise[:, : SIZE // 3]] * 3, -1),
         "constant": noise[:, :1].expand(ROWS, SIZE),
         "two values": (noise > 0).double(),
         "zeros of both signs": torch.where(noise > 1, noise, torch.copysign(torch.zeros_like(noise), noise)),
@@ -26,7 +30,8 @@ def rows(kind, dtype=torch.float64):
     return made.to(dtype)
 
 
-KINDS = ("noise", "large and small", "ties", "constant", "two values", "zeros of both signs", "a last bit apart",
+KINDS = ("noise", "large and small", "pairs", "one pair", "distances from the median", "threes", "ties", "constant",
+         "two values", "zeros of both signs", "a last bit apart",
          "denormal", "infinite")  # fmt: skip
 
 
