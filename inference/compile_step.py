@@ -202,7 +202,8 @@ class CompiledStep:
             return [loss.detach(), statistics.detach(), *gradients]
 
         with torch.random.fork_rng(devices=_cuda_devices(leaves)), mode, tracing(), pyro.validation_enabled(False):
-            record = make_fx(step, tracing_mode="real", _allow_non_fake_inputs=True)(*fixed, *fake)
+            parts = {torch.ops.aten.baddbmm.default: _sum_and_product} if dynamic else None
+            record = make_fx(step, parts, tracing_mode="real", _allow_non_fake_inputs=True)(*fixed, *fake)
         check_constants(record)
         simplify(record)
         placeholders = [*fixed, *fake]
@@ -316,12 +317,19 @@ def own(gradient: Tensor, parameter: Tensor, owned: set[int]) -> Tensor:
 
 @contextmanager
 def tracing() -> Iterator[None]:
-    """What asks ``torch.compiler.is_compiling()`` is told so: checks that look at values are made elsewhere."""
+    """What asks ``torch.compiler.is_compiling()`` is told so: checks that look at values are made elsewhere.
+
+    torch's log of what has no shape in symbols is held back, for it is tried again without them.
+    """
     before = torch.compiler._is_compiling_flag
     torch.compiler._is_compiling_flag = True  # type: ignore[attr-defined]
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
+        log.setLevel(level)
         torch.compiler._is_compiling_flag = before  # type: ignore[attr-defined]
 
 
@@ -366,6 +374,12 @@ def inductor(record: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     flat.output(tuple(places[node] if isinstance(node, fx.Node) else node for node in end.args[0]))
     with config.patch({"fallback_random": True, "pattern_matcher": False}):
         return compile_fx(fx.GraphModule(record, flat), inputs)  # type: ignore[return-value]
+
+
+def _sum_and_product(added: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """``baddbmm`` in two, for torch knows no shape of the one in symbols; inductor joins them again."""
+    product = torch.bmm(a, b)
+    return (added if beta == 1 else beta * added) + (product if alpha == 1 else alpha * product)
 
 
 def _any_points(leaf: Tensor, points: int, index: int) -> dict[str, Any]:
