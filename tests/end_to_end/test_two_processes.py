@@ -88,6 +88,7 @@ def two_processes(tmp_path_factory):
     script = folder / "train.py"
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "cache")
     for _ in range(3):  # gloo's first connection between the processes is sometimes closed before anything of ours ran
         done = subprocess.run(
             [sys.executable, str(script), str(folder)], env=environment, capture_output=True, text=True, timeout=300
@@ -104,6 +105,7 @@ def test_two_processes_are_one_with_the_tasks_of_both(name, two_processes, monke
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert loss == other_loss
     assert load(two_processes / name)[0] == STEPS
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(two_processes / "cache"))
     monkeypatch.setattr("inference.compile_step.inductor", None)  # which the case of graphs replaces
     expected, its_loss = fitted(name, joint(STEPS), device="cpu")
     torch.testing.assert_close(first, expected, rtol=1e-11, atol=1e-13)
@@ -111,7 +113,8 @@ def test_two_processes_are_one_with_the_tasks_of_both(name, two_processes, monke
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_batches_one_after_the_other_are_one_with_the_tasks_of_all(name, monkeypatch):
+def test_batches_one_after_the_other_are_one_with_the_tasks_of_all(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr("inference.compile_step.inductor", None)
     found, loss = fitted(name, accumulate=2, device="cpu")
     expected, its_loss = fitted(name, joint(STEPS), device="cpu")
