@@ -207,7 +207,7 @@ class CompiledStep:
         check_constants(record)
         simplify(record)
         placeholders = [*fixed, *fake]
-        guard = (shapes.produce_guards_expression(placeholders) or "") if dynamic else ""
+        guard = _guard(shapes, placeholders, len(fixed)) if dynamic else ""
         nodes = len(record.graph.nodes)
         with torch.no_grad(), torch._guards.tracing(torch._guards.TracingContext(mode)):
             run = self.backend(record, [*(tensor.detach() for tensor in fixed), *fake])
@@ -250,7 +250,8 @@ def flatten(batch: Batch) -> tuple[list[Tensor], Layout]:
         present.append((True, part.y is not None, part.mask is not None))
         for tensor in (part.x, part.y, part.mask):
             if tensor is not None:
-                leaves.append(tensor.contiguous())
+                whole = tensor.contiguous()
+                leaves.append(whole.clone() if whole.storage_offset() else whole)  # where it begins would be a guard
                 points.append(-2 if tensor.dtype.is_floating_point else -1)
     return leaves, Layout(tuple(present), tuple(points))
 
@@ -374,6 +375,17 @@ def inductor(record: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     flat.output(tuple(places[node] if isinstance(node, fx.Node) else node for node in end.args[0]))
     with config.patch({"fallback_random": True, "pattern_matcher": False}):
         return compile_fx(fx.GraphModule(record, flat), inputs)  # type: ignore[return-value]
+
+
+def _guard(shapes: Any, placeholders: list[Any], first: int) -> str:
+    """An expression of the inputs' sizes: what the trace branched on, and what it took for a number."""
+    found = [shapes.produce_guards_expression(placeholders) or "True"]  # which leaves sizes out that became numbers
+    for i, tensor in enumerate(placeholders[first:], start=first):
+        for dim, size in enumerate(tensor.shape):
+            number = size if isinstance(size, int) else size.node.maybe_as_int()
+            if number is not None:
+                found.append(f"L['t{i}'].size()[{dim}] == {number}")
+    return " and ".join(found)
 
 
 def _sum_and_product(added: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:

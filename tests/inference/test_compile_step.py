@@ -48,14 +48,15 @@ def test_one_graph_serves_any_number_of_points():
     assert compiled.count == 1
 
 
-def test_attention_and_banks_of_experts_have_shapes_in_symbols():
+def test_a_size_that_the_step_takes_for_a_number_is_part_of_the_guard():
+    """Self-attention over the context asks for its number of points; that of the targets stays a symbol."""
     torch.manual_seed(0)
     method = build("nmdp", TaskShape(1, 1, 8, recipe="paper"))
     step = TrainingStep(method.model, method.guide, method.objective).double().train()
     compiled = CompiledStep(step, no_eager, "graph")
-    for context, target in ((9, 7), (5, 12)):
+    for context, target in ((9, 7), (5, 12), (9, 4)):
         assert differences(step, compiled, batch_of(context, target)) == []
-    assert compiled.count == 1
+    assert compiled.count == 2 and compiled.dynamic
 
 
 def test_sizes_on_which_the_step_branches_get_a_graph_of_their_own():
