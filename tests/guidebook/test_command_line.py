@@ -603,7 +603,7 @@ def test_brackets_and_codes_in_folders_are_shown_by_doctor(guidebook, tmp_path, 
     assert "\x1b[31m" not in out and out.count("[red]\\x1b[31m") == 2
 
 
-def test_a_step_is_compiled_where_it_is_asked_for(tmp_path, monkeypatch):
+def test_a_step_is_compiled_where_it_is_asked_for(guidebook, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr("inference.compile_step.inductor", compile_step.as_recorded)  # the graph without its compiler
     fit = ["fit", *TINY, "--model", "cnp", "--steps", 2]
