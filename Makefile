@@ -19,7 +19,7 @@ DEV = $(VENV)/.dev-installed
 DOCS = $(VENV)/.docs-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test zoo fuzz lint bench docs clean
+.PHONY: help install demo test zoo fuzz lint bench device benchmarks docs clean
 
 help:  ## Say what the targets do
 	@echo "Usage: make TARGET [PYTHON=python3] [VENV=.venv]"
@@ -78,8 +78,16 @@ lint: $(DEV)  ## Check style, types and the rooms' import order
 	@echo "==> import-linter"
 	@$(VENV)/bin/lint-imports
 
-bench: $(BASE)  ## Run every benchmark under benchmarks/
-	@for file in $(sort $(filter-out %/__init__.py,$(wildcard benchmarks/*.py))); do \
+bench: $(BASE)  ## What a training step and the diagnostics cost; tables into docs/performance.md (ten minutes)
+	@echo "==> measuring; leave the machine alone meanwhile"
+	@OMP_NUM_THREADS=1 $(RUN) benchmarks.performance --page docs/performance.md
+
+device: $(BASE)  ## What needs a GPU: equality, no waiting, diagnostics, captured steps, bf16 (eight minutes)
+	@echo "==> measuring on the device"
+	@$(RUN) benchmarks.device --out runs/device.json
+
+benchmarks: $(BASE)  ## Run every benchmark under benchmarks/ (device apart)
+	@for file in $(sort $(filter-out %/__init__.py %/hand_loops.py %/device.py,$(wildcard benchmarks/*.py))); do \
 		echo "==> $$file"; \
 		$(RUN) benchmarks.$$(basename $$file .py) || exit 1; \
 	done

@@ -161,6 +161,7 @@ def fit_command(
     num_particles: Annotated[int | None, typer.Option(help="draws of each task in the objective")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     precision: Annotated[str, typer.Option(help="32-true, 64-true, bf16-mixed …")] = "32-true",
+    compile: Annotated[str, typer.Option(help="the step: yes, no, or auto, where the run is long enough")] = "auto",
     checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints; Ctrl-C writes one too")] = 1_000,
 ) -> None:
     """Fits a method on a task distribution or your own table, by the method's recipe where nothing else is said.
@@ -181,6 +182,9 @@ def fit_command(
 
     _prepare()
 
+    compiled = {"auto": "auto", "yes": True, "no": False}.get(compile)
+    if compiled is None:
+        raise ValueError(f"compile: got {compile!r}; it must be auto, yes or no")
     if steps is not None and cpu_seconds is not None:
         raise ValueError(f"cpu_seconds: got {cpu_seconds} beside steps = {steps}; take one of them")
     continued = read_configuration(out) if (resume or previous) and (out / CONFIGURATION).exists() else None
@@ -216,7 +220,9 @@ def fit_command(
         say(f"goes on at step {at} of {steps}" if held else f"{out} holds no checkpoint: begins at step 0")
     again = "previous" if previous else resume
     try:
-        result = start(configuration, out, again, own, device=device, checkpoint_every=checkpoint_every)
+        result = start(
+            configuration, out, again, own, device=device, checkpoint_every=checkpoint_every, compile=compiled
+        )
     except Interrupted as stop:  # typer would make an exit status of it
         line = f"interrupted at step {stop.step}; the same command with --resume goes on from there"
         raise Stopped(line, 128 + stop.number) from None
@@ -226,7 +232,8 @@ def fit_command(
     )
     if "ess" in last:
         numbers += f", ess {last['ess']:.2f}"
-    say(f"step {result.steps}: {numbers}; {len(result.skipped)} steps skipped; {result.seconds:.0f} s")
+    how = "" if result.backend == "eager" else ", compiled"
+    say(f"step {result.steps}: {numbers}; {len(result.skipped)} steps skipped; {result.seconds:.0f} s{how}")
     say(f"next: guidebook inspect {shlex.quote(str(out))}")
     if own is not None:
         say(f"      guidebook predict {shlex.quote(str(out))} --data new.csv --out predictions.csv")
@@ -344,6 +351,10 @@ def compare_command(
     simulations: Annotated[int, typer.Option(help="tasks simulated for each run's verdict; 0 for no verdicts")] = 100,
     out: Annotated[Path, typer.Option(help="folder for the runs, tables, figure and report")] = Path("runs/compare"),
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="run failed combinations anew")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="run on a Ray cluster: local for this machine's cores, auto, ray://HOST:10001 …"),
+    ] = None,
 ) -> None:
     """Trains every model with every guide under every objective, and sets them side by side.
 
@@ -371,6 +382,7 @@ def compare_command(
         num_simulations=simulations,
         out=out,
         retry_failed=retry_failed,
+        ray=ray,
     )
     found = summarise(table)
     found = found[found["runs"] > 0]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from guides.shared_points import active_points
 from pp_models.arguments import LAYERS, MOST_LAYERS, WIDTH, checked, integer, one_of
 from pp_models.attention import attend
 from pp_models.context_regression import ContextRegression, relative_evidence
@@ -66,11 +67,17 @@ class PointEncoder(nn.Module):
 
     def embed(self, data: Dataset) -> Tensor:
         """Embeddings ``[*B, N, dim_out]`` of the points of data ``[*B, N]``."""
-        embedded = self.points(torch.cat([data.x, observed(data, self.dim_y)], -1))
+        shared = active_points()
+        embedded = None if shared is None else shared.embedded(self, data, self._points_alone)
+        if embedded is None:
+            embedded = self._points_alone(data)
         if data.num_points:
             for block in self.blocks:
                 embedded = block(embedded, data.mask)
         return embedded
+
+    def _points_alone(self, data: Dataset) -> Tensor:
+        return self.points(torch.cat([data.x, observed(data, self.dim_y)], -1))
 
     def forward(self, data: Dataset) -> Tensor:
         """See :meth:`embed`."""

@@ -32,6 +32,8 @@ from pp_models.sealed_tensors import check_tensors, sealed_tensors, shapes_of, u
 INDEX = "checkpoint.json"
 #: what the state of a fit holds
 STATE = {"optimizer", "schedule", "history", "skipped", "seed", "step", "format"}
+#: and may hold: those of earlier versions do not
+STATE_SINCE = {"backend", "accumulate"}
 RETIRED = "retired.json"
 KEEP = 2
 
@@ -102,6 +104,8 @@ class _State:
     seed: int
     step: int
     format: int
+    backend: str = "eager"
+    accumulate: int = 1
 
 
 def _check_flat(state: dict[str, Any]) -> None:
@@ -117,7 +121,7 @@ def _check_flat(state: dict[str, Any]) -> None:
             inner = row.values() if isinstance(row, dict) else row if isinstance(row, list | tuple) else ()
             if any(isinstance(value, deep) for value in inner):
                 raise ValueError(f"its {name} is nested")
-    if any(isinstance(state[name], deep) for name in ("seed", "step", "format")):
+    if any(isinstance(state[name], deep) for name in ("seed", "step", "format", *(STATE_SINCE & set(state)))):
         raise ValueError("its counters are no numbers")
 
 
@@ -332,7 +336,7 @@ def _read_state(path: Path, content: bytes) -> dict[str, Any]:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise ValueError("it is compressed, which no state is")
         state = torch.load(io.BytesIO(content), weights_only=True)
-        if not isinstance(state, dict) or set(state) != STATE:
+        if not isinstance(state, dict) or set(state) - STATE_SINCE != STATE:
             raise ValueError("its keys are not a state's")
         _check_flat(state)
         rest = {name: value for name, value in state.items() if name not in ("optimizer", "schedule")}
@@ -345,7 +349,7 @@ def _read_state(path: Path, content: bytes) -> dict[str, Any]:
         raise CheckpointError(f"{path}: is not the state of a fit, or not readable ({reason[:200]})") from None
     if found.format != FORMAT:
         raise CheckpointError(f"{path}: is of format {found.format}; this version reads format {FORMAT}")
-    return state
+    return {"backend": "eager", "accumulate": 1, **state}
 
 
 def check_fits(modules: dict[str, torch.nn.Module], tensors: dict[str, Tensor]) -> None:

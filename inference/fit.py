@@ -23,8 +23,11 @@ from inference.objectives import TaskObjective, make
 from inference.optimizer_state import check_optimizer_state
 from inference.plateau import settled
 from inference.progress import FitProgress
+from inference.random_state import seed_device
 from inference.schedules import LearningRates
 from inference.skipped_steps import SkippedSteps
+from inference.step_backend import BACKENDS, EAGER, choose
+from inference.step_gradients import StepGradients, of_all_tasks
 from inference.training_setup import (
     batches,
     follow,
@@ -35,6 +38,7 @@ from inference.training_setup import (
     skips_on_device,
     step_seed,
 )
+from inference.training_step import STATISTICS, TrainingStep
 from pp_models.arguments import (
     CALLABLE,
     NOT_NEGATIVE,
@@ -50,13 +54,9 @@ from pp_models.arguments import (
     one_of,
 )
 from pp_models.contract import as_objective
-from pp_models.data import TaskBatch
 from pp_models.files import append_line, locked, make_folder
 from pp_models.tasks.frame_files import DESCRIPTION, ROWS
 from pp_models.tasks.task_stream import TaskStream
-
-#: what a step reports beside its loss
-STATISTICS = ("log_likelihood", "kl", "ess", "ess_below_2")
 
 
 @dataclass
@@ -73,6 +73,7 @@ class FitResult:
             tasks below 2; where the objective forms weights), ``grad_norm``, ``skipped`` (so far).
         skipped: ``(step, parameter)`` for every step that was skipped as not finite.
         seconds: wall time of this call.
+        backend: ``"eager"``, or ``"inductor"`` for compiled steps.
     """
 
     model: nn.Module
@@ -82,50 +83,7 @@ class FitResult:
     history: list[dict[str, float]] = field(default_factory=list)
     skipped: list[tuple[int, str]] = field(default_factory=list)
     seconds: float = 0.0
-
-
-class _Sealed:
-    """Hides a batch from Fabric, which would copy and cast a dataclass field by field."""
-
-    def __init__(self, batch: Any) -> None:
-        self.batch = batch
-
-
-class TrainingStep(nn.Module):
-    """Model, guide and objective as one module whose forward pass is the loss."""
-
-    def __init__(self, model: nn.Module, guide: nn.Module, objective: pyro.infer.ELBO) -> None:
-        super().__init__()
-        self.model, self.guide = model, guide
-        self.objective = objective
-        self.carried = as_objective(objective).module  # trained and saved with the rest
-
-    def forward(self, sealed: _Sealed) -> tuple[Tensor, Tensor]:
-        """The loss, and ``STATISTICS`` ``[4]``, NaN where unknown."""
-        batch = sealed.batch
-        if isinstance(self.objective, TaskObjective):
-            terms = self.objective.terms(self.model, self.guide, batch)
-            per_value = (terms.log_likelihood.sum() / terms.points.sum().clamp_min(1)).detach()
-            unknown = per_value.new_full((), torch.nan)
-            ess, below = terms.ess, terms.share_below_2
-            statistics = [
-                per_value,
-                terms.kl.mean().detach(),
-                unknown if ess is None else ess.mean(),
-                unknown if below is None else below,
-            ]
-            return self._touch_all(self.objective.reduce(terms)), torch.stack(statistics)
-        data = batch.full if isinstance(batch, TaskBatch) else batch
-        loss = self.objective.differentiable_loss(  # type: ignore[attr-defined]
-            self.model, self.guide, data
-        )
-        return self._touch_all(loss), loss.detach().new_full((len(STATISTICS),), torch.nan)
-
-    def _touch_all(self, loss: Tensor) -> Tensor:
-        """With several processes every parameter must take part in every loss (an empty context's vector does not)."""
-        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-            return loss
-        return loss + 0.0 * sum(p.sum() for p in self.parameters() if p.requires_grad)
+    backend: str = EAGER
 
 
 #: what trains a model that is a function
@@ -149,6 +107,7 @@ OF_FUNCTIONS = ". A function is trained by pyro.infer.SVI(model, guide, optimize
     log_every=integer(1),
     checkpoint_every=integer(1),
     checkpoint_dir=PATH,
+    accumulate=integer(1),
 )
 def fit(
     model: nn.Module,
@@ -175,6 +134,7 @@ def fit(
     release: Mapping[str, int] | None = None,
     log_every: int = 50,
     checkpoint_every: int = 1000,
+    accumulate: int = 1,
 ) -> FitResult:
     """Trains a model and guide on a stream of tasks.
 
@@ -196,8 +156,10 @@ def fit(
         device: where to train: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or a launched Lightning ``Fabric``
             (several processes). Afterwards model and guide are back where they were.
         precision: a Fabric precision, such as ``"32-true"``, ``"64-true"`` or ``"bf16-mixed"``.
-        compile: ``True`` compiles the step with ``torch.compile``, which breaks its graph at Pyro's handlers and
-            compiles anew for each number of points; ``"auto"`` and ``False`` do not compile.
+        compile: ``True`` compiles the step: model, guide and objective become one graph, for any number of points
+            (:mod:`inference.compile_step`); what cannot be compiled runs eagerly, and one line says why. ``"auto"``
+            compiles a run of 20,000 steps or more, and one of 1,000 that this machine has compiled before, and says so;
+            numbers agree with those of ``False`` but for rounding. A resumed run goes on as it was begun.
         checkpoint_dir: folder for checkpoints, ``metrics.jsonl``, and how the pair was built, so that
             ``guidebook.load(folder)`` opens it; None to write nothing.
         resume: continue from the folder's newest checkpoint if it has one; ``"previous"`` from the one before.
@@ -216,6 +178,8 @@ def fit(
             are. ``{"model.prior": 100}`` lets a guide settle before the prior moves.
         log_every: steps between logged metrics.
         checkpoint_every: steps between checkpoints.
+        accumulate: batches of a step, whose gradients are taken one after the other: as one batch with all their tasks,
+            in the memory of one.
 
     Raises:
         ValueError: an argument out of range, or tasks that end early.
@@ -226,6 +190,11 @@ def fit(
     """
     if isinstance(objective, str):
         objective = make(objective)
+    if accumulate > 1 and as_objective(objective).inner_steps > 1:
+        raise ValueError(
+            f"accumulate: got {accumulate} with inner_steps = {as_objective(objective).inner_steps}, which keeps the "
+            "draws of one batch; take one of them"
+        )
     fabric = make_fabric(device, precision)
     folder = None if checkpoint_dir is None else make_folder(checkpoint_dir, "checkpoint_dir")
     writes = folder is not None and fabric.global_rank == 0  # of several processes one
@@ -254,12 +223,11 @@ def fit(
         if schedule is None:
             schedule = "constant" if final_learning_rate is None else "linear"
         rates = LearningRates(inner, schedule, steps, warmup, final_learning_rate)
-        compiled: Any = torch.compile(step_module) if compile is True else step_module
-        wrapped, fabric_optimizer = fabric.setup(compiled, inner)
+        wrapped, fabric_optimizer = fabric.setup(step_module, inner)
         dtype = parameter_dtype(model, guide)
 
         result = FitResult(model, guide, objective, 0)
-        done = 0
+        done, begun_with = 0, None
         if folder is not None and resume and checkpoint.read_index(folder):
             which = 1 if resume == "previous" else 0
             done, tensors, state = checkpoint.load(folder, which, checkpoint.size_of(modules))
@@ -267,6 +235,13 @@ def fit(
                 raise ValueError(f"steps: got {steps}, but the run in {folder} is already at step {done}")
             if state["seed"] != seed:
                 raise ValueError(f"seed: got {seed}, but the run in {folder} has seed {state['seed']}")
+            if state["accumulate"] != accumulate:
+                raise ValueError(
+                    f"accumulate: got {accumulate}, but the run in {folder} has accumulate {state['accumulate']}"
+                )
+            if state["backend"] not in BACKENDS:
+                raise checkpoint.CheckpointError(f"{folder}: was run by {state['backend']!r}, which is none of ours")
+            begun_with = state["backend"]
             checkpoint.check_fits(modules, tensors)
             named = {id(p): name for name, p in zip(names, parameters, strict=True)}
             check_optimizer_state(state["optimizer"], inner, given, named, folder)
@@ -298,10 +273,17 @@ def fit(
                 "history": result.history,
                 "skipped": [[s, n] for s, n in result.skipped],
                 "seed": seed,
+                "backend": result.backend,
+                "accumulate": accumulate,
             }
             checkpoint.save(folder, step, tensors, state, interim)
 
-        batch_at = batches(tasks, done, fabric.global_rank, fabric.world_size)
+        shown = progress and fabric.global_rank == 0
+        precision_used = fabric.strategy.precision.precision
+        backend = choose(compile, steps - done, step_module, fabric.device, precision_used, begun_with, shown)
+        result.backend = fabric.broadcast(backend)  # every process the same
+        gradients = StepGradients(fabric, wrapped, step_module, result.backend)
+        batch_at = batches(tasks, done * accumulate, fabric.global_rank, fabric.world_size)
         on_device = skips_on_device(inner, precision)
         skipped = SkippedSteps(names, result.skipped, folder)
         is_over = settled if stop == "plateau" else stop
@@ -310,7 +292,7 @@ def fit(
         check_every = 1 if fabric.device.type == "cpu" else 10
         started = time.perf_counter()
         devices = [fabric.device] if fabric.device.type == "cuda" else []
-        bar = FitProgress(steps, done, enabled=progress and fabric.global_rank == 0)
+        bar = FitProgress(steps, done, enabled=shown)
         # to check arguments of distributions would read the device at every step; what is not finite is caught below
         with (
             torch.random.fork_rng(devices=devices),
@@ -320,14 +302,13 @@ def fit(
             bar,
         ):
             for step in range(done, steps):
-                torch.manual_seed(step_seed(seed, step, fabric.global_rank))
+                seed_device(step_seed(seed, step, fabric.global_rank), fabric.device)
                 rates.before(step)
-                batch = batch_at(step).to(fabric.device, dtype)
+                group = [batch_at(step * accumulate + i).to(fabric.device, dtype) for i in range(accumulate)]
                 with _repeated(objective) as repeats:
                     for _ in range(repeats):
                         fabric_optimizer.zero_grad()
-                        loss, statistics = wrapped(_Sealed(batch))
-                        fabric.backward(loss)
+                        loss, statistics = gradients(group)
                         for p, start in zip(parameters, released_at, strict=True):
                             if step < start:
                                 p.grad = None  # an optimizer leaves such parameters and their momentum alone
@@ -348,10 +329,11 @@ def fit(
                 at_log = (step + 1) % log_every == 0 or step + 1 == steps
                 at_save = (step + 1) % checkpoint_every == 0 or step + 1 == steps
                 if (step + 1) % check_every == 0 or at_log or at_save:
-                    skipped.report(partial(scale_hint, batch))
+                    skipped.report(partial(scale_hint, group[0]))
                 result.steps = step + 1
                 if at_log:
-                    row = _metrics(step + 1, loss, statistics, grad_norm, len(result.skipped))
+                    of_all = of_all_tasks(fabric, loss, statistics, gradients.summed)
+                    row = _metrics(step + 1, *of_all, grad_norm, len(result.skipped))
                     result.history.append(row)
                     bar.update(step + 1, row)
                     if folder is not None and fabric.global_rank == 0:
@@ -364,7 +346,7 @@ def fit(
                     save(step + 1)
                 if asked.number is not None and folder is not None:
                     if not at_save:
-                        skipped.report(partial(scale_hint, batch))
+                        skipped.report(partial(scale_hint, group[0]))
                         save(step + 1, interim=True)
                     raise Interrupted(step + 1, folder, asked.number)
         if not result.steps:

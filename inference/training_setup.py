@@ -125,11 +125,15 @@ def batches(tasks: Any, done: int, rank: int, world: int) -> Callable[[int], Any
         if next(iterator, None) is None:
             raise ValueError(f"tasks: the iterable ended before step {done}, where the run is to be resumed")
 
+    begun = False
+
     def following(step: int) -> Any:
+        nonlocal begun
         try:
-            batch = next(iterator)
-            for _ in range(world - 1):
+            for _ in range(world - 1 if begun else 0):  # those of the other processes
                 next(iterator)
+            begun = True
+            batch = next(iterator)
         except StopIteration:
             raise ValueError(f"tasks: the iterable ended at step {step}; it must go on for all steps") from None
         return as_batch(batch, tasks, step)

@@ -62,7 +62,8 @@ class Dataset:
                 raise DataError(f"mask: got dtype {mask.dtype}; it must be bool (True where the point exists)")
             if mask.shape != points:
                 raise DataError(f"mask: got shape {_shape(mask)}; it must be [*B, N] = {list(points)}")
-        if x.device.type == "cpu":  # on an accelerator this would stall the device; data is born on the host
+        # on an accelerator this would stall the device; data is born on the host
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_finite("x", x)
             if y is not None and y.dtype.is_floating_point:
                 self._check_finite("y", y)
@@ -257,7 +258,8 @@ class TaskBatch:
         if self.context.y is None:
             raise DataError("context: y is None; context points must be observed")
         empty = self.target.num_points == 0
-        if not empty and self.target.mask is not None and self.target.mask.device.type == "cpu":
+        host = self.target.mask is not None and self.target.mask.device.type == "cpu"
+        if not empty and self.target.mask is not None and host and not torch.compiler.is_compiling():
             empty = not bool(self.target.mask.any())
         if empty:
             raise DataError("target: it has no points; at least one is needed to score a prediction")

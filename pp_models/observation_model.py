@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from pp_models.contract import Model
 from pp_models.data import DataError, Dataset
@@ -64,6 +66,26 @@ def flat_representation(width: int, like: Tensor) -> dist.TorchDistribution:
 
 def join(x: Tensor, representation: Tensor) -> Tensor:
     """Appends a task representation ``[*B, R]`` to every point of ``x`` ``[*B, N, Dx]``; leading dims broadcast."""
-    shape = torch.broadcast_shapes(x.shape[:-2], representation.shape[:-1])
+    shape = x.shape[:-2]
+    if representation.shape[:-1] != shape:
+        shape = torch.broadcast_shapes(shape, representation.shape[:-1])
     wide = representation.unsqueeze(-2).expand(*shape, x.shape[-2], representation.shape[-1])
     return torch.cat([x.expand(*shape, *x.shape[-2:]), wide], -1)
+
+
+def decode_jointly(decoder: nn.Sequential, x: Tensor, vectors: list[Tensor]) -> Tensor:
+    """``decoder(join(join(x, v_0), v_1) ...)``, with the first layer's product of a vector taken once for all points.
+
+    Args:
+        decoder: a linear layer, and what follows it.
+        x: inputs of the points ``[*B, N, Dx]``.
+        vectors: of each task ``[*B, R_i]``; leading dimensions broadcast.
+    """
+    first: Any = decoder[0]
+    of_points, *of_vectors = first.weight.split([x.shape[-1], *(v.shape[-1] for v in vectors)], -1)
+    shift = linear(vectors[0], of_vectors[0], first.bias)
+    for vector, weight in zip(vectors[1:], of_vectors[1:], strict=True):
+        shift = shift + linear(vector, weight)
+    hidden = linear(x, of_points) + shift.unsqueeze(-2)
+    rest: Any = decoder[1:]
+    return rest(hidden)

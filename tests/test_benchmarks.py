@@ -1,12 +1,15 @@
 """The benchmarks run at a small scale, and what they claim holds there."""
 
+import json
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
 
 from benchmarks import bounds_and_gradients as curves
+from benchmarks import device, performance, time_to_quality
 from benchmarks import objectives_vs_pyro as versus
-from benchmarks import time_to_quality
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +83,34 @@ def test_time_to_quality_trains_by_the_recipe_and_scores_beside_the_exact_answer
     assert table[list(time_to_quality.SCORES)].notna().all(axis=None)
     assert (table.pll[1:] < table.pll[0]).all()
     assert (tmp_path / "gp-rbf-tnp.png").stat().st_size > 0 and "joint_pll" in capsys.readouterr().out
+
+
+def test_what_a_step_costs_by_every_way_of_running_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(performance, "QUICK", [("cnp", "cnp", 8, 2, False), ("nmdp-attention", "nmdp", 8, 2, False)])
+    monkeypatch.setattr(performance, "GROWTH", {"tasks": (2, 3)})
+    page = tmp_path / "page.md"
+    marks = ("facts", "steps", "growth", "diagnostics")
+    page.write_text("".join(f"<!-- {name} -->\nold\n<!-- end -->\n" for name in marks))
+    found = performance.main(rounds=2, out=tmp_path / "out", page=page)
+    assert set(found["steps"]["arm"]) == {"by hand", "eager", "Pyro's SVI", "graph"}
+    assert found["steps"][["ms", "ratio", "low", "high"]].gt(0).all(axis=None)
+    assert found["growth"]["slope"].notna().sum() == 3
+    assert "old" not in page.read_text() and page.read_text().count("| cnp |") >= 4
+    assert (tmp_path / "out" / "steps.png").stat().st_size > 0
+    with pytest.raises(ValueError, match=r"^page: .* has no mark <!-- steps -->$"):
+        page.write_text("")
+        performance.fill(page, {"steps": ""})
+
+
+def test_the_docs_page_has_a_place_for_every_table():
+    text = Path(__file__).parents[1].joinpath("docs", "performance.md").read_text()
+    assert all(f"<!-- {name} -->" in text for name in ("facts", "steps", "growth", "diagnostics"))
+
+
+def test_what_needs_a_device_runs_on_the_cpu(tmp_path):
+    found = device.main("cpu", tmp_path / "device.json", small=True)
+    assert found["largest gap from the CPU"] == 0
+    assert abs(found["error of bf16-mixed, nats per value"]) < 0.1
+    assert [row["method"] for row in found["steps, ms"]] == list(device.METHODS)
+    assert max(row["gap"] for row in found["diagnostics"]) < 1e-9
+    assert json.loads((tmp_path / "device.json").read_text())["torch"] == torch.__version__

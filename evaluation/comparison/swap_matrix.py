@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import product
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from evaluation.comparison.families import MODELS
+from evaluation.comparison.ray_grid import on_ray
 from evaluation.comparison.swap_report import SWAP_FILES, write_swap_report
 from evaluation.methods import TaskShape
 from evaluation.scores.scoring import score_tasks
@@ -150,6 +151,7 @@ class _Cell:
     snr_repeats=integer(2, MOST_DRAWS),
     num_simulations=integer(0, MOST_DRAWS),
     out=PATH,
+    ray=TEXT,
 )
 def compare(
     models: Iterable[str] | Mapping[str, Callable[[TaskShape], nn.Module]],
@@ -172,6 +174,7 @@ def compare(
     num_simulations: int = 100,
     out: str | Path | None = None,
     retry_failed: bool = False,
+    ray: str | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Trains every combination and scores it on held-out tasks.
@@ -204,6 +207,9 @@ def compare(
             no training reaches; 0 for no verdicts.
         out: folder; None to write nothing.
         retry_failed: run failed cells anew.
+        ray: run cells as tasks of a Ray cluster, one core each: ``"local"`` for this machine's, or an address. A cell
+            whose worker dies is run again, twice. With ``out`` on a file system that all nodes see, such a cell goes on
+            from its checkpoint.
         progress: show a bar over the cells.
 
     Returns:
@@ -242,11 +248,11 @@ def compare(
 
     with Stages(progress) as shown:
         shown.begin("comparing", len(cells), len(done))
-        for cell in cells:
-            if cell in done:
-                continue
+        left = [cell for cell in cells if cell not in done]
+        work = partial(_run, makers=makers, streams=streams, settings=settings, folder=folder)
+        for cell, found in map(lambda c: (c, work(c)), left) if ray is None else _on_ray(work, left, ray):
+            done[cell] = found
             shown.rename(f"{cell.model} · {cell.guide} · {cell.objective} · seed {cell.seed}")
-            done[cell] = _run(cell, makers, streams, settings, folder)
             shown.advance()
     table = pd.DataFrame([done[cell]["row"] for cell in cells], columns=COLUMNS)
     noise = pd.DataFrame([row for cell in cells for row in done[cell]["gradient_noise"]])
@@ -326,10 +332,27 @@ class _Streams:
         return TaskShape.of(self.training(0), self.settings.width)
 
 
+def _empty_row(cell: _Cell) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(COLUMNS, math.nan) | asdict(cell)
+    return row | {"status": "ok", "reason": "", "verdict": "", "why": ""}
+
+
+def _on_ray(work: Callable[[_Cell], dict], cells: list[_Cell], address: str) -> Iterator[tuple[_Cell, dict]]:
+    """Results as they come; they are written here too, for a node may see another disk."""
+    settings, folder = work.keywords["settings"], work.keywords["folder"]  # type: ignore[attr-defined]
+    for cell, found in on_ray(work, cells, address):
+        if isinstance(found, str):
+            found = {"row": _empty_row(cell) | {"status": "failed", "reason": found}, "gradient_noise": []}
+        if folder is not None:
+            own = make_folder(folder / "cells" / cell.folder, "out")
+            write_atomically(own / SETTINGS, sealed_json(asdict(settings)))
+            write_atomically(own / RESULT, sealed_json(found))
+        yield cell, found
+
+
 def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings, folder: Path | None) -> dict:
     """Trains and scores one cell; its row and gradient noise, which are also on disk when it returns."""
-    row: dict[str, Any] = dict.fromkeys(COLUMNS, math.nan) | asdict(cell)
-    row |= {"status": "ok", "reason": "", "verdict": "", "why": ""}
+    row = _empty_row(cell)
     noise: list[dict[str, Any]] = []
     own = None if folder is None else make_folder(folder / "cells" / cell.folder, "out")
     try:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evaluation.diagnostics.ranks import in_order, normal_scores, scores_and_median
 from inference.pareto_smoothing import rows_at_once
 from pp_models.arguments import OPEN_SHARE, checked, one_of
 
@@ -51,23 +52,9 @@ def _split(x: Tensor) -> Tensor:
     return torch.cat([x[..., :half], x[..., x.shape[-1] - half :]], -2)
 
 
-def _normal_scores(x: Tensor) -> Tensor:
-    """Ranks over chains and draws (ties averaged) as standard normal quantiles."""
-    flat = x.reshape(len(x), -1)
-    ordered, order = flat.sort(-1)
-    place = torch.arange(1, flat.shape[-1] + 1, device=x.device).expand_as(flat)
-    same = ordered[:, 1:] == ordered[:, :-1]
-    edge = torch.zeros_like(same[:, :1])
-    # of a run of equal draws, the first place and the last
-    first = torch.where(torch.cat([edge, same], -1), 0, place).cummax(-1).values
-    last = torch.where(torch.cat([same, edge], -1), place[:, -1:], place).flip(-1).cummin(-1).values.flip(-1)
-    rank = torch.empty_like(flat).scatter(-1, order, (first + last).to(x.dtype) / 2)
-    return torch.special.ndtri((rank - 0.375) / (flat.shape[-1] + 0.25)).reshape(x.shape)
-
-
 def _quantile(x: Tensor, prob: float) -> Tensor:
     """Quantiles of type 7 over chains and draws, ``[B, 1, 1]``."""
-    ordered = x.reshape(len(x), -1).sort(-1).values
+    ordered = in_order(x.reshape(len(x), -1))
     n = ordered.shape[-1]
     place = n * prob + 1 - prob
     k = min(max(math.floor(place), 1), n - 1)
@@ -75,35 +62,51 @@ def _quantile(x: Tensor, prob: float) -> Tensor:
     return ((1 - share) * ordered[:, k - 1] + share * ordered[:, min(k, n - 1)])[:, None, None]
 
 
-def _median(x: Tensor) -> Tensor:
-    flat = x.reshape(len(x), -1)
-    n = flat.shape[-1]
-    low, high = (flat.kthvalue(k, -1).values for k in ((n - 1) // 2 + 1, n // 2 + 1))
-    return ((low + high) / 2)[:, None, None]
+#: lags that are summed directly, one after the other, before all of them are taken by FFT: few draws need more
+SHORT_LAGS = (8, 32)
 
 
-def _autocovariance(x: Tensor) -> Tensor:
-    """Of every chain at every lag, divided by the number of draws."""
+def _autocovariance(x: Tensor, lags: int | None) -> Tensor:
+    """Mean over chains ``[B, lags]``, divided by the number of draws; None for every lag."""
     n = x.shape[-1]
     centred = x - x.mean(-1, keepdim=True)
+    if lags is not None:
+        return torch.stack([(centred[..., : n - i] * centred[..., i:]).sum((-1, -2)) for i in range(lags)], -1) / (
+            n * x.shape[-2]
+        )
     spectrum = torch.fft.rfft(centred, n=1 << (2 * n - 1).bit_length())
-    return torch.fft.irfft(spectrum * spectrum.conj(), n=1 << (2 * n - 1).bit_length())[..., :n] / n
+    return torch.fft.irfft(spectrum * spectrum.conj(), n=1 << (2 * n - 1).bit_length())[..., :n].mean(-2) / n
 
 
 def _effective(x: Tensor) -> Tensor:
     """Effective sample size of ``[B, C, D]`` by Geyer's initial monotone sequence; ``[B]``."""
+    found, left = x.new_empty(len(x)), torch.arange(len(x), device=x.device)
+    for lags in [lags for lags in SHORT_LAGS if 4 * lags <= x.shape[-1]]:
+        found[left], ended = _by_lags(x[left], lags)
+        left = left[~ended]
+        if not len(left):
+            return found
+    found[left] = _by_lags(x[left], None)[0]
+    return found
+
+
+def _by_lags(x: Tensor, lags: int | None) -> tuple[Tensor, Tensor]:
+    """Effective sample sizes from the first lags (None: from all), and whether the sequence has ended within them."""
     chains, n = x.shape[-2:]
-    covariance = _autocovariance(x).mean(-2)
+    covariance = _autocovariance(x, lags)
     within = covariance[:, 0] * n / (n - 1.0)
     total = within * (n - 1.0) / n
     if chains > 1:
         total = total + x.mean(-1).var(-1)
     rho = 1 - (within.unsqueeze(-1) - covariance) / total.unsqueeze(-1)
     rho = torch.cat([torch.ones_like(rho[:, :1]), rho[:, 1:]], -1)
-    pairs = rho[:, : n - n % 2].reshape(len(rho), -1, 2).sum(-1)
+    held = rho.shape[-1] - rho.shape[-1] % 2
+    pairs = rho[:, :held].reshape(len(rho), -1, 2).sum(-1)
     most = max(math.ceil((n - 2) / 2) - 1, 0)
     positive = (pairs > 0).long().cumprod(-1)
-    used = positive.sum(-1).clamp_max(most)
+    used = positive.sum(-1)
+    ended = used < pairs.shape[-1]
+    used = used.clamp_max(most)
     index = torch.arange(pairs.shape[-1], device=x.device)
     monotone = torch.where(index < used.unsqueeze(-1), pairs, torch.full_like(pairs, torch.inf)).cummin(-1).values
     head = torch.where(index < used.unsqueeze(-1), monotone, torch.zeros_like(pairs)).sum(-1)
@@ -114,9 +117,10 @@ def _effective(x: Tensor) -> Tensor:
     count = chains * n
     tau = (-1 + 2 * head + even).clamp_min(1 / math.log10(count))
     found = count / tau
-    found = torch.where(torch.isnan(rho).any(-1) | torch.isnan(x).flatten(1).any(-1), torch.nan, found)
-    spread = x.flatten(1).amax(-1) - x.flatten(1).amin(-1)
-    return torch.where(spread < 1e-15, torch.full_like(found, float(count)), found)
+    largest = x.flatten(1).amax(-1)
+    found = torch.where(torch.isnan(rho).any(-1) | torch.isnan(largest), torch.nan, found)
+    spread = largest - x.flatten(1).amin(-1)
+    return torch.where(spread < 1e-15, torch.full_like(found, float(count)), found), ended
 
 
 @checked(method=one_of(*ESS_METHODS), prob=OPEN_SHARE)
@@ -143,11 +147,16 @@ def ess(draws: Tensor, method: str = "bulk", prob: float | None = None) -> Tenso
     return _by_rows(partial(_ess, method=method, prob=prob), x).reshape(shape)
 
 
+def _without_nan(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Which rows ``[B]`` hold a NaN, and x with zeros in their place."""
+    bad = torch.isnan(x.flatten(1).amax(-1))  # a maximum passes it on
+    return bad, x.nan_to_num(0.0, torch.inf, -torch.inf) if bool(bad.any()) else x
+
+
 def _ess(x: Tensor, method: str, prob: float | None) -> Tensor:
-    bad = torch.isnan(x).flatten(1).any(-1)
-    safe = torch.where(torch.isnan(x), torch.zeros_like(x), x)
+    bad, safe = _without_nan(x)
     if method == "bulk":
-        found = _effective(_normal_scores(_split(safe)))
+        found = _effective(normal_scores(_split(safe)))
     elif method == "mean":
         found = _effective(_split(safe))
     elif method == "sd":
@@ -161,8 +170,9 @@ def _ess(x: Tensor, method: str, prob: float | None) -> Tensor:
 
 def _potential_scale(x: Tensor) -> Tensor:
     n = x.shape[-1]
-    between = n * x.mean(-1).var(-1)
-    within = x.var(-1).mean(-1)
+    mean = x.mean(-1, keepdim=True)
+    between = n * mean.squeeze(-1).var(-1)
+    within = (x - mean).square_().sum(-1).mean(-1) / (n - 1)  # var of torch takes several times as long
     return ((between / within + n - 1) / n).sqrt()
 
 
@@ -186,10 +196,11 @@ def rhat(draws: Tensor) -> Tensor:
 
 
 def _rhat(x: Tensor) -> Tensor:
-    bad = torch.isnan(x).flatten(1).any(-1)
-    split = _split(torch.where(torch.isnan(x), torch.zeros_like(x), x))
-    bulk = _potential_scale(_normal_scores(split))
-    tail = _potential_scale(_normal_scores((split - _median(split)).abs()))
+    bad, safe = _without_nan(x)
+    split = _split(safe)
+    scores, median = scores_and_median(split)
+    bulk = _potential_scale(scores)
+    tail = _potential_scale(normal_scores((split - median[:, None, None]).abs()))
     found = torch.where(torch.isnan(tail), bulk, torch.maximum(bulk, tail))
     return torch.where(bad, torch.nan, found)
 
@@ -233,7 +244,7 @@ def _quantile_error(x: Tensor, effective: Tensor, prob: float) -> Tensor:
     counts = effective.double().cpu().numpy()
     ends: list[Any] = [beta.ppf(p, counts * prob + 1, counts * (1 - prob) + 1) for p in (0.1586553, 0.8413447)]
     low, high = (torch.as_tensor(end * size - 1, device=x.device) for end in ends)
-    ordered = x.reshape(len(x), -1).sort(-1).values
+    ordered = in_order(x.reshape(len(x), -1))
     low = low.nan_to_num(0.0).clamp_min(0).floor().long().unsqueeze(-1)
     high = high.nan_to_num(size - 1.0).clamp_max(size - 1).ceil().long().unsqueeze(-1)
     return ((ordered.gather(-1, high) - ordered.gather(-1, low)) / 2).squeeze(-1)

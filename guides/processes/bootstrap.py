@@ -15,7 +15,7 @@ from guides.set_encoder import SetEncoder
 from pp_models.arguments import WIDTH, checked
 from pp_models.contract import Guide
 from pp_models.data import Dataset
-from pp_models.observation_model import join
+from pp_models.observation_model import decode_jointly
 from pp_models.processes.neural_process import NeuralProcess
 from pp_models.task_plates import task_plates
 
@@ -81,7 +81,7 @@ class BootstrapGuide(Guide):
             return points
         assert wide.y is not None and wide.mask is not None
         model = self._shared[0]
-        predicted = model.likelihood(model.decoder(join(wide.x, self.representation(points, points))))
+        predicted = model.likelihood(decode_jointly(model.decoder, wide.x, [self.representation(points, points)]))
         mean, std = predicted.mean, predicted.stddev
         mask = wide.mask.unsqueeze(-1).to(mean.dtype)
         residuals = (wide.y - mean) / std

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from guides.networks.weight_guide import WeightGuide, initial_weight
 from guides.processes.neural_process_guide import require_representation_alone
@@ -18,7 +20,7 @@ from pp_models.contract import Guide
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood
 from pp_models.networks.bayesian_network import BayesianNetwork
-from pp_models.observation_model import join
+from pp_models.observation_model import decode_jointly
 from pp_models.processes.neural_process import NeuralProcess
 from pp_models.single_precision import single
 from pp_models.task_plates import task_plates
@@ -77,7 +79,8 @@ class InnerGradientDescent(nn.Module):
         second_order = outer and not self.first_order
         values = list(start)
         for _ in range(self.steps if data.num_points else 0):
-            with torch.enable_grad():
+            # fused attention has no second derivative
+            with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if second_order else nullcontext():
                 at = [v if second_order and v.requires_grad else v.detach().requires_grad_() for v in values]
                 loss = context_loss(likelihood(outputs(at)), data).sum()
                 gradients = list(torch.autograd.grad(loss, at, create_graph=second_order))
@@ -226,7 +229,7 @@ class CAVIAGuide(Guide):
         model.check(data)
 
         def outputs(values: Sequence[Tensor]) -> Tensor:
-            return model.decoder(join(data.x, values[0]))
+            return decode_jointly(model.decoder, data.x, [values[0]])
 
         start = data.x.new_zeros(*data.batch_shape, self.representation_dim)
         (found,) = self.descent(data, [start], model.likelihood, outputs)

@@ -45,6 +45,7 @@ class NeuralProcessGuide(Guide):
         if not isinstance(model, NeuralProcess):
             raise TypeError(f"model: got {type(model).__name__}; NeuralProcessGuide is a guide for a NeuralProcess")
         self.latent_dim, self.representation_dim = model.latent_dim, model.representation_dim
+        self.point_mass = not model.latent_dim
         if model.latent_dim:
             self.latent_encoder = SetEncoder(model.dim_x, model.dim_y, width, width, depth=3, pooling=pooling)
             self.latent_head = mlp([width, width, 2 * model.latent_dim])

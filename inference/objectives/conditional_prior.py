@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 
+from guides.shared_points import shared_points
 from inference.objectives.independent_plates import is_point_mass, sample_sites
 from inference.objectives.kl_objective import Branches, LocallyReparameterized
 from inference.objectives.task_objective import context_and_full
 from pp_models.arguments import checked
 from pp_models.contract import as_guide
+from pp_models.data import Dataset
 
 
 class ConditionalPrior(LocallyReparameterized):
@@ -60,7 +63,11 @@ class ConditionalPrior(LocallyReparameterized):
 
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
         context, full = context_and_full(args[0])
-        rest = args[1:]
+        # a guide that draws nothing is not run on the whole task
+        with nullcontext() if as_guide(guide).point_mass else shared_points(context, full):
+            return self._branches(guide, context, full, args[1:], kwargs)
+
+    def _branches(self, guide: Any, context: Dataset, full: Dataset, rest: tuple, kwargs: dict) -> Branches:
         posterior = self.run_guide(guide, (context, *rest), kwargs)
         if all(is_point_mass(site["fn"]) for _, site in sample_sites(posterior)):
             # a CNP: nothing to compare, so one pass is enough

@@ -7,10 +7,12 @@ from typing import Any
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 
+from guides.shared_points import shared_points
 from inference.objectives.independent_plates import is_point_mass, sample_sites
 from inference.objectives.kl_objective import Branches, LocallyReparameterized
 from inference.objectives.task_objective import context_and_full
 from pp_models.contract import as_guide
+from pp_models.data import Dataset
 
 
 class NPVI(LocallyReparameterized):
@@ -41,7 +43,10 @@ class NPVI(LocallyReparameterized):
 
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
         context, full = context_and_full(args[0])
-        rest = args[1:]
+        with shared_points(context, full):
+            return self._branches(guide, context, full, args[1:], kwargs)
+
+    def _branches(self, guide: Any, context: Dataset, full: Dataset, rest: tuple, kwargs: dict) -> Branches:
         on_full = as_guide(guide).posterior_guide
 
         def from_context() -> tuple[Trace, Trace]:

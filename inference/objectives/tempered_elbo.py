@@ -107,6 +107,8 @@ class _Weighed(Messenger):
     def __init__(self, kappa: float, beta: float | Tensor, counts: Mapping[str, float], share: float | Tensor) -> None:
         super().__init__()
         self.kappa, self.beta, self.counts, self.share = kappa, beta, counts, share
+        # sites weighed alike share a tensor, so that they are known to be without a look at its value
+        self._made: dict[tuple[float, float], float | Tensor] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if type(msg["fn"]).__name__ == "_Subsample":
@@ -114,4 +116,11 @@ class _Weighed(Messenger):
         if msg["is_observed"]:
             msg["scale"] = msg["scale"] * self.share
         else:
-            msg["scale"] = msg["scale"] * (self.kappa * self.counts.get(msg["name"], 1.0)) * self.beta
+            msg["scale"] = self._weight(msg["scale"], self.counts.get(msg["name"], 1.0))
+
+    def _weight(self, scale: float | Tensor, count: float) -> float | Tensor:
+        if isinstance(scale, Tensor):
+            return scale * (self.kappa * count) * self.beta
+        if (scale, count) not in self._made:
+            self._made[scale, count] = scale * (self.kappa * count) * self.beta
+        return self._made[scale, count]

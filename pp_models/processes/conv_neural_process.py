@@ -100,6 +100,12 @@ class ConvNeuralProcess(ConditionalProcess):
             self.grid = ImageConvolution(channels, width, image_size, num_blocks, kernel_size)
         self.head = mlp([width, width, self.outputs])
 
+    def check(self, data: Dataset) -> None:
+        super().check(data)
+        if isinstance(self.grid, LineConvolution) and data.num_points:
+            x = data.x.squeeze(-1)
+            self.grid.stretch(x, data.full_mask())
+
     def decode(self, asked: Dataset, context: Dataset) -> Tensor:
         """See :meth:`ConditionalProcess.decode`.
 
@@ -147,16 +153,26 @@ class LineConvolution(nn.Module):
         # one place more, which holds no point, for an extremum over none is not defined
         x = torch.cat([asked.x, context.x, asked.x.new_zeros(asked.x.shape[0], 1, 1)], -2).squeeze(-1)
         mask = torch.cat([asked.full_mask(), context.full_mask(), torch.zeros_like(x[..., -1:], dtype=torch.bool)], -1)
-        low = x.masked_fill(~mask, torch.inf).amin(-1)
-        high = x.masked_fill(~mask, -torch.inf).amax(-1)
-        if x.device.type == "cpu" and not torch.compiler.is_compiling():  # as in Dataset, looked at on the host alone
-            widest = float((high - low).max())
-            if widest > self.extent * (1 + 1e-6):
-                raise DataError(f"x: a task's inputs stretch over {widest:g}; this model was built for {self.extent:g}")
+        low, high = self.stretch(x, mask)
         middle = torch.where(mask.any(-1), 0.5 * (low + high), torch.zeros_like(low))
         step = self.coarse * self.spacing
         first = torch.floor(middle / step - 0.5 * self.size / self.coarse + 0.5) * step
         return first.unsqueeze(-1) + self.spacing * torch.arange(self.size, dtype=x.dtype, device=x.device)
+
+    def stretch(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Least and largest input of each task ``[P]``, of inputs and mask ``[P, N]``.
+
+        Raises:
+            DataError: they are further apart than ``extent``.
+        """
+        low = x.masked_fill(~mask, torch.inf).amin(-1)
+        high = x.masked_fill(~mask, -torch.inf).amax(-1)
+        # as in Dataset, looked at on the host alone; of a compiled step by ConvNeuralProcess.check
+        if x.numel() and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            widest = float((high - low).max())
+            if widest > self.extent * (1 + 1e-6):
+                raise DataError(f"x: a task's inputs stretch over {widest:g}; this model was built for {self.extent:g}")
+        return low, high
 
     def forward(self, asked: Dataset, context: Dataset) -> Tensor:
         """Features ``[P, N, width]`` at the inputs asked."""

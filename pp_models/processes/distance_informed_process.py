@@ -11,7 +11,7 @@ from torch.nn.functional import leaky_relu
 from pp_models.arguments import FEATURES, LAYERS, POSITIVE, WIDTH, checked, interval
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
-from pp_models.observation_model import ObservationModel, join, network_outputs, observe
+from pp_models.observation_model import ObservationModel, decode_jointly, network_outputs, observe
 from pp_models.parameter_module import mlp
 from pp_models.processes.conditional_process import flat_memory
 from pp_models.single_precision import single
@@ -140,7 +140,7 @@ class DistanceInformedProcess(ObservationModel):
             found = self.read(data.x, memory, local)
             shape = torch.broadcast_shapes(found.shape[:-2], z.shape[:-1], data.batch_shape)
             hidden = torch.cat([data.x.expand(*shape, -1, -1), found.expand(*shape, -1, -1)], -1)
-            outputs = self.decoder(join(hidden, z))
+            outputs = decode_jointly(self.decoder, hidden, [z])
             observe(self.likelihood(outputs), data)
         return outputs
 

@@ -13,7 +13,14 @@ from pp_models.arguments import FEATURES, LAYERS, MOST_WIDTH, WIDTH, checked, in
 from pp_models.context_path import make_path
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
-from pp_models.observation_model import ObservationModel, flat_representation, join, network_outputs, observe
+from pp_models.observation_model import (
+    ObservationModel,
+    decode_jointly,
+    flat_representation,
+    join,
+    network_outputs,
+    observe,
+)
 from pp_models.parameter_module import mlp
 from pp_models.task_plates import task_plates, without_repeats
 
@@ -87,21 +94,22 @@ class NeuralProcess(ObservationModel):
     def forward(self, data: Dataset) -> Tensor:
         """Returns the decoder's outputs ``[*B, N, outputs]``."""
         self.check(data)
-        hidden = data.x
+        vectors = []
         with task_plates(data.batch_shape, data.x.device):
             if self.latent_dim:
                 prior = dist.Normal(data.x.new_zeros(self.latent_dim), data.x.new_ones(self.latent_dim)).to_event(1)
-                hidden = join(hidden, pyro.sample("z", prior))
+                vectors.append(pyro.sample("z", prior))
             if self.reads_memory:
                 # one entry a point, so that Pyro finds model and guide to agree when both see the same data set
                 memory = pyro.sample("memory", self.attend.flat_prior(data.num_points, data.x))
                 found = self.attend(data.x, without_repeats(memory, 2))
+                hidden = join(data.x, vectors[0]) if vectors else data.x
                 shape = torch.broadcast_shapes(hidden.shape[:-1], found.shape[:-1])
-                hidden = torch.cat([hidden.expand(*shape, -1), found.expand(*shape, -1)], -1)
-            elif self.representation_dim:
-                hidden = join(
-                    hidden, pyro.sample("representation", flat_representation(self.representation_dim, data.x))
-                )
-            outputs = self.decoder(hidden)
+                outputs = self.decoder(torch.cat([hidden.expand(*shape, -1), found.expand(*shape, -1)], -1))
+            else:
+                if self.representation_dim:
+                    flat = flat_representation(self.representation_dim, data.x)
+                    vectors.append(pyro.sample("representation", flat))
+                outputs = decode_jointly(self.decoder, data.x, vectors)
             observe(self.likelihood(outputs), data)
         return outputs

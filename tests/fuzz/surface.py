@@ -359,7 +359,7 @@ def inference_surface() -> list[Surface]:
             "final_learning_rate": floats(1e-4), "stop": names("plateau"), "log_every": integers(1, 5),
             "checkpoint_every": integers(1, 5), "precision": names("32-true", "64-true"),
             "checkpoint_dir": names("a folder"), "resume": FLAGS, "device": names("cpu"),
-            "release": names({"model": 1}),
+            "release": names({"model": 1}), "accumulate": integers(1, 2),
         }, fitted, 10, gb.fit, ("model", "guide")),
         Surface("predict", gb.predict, pairs() | {
             "context": CONTEXT, "x": tensors(2, 3, 1), "weights": names("samples", "mean"),

@@ -14,6 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from guidebook import command_line
+from inference import compile_step
 from pp_models.files import read_sealed_json, sealed_json
 from pp_models.tasks import downloads
 
@@ -600,3 +601,15 @@ def test_brackets_and_codes_in_folders_are_shown_by_doctor(guidebook, tmp_path, 
     monkeypatch.setattr("pp_models.tasks.downloads.cache_folder", lambda: folder)
     out = guidebook("doctor")[1].replace("\n", "")
     assert "\x1b[31m" not in out and out.count("[red]\\x1b[31m") == 2
+
+
+def test_a_step_is_compiled_where_it_is_asked_for(guidebook, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("inference.compile_step.inductor", compile_step.as_recorded)  # the graph without its compiler
+    fit = ["fit", *TINY, "--model", "cnp", "--steps", 2]
+    status, out, _ = guidebook(*fit, "--compile", "yes", "--out", tmp_path / "yes")
+    assert status == 0 and re.search(r"; \d+ s, compiled$", out, re.MULTILINE)
+    status, out, _ = guidebook(*fit, "--compile", "no", "--out", tmp_path / "no")
+    assert status == 0 and ", compiled" not in out
+    message = is_one_error_line(guidebook(*fit, "--compile", "maybe", "--out", tmp_path / "maybe"))
+    assert message == "compile: got 'maybe'; it must be auto, yes or no"

@@ -492,7 +492,7 @@ def test_weights_are_plain_safetensors_with_the_module_names(run):
     assert step == 12
     expected = {f"{k}.{n}" for k, m in (("model", model), ("guide", guide)) for n in m.state_dict()}
     assert set(tensors) == expected
-    assert set(state) == checkpoint.STATE and state["seed"] == 3
+    assert set(state) == checkpoint.STATE | checkpoint.STATE_SINCE and state["seed"] == 3
     checkpoint.load_into({"model": model, "guide": guide}, tensors)
     assert all(torch.equal(t, tensors[f"guide.{n}"]) for n, t in guide.state_dict().items())
 

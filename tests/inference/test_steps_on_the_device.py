@@ -8,8 +8,8 @@ import pytest
 from evaluation.comparison.families import MODELS
 from evaluation.methods import TaskShape
 from guides import GUIDES
-from inference.fit import TrainingStep, _Sealed
 from inference.objectives import REGISTRY, make
+from inference.training_step import Sealed, TrainingStep
 from pp_models import tasks
 from pp_models.data import DataError
 
@@ -22,7 +22,7 @@ def takes_a_step(model, guide, objective):
     step = TrainingStep(model, guide, make(objective)).to("meta").train()
     try:
         with pyro.validation_enabled(False):  # as in a fit
-            loss, statistics = step(_Sealed(STREAM.batch(0).to("meta")))
+            loss, statistics = step(Sealed(STREAM.batch(0).to("meta")))
     except REFUSALS:
         return False
     with suppress(NotImplementedError):  # torch has no meta kernel for the gradient of gamma draws

@@ -258,3 +258,10 @@ def test_a_guide_needs_observed_points(name):
     _, guide = GUIDES[name]()
     with pytest.raises(ValueError, match=r"^data: y is None; a guide reads observed points$"):
         guide(Dataset(torch.randn(4, 1).double()))
+
+
+def test_steps_through_attention_are_differentiated_twice():
+    model = BayesianAttentionNetwork(1, 1, 8, 1, 2)
+    guide = MAMLGuide(model, steps=2)
+    make("npml")(model, guide)(tasks.gp("rbf", 2).batch(0)).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in guide.weights)
