@@ -13,9 +13,11 @@ import torch
 from evaluation.methods import Method, TaskShape, build
 from evaluation.recipes import Recipe, recipe
 from inference import FitResult, checkpoint, fit
+from inference.held_out import OF_A_STREAM, held_out_batches
 from inference.objectives import make
 from inference.schedules import SCHEDULES
 from inference.step_cost import step_cost, steps_within
+from pp_models.data import DataError, TaskBatch
 from pp_models.files import STRICT, read_checked_json
 from pp_models.tasks.frame_tasks import FrameTasks
 from pp_models.tasks.task_stream import TaskStream
@@ -30,6 +32,8 @@ OWN_MIN_SCALE = 0.01
 MOST = {"steps": 10**10, "width": 2**14, "batch_size": 2**16, "num_particles": 2**20}
 MOST_FEATURES = 2**12
 RECIPES = ("best", "paper")
+#: the batch of a stream from which on a fit is watched; no training gets there, nor a verdict
+FIRST_OF_VALIDATION = 15_000_000
 #: what a recipe, or the run to resume, decides where it is not given
 RECIPE_FIELDS = (
     *("learning_rate", "schedule", "warmup", "max_grad_norm", "batch_size", "width"),
@@ -187,6 +191,25 @@ def training_stream(configuration: RunConfiguration, own: FrameTasks | None = No
     if own is not None:
         return own.of("train", configuration.batch_size, configuration.seed)
     return task_stream(configuration.tasks, configuration.batch_size, configuration.seed)
+
+
+def validation_tasks(configuration: RunConfiguration, own: FrameTasks | None = None) -> list[TaskBatch]:
+    """Tasks to watch a fit on: those of validation of a table, or draws that no training reaches.
+
+    Args:
+        configuration: what is trained.
+        own: the tasks of a run to a table of the user's own.
+
+    Raises:
+        ValueError: the table has no tasks of validation.
+    """
+    if own is not None:
+        try:
+            return held_out_batches(own.of("validation", configuration.batch_size, configuration.seed))
+        except DataError:
+            raise ValueError("validation: the table has none; give its tasks a share: --split 0.8,0.1,0.1") from None
+    stream = training_stream(configuration)
+    return [stream.batch(FIRST_OF_VALIDATION + i) for i in range(OF_A_STREAM)]
 
 
 def affordable(

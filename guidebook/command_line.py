@@ -163,6 +163,10 @@ def fit_command(
     precision: Annotated[str, typer.Option(help="32-true, 64-true, bf16-mixed …")] = "32-true",
     compile: Annotated[str, typer.Option(help="the step: yes, no, or auto, where the run is long enough")] = "auto",
     checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints; Ctrl-C writes one too")] = 1_000,
+    validation: Annotated[bool, typer.Option("--validation", help="log the loss of held-out tasks too")] = False,
+    patience: Annotated[
+        int | None, typer.Option(help="stop once that has not fallen for so many logged rows, of 50 steps")
+    ] = None,
 ) -> None:
     """Fits a method on a task distribution or your own table, by the method's recipe where nothing else is said.
 
@@ -175,7 +179,14 @@ def fit_command(
     _known(model=model, tasks=tasks, objective=objective)
     from dataclasses import replace
 
-    from evaluation.run_configuration import CONFIGURATION, OWN_DATA, affordable, configure, read_configuration
+    from evaluation.run_configuration import (
+        CONFIGURATION,
+        OWN_DATA,
+        affordable,
+        configure,
+        read_configuration,
+        validation_tasks,
+    )
     from guidebook.runs import own_tasks, start
     from inference import Interrupted
     from inference.checkpoint import read_index
@@ -219,10 +230,12 @@ def fit_command(
         at = held[1 if previous and len(held) > 1 else 0]["step"] if held else 0
         say(f"goes on at step {at} of {steps}" if held else f"{out} holds no checkpoint: begins at step 0")
     again = "previous" if previous else resume
+    watched = validation_tasks(configuration, own) if validation or patience is not None else None
     try:
         result = start(
-            configuration, out, again, own, device=device, checkpoint_every=checkpoint_every, compile=compiled
-        )
+            configuration, out, again, own, device=device, checkpoint_every=checkpoint_every, compile=compiled,
+            validation=watched, patience=patience,
+        )  # fmt: skip
     except Interrupted as stop:  # typer would make an exit status of it
         line = f"interrupted at step {stop.step}; the same command with --resume goes on from there"
         raise Stopped(line, 128 + stop.number) from None
@@ -230,6 +243,8 @@ def fit_command(
     numbers = ", ".join(
         f"{k} {last[k]:.4f}" if k in last else f"{k} not finite" for k in ("loss", "log_likelihood", "kl")
     )
+    if "held_out_loss" in last:
+        numbers += f", held-out loss {last['held_out_loss']:.4f}"
     if "ess" in last:
         numbers += f", ess {last['ess']:.2f}"
     how = "" if result.backend == "eager" else ", compiled"

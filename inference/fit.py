@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from inference import checkpoint
 from inference.architecture import ARCHITECTURE, architecture_bytes
 from inference.data_dtype import parameter_dtype
+from inference.held_out import HeldOutLoss, held_out_batches, out_of_patience
 from inference.interruption import Interrupted, one_fit_at_a_time, until_asked
 from inference.objectives import TaskObjective, make
 from inference.optimizer_state import check_optimizer_state
@@ -70,7 +71,8 @@ class FitResult:
         steps: steps done, those of an earlier run that was resumed included.
         history: one dict per logged step: ``step``, ``loss``, ``log_likelihood`` (nats per scored value), ``kl``,
             ``ess`` and ``ess_below_2`` (mean effective sample size of the tasks' importance weights, and the share of
-            tasks below 2; where the objective forms weights), ``grad_norm``, ``skipped`` (so far).
+            tasks below 2; where the objective forms weights), ``grad_norm``, ``skipped`` (so far), and
+            ``held_out_loss`` where there are tasks for validation.
         skipped: ``(step, parameter)`` for every step that was skipped as not finite.
         seconds: wall time of this call.
         backend: ``"eager"``, or ``"inductor"`` for compiled steps.
@@ -108,6 +110,7 @@ OF_FUNCTIONS = ". A function is trained by pyro.infer.SVI(model, guide, optimize
     checkpoint_every=integer(1),
     checkpoint_dir=PATH,
     accumulate=integer(1),
+    patience=integer(1),
 )
 def fit(
     model: nn.Module,
@@ -135,6 +138,8 @@ def fit(
     log_every: int = 50,
     checkpoint_every: int = 1000,
     accumulate: int = 1,
+    validation: Any = None,
+    patience: int | None = None,
 ) -> FitResult:
     """Trains a model and guide on a stream of tasks.
 
@@ -180,6 +185,9 @@ def fit(
         checkpoint_every: steps between checkpoints.
         accumulate: batches of a step, whose gradients are taken one after the other: as one batch with all their tasks,
             in the memory of one.
+        validation: held-out tasks, a TaskBatch, a Dataset or several (of a stream the first eight batches): their loss
+            by the same draws stands in every logged row as ``held_out_loss``.
+        patience: ends the fit once that has not fallen for so many logged rows; parameters are then the last ones.
 
     Raises:
         ValueError: an argument out of range, or tasks that end early.
@@ -195,6 +203,9 @@ def fit(
             f"accumulate: got {accumulate} with inner_steps = {as_objective(objective).inner_steps}, which keeps the "
             "draws of one batch; take one of them"
         )
+    if patience is not None and validation is None:
+        raise ValueError(f"patience: got {patience} without validation; it needs held-out tasks to watch")
+    watched = [] if validation is None else held_out_batches(validation)
     fabric = make_fabric(device, precision)
     folder = None if checkpoint_dir is None else make_folder(checkpoint_dir, "checkpoint_dir")
     writes = folder is not None and fabric.global_rank == 0  # of several processes one
@@ -286,8 +297,15 @@ def fit(
         batch_at = batches(tasks, done * accumulate, fabric.global_rank, fabric.world_size)
         on_device = skips_on_device(inner, precision)
         skipped = SkippedSteps(names, result.skipped, folder)
-        is_over = settled if stop == "plateau" else stop
-        if callable(is_over) and result.history and is_over(result.history):  # a run that had stopped is resumed
+        held_out = HeldOutLoss(step_module, watched, fabric.device, dtype, seed) if watched else None
+        asked_to_stop: Any = settled if stop == "plateau" else stop
+
+        def is_over() -> bool:
+            if patience is not None and out_of_patience(result.history, patience):
+                return True
+            return callable(asked_to_stop) and bool(result.history) and bool(asked_to_stop(result.history))
+
+        if is_over():  # a run that had stopped is resumed
             steps = done
         check_every = 1 if fabric.device.type == "cpu" else 10
         started = time.perf_counter()
@@ -334,12 +352,15 @@ def fit(
                 if at_log:
                     of_all = of_all_tasks(fabric, loss, statistics, gradients.summed)
                     row = _metrics(step + 1, *of_all, grad_norm, len(result.skipped))
+                    if held_out is not None:
+                        with fabric.autocast():
+                            row |= held_out()
                     result.history.append(row)
                     bar.update(step + 1, row)
                     if folder is not None and fabric.global_rank == 0:
                         append_line(folder / "metrics.jsonl", json.dumps(row))
                     answers = [callback(row) for callback in callbacks]
-                    if any(answer is True for answer in answers) or (callable(is_over) and is_over(result.history)):
+                    if any(answer is True for answer in answers) or is_over():
                         save(step + 1)
                         break
                 if at_save:

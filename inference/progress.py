@@ -75,7 +75,8 @@ class FitProgress:
 
     def update(self, step: int, row: dict[str, float]) -> None:
         """Moves the bar and shows the numbers of a logged row."""
-        shown = [f"{label} {row[key]:.3f}" for key, label in (("loss", "loss"), ("log_likelihood", "LL")) if key in row]
+        labels = (("loss", "loss"), ("log_likelihood", "LL"), ("held_out_loss", "held-out"))
+        shown = [f"{label} {row[key]:.3f}" for key, label in labels if key in row]
         self._progress.update(self._task, completed=step, numbers="  ".join(shown))
 
 

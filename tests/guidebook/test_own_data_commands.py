@@ -117,3 +117,16 @@ def test_what_is_wrong_is_one_line(words, line, guidebook, csv, tmp_path):
     status, _, error = guidebook(*words, *(("--out", tmp_path / "run") if words[0] == "fit" else ()))
     assert status == 1 and line in error and error.count("\n") == 1
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_fit_is_watched_on_the_tables_tasks_of_validation(guidebook, csv, tmp_path):
+    data, run = csv[0], tmp_path / "run"
+    status, said, _ = guidebook("fit", "--data", data, *COLUMNS, *TINY, "--steps", 4, "--validation", "--out", run)
+    assert status == 0 and "held-out loss" in said
+    every = ("--data", data, *COLUMNS, *TINY, "--steps", 4, "--patience", 2, "--out", tmp_path / "other")
+    status, _, error = guidebook("fit", *every, "--split", "0.8,0,0.2")
+    assert status == 1 and "validation: the table has none; give its tasks a share" in error
+    status, said, _ = guidebook(
+        "fit", "--model", "cnp", *TINY[2:], "--steps", 4, "--patience", 1, "--out", tmp_path / "gp"
+    )
+    assert status == 0 and "held-out loss" in said
