@@ -31,6 +31,8 @@ class ModelOffers:
     representation_dim: int = 0
     #: whether a guide must supply the context itself, as the site ``memory``, for a path that the model reads
     reads_memory: bool = False
+    #: whether all tasks of a batch share the latents, which then have no task dimension
+    shares_latents: bool = False
 
     @property
     def independent_layers(self) -> bool:
@@ -95,6 +97,17 @@ class GuideOffers:
         Raises:
             ValueError: it cannot; the message says why.
         """
+
+    def auxiliary_values(self, latents: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Values of the sites of its own (``is_auxiliary``) at which it gives these latents, by site.
+
+        A guide whose latents are functions of such sites has a density of given latents only by them: replay them, and
+        not the latents.
+
+        Args:
+            latents: values by site of the model.
+        """
+        return {}
 
     def rates(self, data: Dataset) -> Mapping[str, Tensor] | None:
         """Drop probabilities by site ``[*B, k_out, k_in + 1]``; None for a guide without any."""
