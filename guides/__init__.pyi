@@ -15,6 +15,7 @@ from .any_model.flow_guide import FlowGuide as FlowGuide
 from .any_model.normal_guides import AmortisedLowRankNormalGuide as AmortisedLowRankNormalGuide
 from .any_model.normal_guides import AmortisedMultivariateNormalGuide as AmortisedMultivariateNormalGuide
 from .any_model.normal_guides import AmortisedNormalGuide as AmortisedNormalGuide
+from .any_model.refined_guide import RefinedGuide as RefinedGuide
 from .mixtures.conjugate_refinement import ConjugateRefinement as ConjugateRefinement
 from .mixtures.dirichlet_mixture import DirichletMixtureGuide as DirichletMixtureGuide
 from .mixtures.dirichlet_mixture import DirichletPosteriorGuide as DirichletPosteriorGuide

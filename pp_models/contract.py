@@ -6,6 +6,7 @@ what differs; any other Pyro callable offers the defaults (:func:`as_model`, :fu
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -189,6 +190,10 @@ class Likelihood(Recorded, nn.Module):
             )
 
 
+#: the model that a guide was built for, as long as both live
+_built_for: weakref.WeakKeyDictionary[Guide, weakref.ref[Model]] = weakref.WeakKeyDictionary()
+
+
 class Model(ModelOffers, ParameterModule):
     """Base of the library's models, and of yours: a Pyro program ``model(data)``, its parameters its own."""
 
@@ -197,6 +202,13 @@ class Guide(GuideOffers, ParameterModule):
     """Base of the library's guides, and of yours: ``guide(data)`` samples the model's latents given the data."""
 
     __call__ = ParameterModule.__call__
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        new = super().__new__(cls, *args, **kwargs)
+        model = kwargs.get("model", args[0] if args else None)
+        if isinstance(model, Model):
+            _built_for[new] = weakref.ref(model)
+        return new
 
 
 class _PlainGuide(GuideOffers):
@@ -231,6 +243,12 @@ def as_model(model: Any) -> ModelOffers:
 def as_guide(guide: Any) -> GuideOffers:
     """What a guide offers: its own, or the defaults for a callable that is not of the library's kind."""
     return guide if isinstance(guide, GuideOffers) else _PlainGuide(guide)
+
+
+def model_of(guide: Any) -> Any:
+    """The model that one of the library's guides was built for; None where that is not known."""
+    found = _built_for.get(guide) if isinstance(guide, Guide) else None
+    return None if found is None else found()
 
 
 def as_objective(objective: Any) -> ObjectiveOffers:

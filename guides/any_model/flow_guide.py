@@ -12,6 +12,7 @@ from torch.distributions import AffineTransform, constraints
 from torch.nn.functional import softplus
 
 from guides.any_model.amortised_guide import AnyModelGuide
+from guides.any_model.local_parameters import Movable
 from guides.any_model.normal_guides import LEAST_SCALE, raw_scale
 from pp_models.arguments import CALLABLE, LAYERS, WIDTH, checked, each, integer, named, optional
 
@@ -50,7 +51,7 @@ def flow_distribution(flow: Any, loc: Tensor, scale: Tensor) -> Any:
 
     library = zuko()
 
-    class FlowDistribution(ZukoToPyro):
+    class FlowDistribution(ZukoToPyro, Movable):
         """A flow, moved by ``loc`` and scaled by ``scale``, which :class:`RefinedGuide` may change."""
 
         arg_constraints: ClassVar[dict] = {
@@ -96,6 +97,9 @@ def flow_distribution(flow: Any, loc: Tensor, scale: Tensor) -> Any:
         def variance(self) -> Tensor:
             """By points that are spread like draws."""
             return self._points().var(0)
+
+        def from_noise(self, noise: Tensor) -> Tensor:
+            return self.placed.inv(noise)
 
         def moved(self, loc: Tensor, scale: Tensor) -> Any:
             """The same flow at another place."""

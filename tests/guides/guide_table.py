@@ -37,6 +37,7 @@ from guides import (
     NeuralProcessGuide,
     PointAdapterGuide,
     RankwiseGuide,
+    RefinedGuide,
     StickBreakingGuide,
     SWAGGuide,
     UniformMixtureGuide,
@@ -164,6 +165,14 @@ def of_mixture(cls: Any, experts: str = "context", **options: Any):
 def of_strict_mixture(batch):
     model = MixtureDensityNetwork(4, 1, 1, "strict", width=8)
     return model, FlowGuide(model, width=8, transforms=1, hidden=[8])
+
+
+def of_refined(cls: Any, **options: Any):
+    def build(batch):
+        model = network()
+        return model, RefinedGuide(cls(model, width=8, **options), steps=2, num_particles=1)
+
+    return build
 
 
 def refined(batch):
@@ -341,6 +350,8 @@ ROWS: dict[str, Row] = {
     "any low-rank normal": Row(of_network(AmortisedLowRankNormalGuide, width=8, rank=3)),
     "any flow": Row(of_network(FlowGuide, width=8, transforms=1, hidden=[8]), "conditional-prior"),
     "any flow of a mixture": Row(of_strict_mixture, "iw-em"),
+    "refined mean-field": Row(of_refined(AmortisedMeanFieldGuide)),
+    "refined flow": Row(of_refined(FlowGuide, transforms=1, hidden=[8])),
     "laplace": Row(of_adapter(LaplaceAdapterGuide, {"factor_prior": 1.0}, fit=True), **ADAPTER),
     "laplace kronecker": Row(
         of_adapter(LaplaceAdapterGuide, {"factor_prior": 1.0}, fit=True, structure="kronecker"), **ADAPTER
