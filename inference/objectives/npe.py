@@ -64,7 +64,7 @@ class NPE(TaskObjective):
         >>> svi.step(x)
     """
 
-    # annotated, so that the table of objectives leaves it out: it is no bound of the evidence of the data that it is given
+    # annotated, so that the table of objectives leaves it out: it bounds no evidence of the data that it is given
     name: str = "npe"
     description: str = "neural posterior estimation: log q of what the model itself draws"
     reference: str = "Papamakarios and Murray 2016"
@@ -167,9 +167,8 @@ class Simulations:
             seed: of simulations and batches.
         """
         with torch.no_grad(), seeded(seed):
-            nesting = max(
-                (-f.dim for s in _plain_trace(model, args) for f in s["cond_indep_stack"] if f.vectorized), default=0
-            )
+            frames = [f for site in _plain_sites(model, args) for f in site["cond_indep_stack"] if f.vectorized]
+            nesting = max((-frame.dim for frame in frames), default=0)
             with pyro.plate("simulations", count, dim=-1 - nesting):
                 found, _, trace = simulate_arguments(model, args, {})
             _check_one_alone(model, args, {}, trace, -1 - nesting, count)
