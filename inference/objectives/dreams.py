@@ -82,7 +82,8 @@ def guide_at(guide: Callable, dream: Trace, args: tuple, kwargs: Mapping[str, An
     for name, site in sample_sites(dream):
         if getattr(site["fn"], "_mask", None) is False:
             raise ValueError(
-                f"site {name!r}: its prior is flat, so that nothing can be simulated; set sleep_phi=0, or take a model with a proper prior"
+                f"site {name!r}: its prior is flat, so that nothing can be simulated; set sleep_phi=0, or take a model "
+                "with a proper prior"
             )
     values = {name: site["value"] for name, site in sample_sites(dream)}
     auxiliary: Mapping[str, Tensor] = as_guide(guide).auxiliary_values(values)
