@@ -18,7 +18,7 @@ from guides.any_model.argument_encoder import default_encoder
 from guides.any_model.latent_layout import Layout, find_layout
 from guides.any_model.outside_handlers import outside_handlers, own_randomness
 from guides.set_encoder import POOLINGS
-from pp_models.arguments import CALLABLE, SCALE, WIDTH, check_weights, checked, named, one_of, optional
+from pp_models.arguments import CALLABLE, SCALE, TEXT, WIDTH, check_weights, checked, each, named, one_of, optional
 from pp_models.contract import Guide, Model
 from pp_models.data import Dataset
 
@@ -73,9 +73,10 @@ class AnyModelGuide(Guide):
             raise ValueError(
                 f"example: got a {type(example).__name__}; it must be a tuple of the model's arguments, such as (y,)"
             )
+        plates = each(TEXT).check("plates", (plates,) if isinstance(plates, str) else plates)
         encoder = optional(named("auto", other=CALLABLE)).check("encoder", encoder)
         self.width, self.pooling, self.initial_scale = width, pooling, initial_scale
-        self.plates = (plates,) if isinstance(plates, str) else tuple(plates)
+        self.plates = tuple(plates)
         self.layout: Layout | None = None
         self.encoder: Any = encoder if isinstance(encoder, nn.Module) else None
         self._function = None if isinstance(encoder, nn.Module) else encoder
@@ -119,6 +120,8 @@ class AnyModelGuide(Guide):
         """
         model = self._of_model[0]
         if isinstance(model, Model):
+            if not args or not isinstance(args[0], Dataset):
+                raise ValueError(f"example: a {type(model).__name__} is called with data; it must be (Dataset(x, y),)")
             args = (_with_y(args[0], model), *args[1:])
         own = next((t for t in _tensors(model) if t.dtype.is_floating_point), None)
         layout = find_layout(model, args, kwargs, self.plates, None if own is None else own.dtype)
