@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from evaluation.arviz.arviz_conversion import to_arviz
     from evaluation.arviz.arviz_store import write_zarr
     from evaluation.arviz.arviz_summary import summarise
-    from evaluation.arviz.pyro_conversion import from_pyro_svi
+    from evaluation.arviz.pyro_conversion import from_pyro_mcmc, from_pyro_svi
     from evaluation.arviz.resampling import resample
     from evaluation.comparison.swap_matrix import compare
     from evaluation.grading import grade
@@ -27,6 +27,7 @@ __all__ = [
     "arviz_summary",
     "compare",
     "diagnostics",
+    "from_pyro_mcmc",
     "from_pyro_svi",
     "grade",
     "metrics",
@@ -47,6 +48,7 @@ _HOMES = {
     "approximate_loo": "arviz.approximate_loo",
     "to_arviz": "arviz.arviz_conversion",
     "from_pyro_svi": "arviz.pyro_conversion",
+    "from_pyro_mcmc": "arviz.pyro_conversion",
     "compare": "comparison.swap_matrix",
     "verdict": "trust",
     "grade": "grading",

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer import MCMC, NUTS
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -32,6 +30,7 @@ from inference.objectives.task_objective import effective_sample_size
 from inference.plateau import LEAST_ROWS, settled
 from inference.progress import Stages
 from inference.random_state import seeded
+from inference.reference.pyro_nuts import pyro_nuts
 
 #: share of coordinates that must be near the reference's, and what near is: mean in its sds, sd as a factor
 NEAR, NEAR_MEAN, NEAR_SPREAD = 0.9, 0.3, 1.4
@@ -306,31 +305,20 @@ def short_nuts(
 ) -> tuple[dict[str, Tensor] | None, str, bool]:
     """Draws by site of a short NUTS, what it showed, and whether it is a reference; None where there are no draws."""
 
-    def attempt(compiled: bool) -> MCMC:
-        kernel = NUTS(model, max_tree_depth=6, jit_compile=compiled, ignore_jit_warnings=True)
-        start = time.monotonic()
+    start = time.monotonic()
 
-        def stop(*_: Any) -> None:
-            if time.monotonic() - start > seconds:
-                raise TimeoutError
-
-        mcmc = MCMC(kernel, num_samples=draws, warmup_steps=draws, disable_progbar=True, hook_fn=stop)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch, of its compiler
-            mcmc.run(*args, **kwargs)
-        return mcmc
+    def stop(*_: Any) -> None:
+        if time.monotonic() - start > seconds:
+            raise TimeoutError
 
     try:
-        try:
-            mcmc = attempt(True)  # several times as fast, but not for every model
-        except RuntimeError:
-            mcmc = attempt(False)
+        sampled, divergences = pyro_nuts(model, args, kwargs, draws, draws, seed=None, max_tree_depth=6, hook=stop)
     except TimeoutError:
         return None, f"not finished in {seconds:g} s", False
     except Exception as error:
         return None, f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}", False
-    found = {name: value.detach().cpu() for name, value in mcmc.get_samples().items()}
-    divergent = sum(len(v) for v in mcmc.diagnostics()["divergences"].values())
+    found = {name: value[0].cpu() for name, value in sampled.items()}
+    divergent = int(divergences.sum())
     flat = torch.cat([v.reshape(draws, -1).double() for v in found.values()], 1)
     halves = flat.reshape(2, draws // 2, -1)
     worst, least = float(rhat(halves).max()), float(ess(flat.unsqueeze(0)).min())

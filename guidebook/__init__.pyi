@@ -4,6 +4,7 @@ import guides as guides
 from evaluation import approximate_loo as approximate_loo
 from evaluation import compare as compare
 from evaluation import diagnostics as diagnostics
+from evaluation import from_pyro_mcmc as from_pyro_mcmc
 from evaluation import from_pyro_svi as from_pyro_svi
 from evaluation import grade as grade
 from evaluation import metrics as metrics

@@ -11,6 +11,12 @@ from .adapters.lrvd_peft import LrvdConfig as LrvdConfig
 from .adapters.lrvd_peft import as_plain_lora as as_plain_lora
 from .adapters.lrvd_saving import lrvd_load as lrvd_load
 from .adapters.rankwise import RankwiseGuide as RankwiseGuide
+from .any_model.amortised_guide import AnyModelGuide as AnyModelGuide
+from .any_model.flow_guide import FlowGuide as FlowGuide
+from .any_model.normal_guides import AmortisedLowRankNormalGuide as AmortisedLowRankNormalGuide
+from .any_model.normal_guides import AmortisedMultivariateNormalGuide as AmortisedMultivariateNormalGuide
+from .any_model.normal_guides import AmortisedNormalGuide as AmortisedNormalGuide
+from .any_model.refined_guide import RefinedGuide as RefinedGuide
 from .mixtures.conjugate_refinement import ConjugateRefinement as ConjugateRefinement
 from .mixtures.dirichlet_mixture import DirichletMixtureGuide as DirichletMixtureGuide
 from .mixtures.dirichlet_mixture import DirichletPosteriorGuide as DirichletPosteriorGuide

@@ -6,6 +6,7 @@ what differs; any other Pyro callable offers the defaults (:func:`as_model`, :fu
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -31,6 +32,8 @@ class ModelOffers:
     representation_dim: int = 0
     #: whether a guide must supply the context itself, as the site ``memory``, for a path that the model reads
     reads_memory: bool = False
+    #: whether all tasks of a batch share the latents, which then have no task dimension
+    shares_latents: bool = False
 
     @property
     def independent_layers(self) -> bool:
@@ -97,6 +100,17 @@ class GuideOffers:
         Raises:
             ValueError: it cannot; the message says why.
         """
+
+    def auxiliary_values(self, latents: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Values of the sites of its own (``is_auxiliary``) at which it gives these latents, by site.
+
+        A guide whose latents are functions of such sites has a density of given latents only by them: replay them, and
+        not the latents.
+
+        Args:
+            latents: values by site of the model.
+        """
+        return {}
 
     def rates(self, data: Dataset) -> Mapping[str, Tensor] | None:
         """Drop probabilities by site ``[*B, k_out, k_in + 1]``; None for a guide without any."""
@@ -178,6 +192,10 @@ class Likelihood(Recorded, nn.Module):
             )
 
 
+#: the model that a guide was built for, as long as both live
+_built_for: weakref.WeakKeyDictionary[Guide, weakref.ref[Model]] = weakref.WeakKeyDictionary()
+
+
 class Model(ModelOffers, ParameterModule):
     """Base of the library's models, and of yours: a Pyro program ``model(data)``, its parameters its own."""
 
@@ -186,6 +204,13 @@ class Guide(GuideOffers, ParameterModule):
     """Base of the library's guides, and of yours: ``guide(data)`` samples the model's latents given the data."""
 
     __call__ = ParameterModule.__call__
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        new = super().__new__(cls, *args, **kwargs)
+        model = kwargs.get("model", args[0] if args else None)
+        if isinstance(model, Model):
+            _built_for[new] = weakref.ref(model)
+        return new
 
 
 class _PlainGuide(GuideOffers):
@@ -220,6 +245,12 @@ def as_model(model: Any) -> ModelOffers:
 def as_guide(guide: Any) -> GuideOffers:
     """What a guide offers: its own, or the defaults for a callable that is not of the library's kind."""
     return guide if isinstance(guide, GuideOffers) else _PlainGuide(guide)
+
+
+def model_of(guide: Any) -> Any:
+    """The model that one of the library's guides was built for; None where that is not known."""
+    found = _built_for.get(guide) if isinstance(guide, Guide) else None
+    return None if found is None else found()
 
 
 def as_objective(objective: Any) -> ObjectiveOffers:

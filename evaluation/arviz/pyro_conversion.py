@@ -1,7 +1,8 @@
-"""Any Pyro model and guide as an ArviZ container: the converter that ArviZ lacks for variational inference."""
+"""Any Pyro model, with a guide or MCMC, as an ArviZ container: the converter that ArviZ lacks for Pyro."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,13 +11,15 @@ import torch
 from pyro import poutine
 from pyro.distributions import MaskedDistribution, Unit
 from pyro.distributions.util import scale_and_mask
+from pyro.infer import MCMC
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from evaluation.arviz.arviz_container import COORDS, DIMS, SAMPLE_DIMS, Variable, choose_container, pack
 from inference.objectives.independent_plates import independent_axes, per_particle, sample_sites
 from inference.random_state import seeded
-from pp_models.arguments import CALLABLE, DRAWS, SEED, checked
+from inference.reference.nuts import NutsResult
+from pp_models.arguments import CALLABLE, DRAWS, SEED, checked, instance, optional
 
 
 @torch.no_grad()
@@ -77,58 +80,144 @@ def from_pyro_svi(
             observed site or factor, or a latent site that the guide lacks.
     """
     container = choose_container(container)
-    dims = dims or {}
-    draws: dict[str, dict[str, list[Tensor]]] = {}
-    axes: dict[str, tuple[str, ...]] = {}
-
-    def keep(group: str, name: str, value: Tensor, names: tuple[str, ...]) -> None:
-        axes[f"{group}/{name}"] = names
-        draws.setdefault(group, {}).setdefault(name, []).append(value.detach().cpu())
-
-    observed: dict[str, Variable] = {}
-    exists: dict[str, Tensor] = {}
-    factors = False
+    kept = _Kept(dims or {})
     with seeded(seed):
         for _ in range(num_samples):
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
             check_traces(trace, guide_trace)
-            for name, site in sample_sites(trace):
-                if is_factor(site):
-                    factors = True
-                    continue
-                value, names = _named(name, site, site["value"], dims)
-                if not site["is_observed"] or site["infer"].get("_deterministic", False):
-                    keep("posterior", name, value, names)
-                    continue
-                seen = _named(name, site, _where_seen(site), dims)[0]
-                observed[name] = Variable(seen.detach().cpu().numpy(), names)
-                keep("posterior_predictive", name, *_named(name, site, site["fn"].sample(), dims))
-                batch = {**site, "fn": _Batch(site["fn"].batch_shape)}
-                each = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
-                keep("log_likelihood", name, *_named(name, batch, each, {}))
-                exists[name] = _named(name, batch, _elements_seen(site).expand(each.shape), {})[0]
+            kept.keep_trace(trace)
             log_p, log_q, plates = joint_densities(trace, guide_trace)
             for name, number in (("log_p", log_p), ("log_q", log_q), ("log_weight", log_p - log_q)):
-                keep("sample_stats", name, number, plates)
-        if not observed and not factors:
+                kept.keep("sample_stats", name, number, plates)
+        if not kept.observed and not kept.factors:
             raise ValueError("model: it observes nothing with these arguments; a posterior needs data")
         if prior:
-            _prior(model, args, kwargs, num_samples, dims, keep, draws)
-    groups = {
-        group: {
-            name: Variable(_stacked(name, values), (*SAMPLE_DIMS, *axes[f"{group}/{name}"]))
-            for name, values in sites.items()
+            _prior(model, args, kwargs, num_samples, kept)
+    return kept.packed(container, coords or {}, {"model": _label(model), "guide": _label(guide)})
+
+
+@torch.no_grad()
+@checked(mcmc=instance(MCMC, NutsResult), model=optional(CALLABLE), seed=SEED, coords=COORDS, dims=DIMS)
+def from_pyro_mcmc(
+    mcmc: Any,
+    model: Callable | None = None,
+    *args: Any,
+    container: str = "auto",
+    seed: int | None = None,
+    prior: bool = True,
+    coords: Mapping[str, Sequence] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """Draws of Pyro's MCMC, or of :func:`inference.nuts` on any Pyro model, as an ArviZ container.
+
+    Groups are those of :func:`from_pyro_svi`, by chain and draw: the model is run once at each draw. ``sample_stats``
+    has ``lp``, the joint log-density, and ``diverging``.
+
+    Args:
+        mcmc: what sampled: a ``NutsResult``, or a ``pyro.infer.MCMC`` that has run.
+        model: the model; a ``NutsResult`` knows its own.
+        *args: what it was called with; a ``NutsResult`` knows that too.
+        container: "inferencedata", "datatree" or "auto", as for :func:`evaluation.to_arviz`.
+        seed: of the predictive draws and the prior's; None draws from the global generator.
+        prior: also draw from the prior (left out where a prior is improper).
+        coords: coordinate values by dimension name.
+        dims: names of a site's event dimensions, by site; ``{site}_dim_k`` otherwise.
+        **kwargs: what it was called with by name.
+
+    Raises:
+        ValueError: no model, draws of NumPyro's (``arviz.from_numpyro(result.mcmc)`` takes them), a subsampled plate,
+            or a site of the model that was not sampled.
+
+    Example:
+        >>> idata = from_pyro_mcmc(nuts(schools, y, num_chains=4))
+    """
+    container = choose_container(container)
+    if isinstance(mcmc, NutsResult):
+        if mcmc.divergent is None:
+            raise ValueError("mcmc: got draws of NumPyro's; it must be arviz.from_numpyro(result.mcmc) that takes them")
+        values, divergent, model = mcmc.by_chain(), mcmc.divergent, mcmc.model
+        args, kwargs = mcmc.args, dict(mcmc.kwargs)
+    else:
+        values = mcmc.get_samples(group_by_chain=True)
+        divergent = torch.zeros(next(iter(values.values())).shape[:2], dtype=torch.bool)
+        for chain, found in enumerate(mcmc.diagnostics().get("divergences", {}).values()):
+            divergent[chain, list(found)] = True
+    if model is None:
+        raise ValueError("model: got None; Pyro's MCMC does not say which model it sampled, so that it must be given")
+    kept = _Kept(dims or {}, divergent.shape[0])
+    with seeded(seed):
+        for chain, draw in itertools.product(*map(range, divergent.shape)):
+            sampled = poutine.Trace()
+            for name, value in values.items():
+                node = {"type": "sample", "is_observed": False, "infer": {}, "value": value[chain, draw]}
+                sampled.add_node(name, name=name, **node)
+            trace = poutine.trace(poutine.replay(model, trace=sampled)).get_trace(*args, **kwargs)
+            check_traces(trace, sampled, "mcmc")
+            kept.keep_trace(trace)
+            kept.keep("sample_stats", "lp", torch.as_tensor(trace.log_prob_sum()).double(), ())
+            kept.keep("sample_stats", "diverging", divergent[chain, draw], ())
+        if prior:
+            _prior(model, args, kwargs, divergent.numel(), kept)
+    return kept.packed(container, coords or {}, {"model": _label(model), "inference_library": "pyro"})
+
+
+class _Kept:
+    """Draws by group and site, and what is observed.
+
+    Args:
+        dims: names of event dimensions, by site.
+        chains: chains that the draws are of, one after the other.
+    """
+
+    def __init__(self, dims: Mapping[str, Sequence[str]], chains: int = 1) -> None:
+        self.dims, self.chains = dims, chains
+        self.draws: dict[str, dict[str, list[Tensor]]] = {}
+        self.axes: dict[str, tuple[str, ...]] = {}
+        self.observed: dict[str, Variable] = {}
+        self.exists: dict[str, Tensor] = {}
+        self.factors = False
+
+    def keep(self, group: str, name: str, value: Tensor, names: tuple[str, ...]) -> None:
+        """One draw of one site."""
+        self.axes[f"{group}/{name}"] = names
+        self.draws.setdefault(group, {}).setdefault(name, []).append(value.detach().cpu())
+
+    def keep_trace(self, trace: poutine.Trace) -> None:
+        """Latents, replications and log-likelihoods of one run of the model."""
+        for name, site in sample_sites(trace):
+            if is_factor(site):
+                self.factors = True
+                continue
+            value, names = _named(name, site, site["value"], self.dims)
+            if not site["is_observed"] or site["infer"].get("_deterministic", False):
+                self.keep("posterior", name, value, names)
+                continue
+            seen = _named(name, site, _where_seen(site), self.dims)[0]
+            self.observed[name] = Variable(seen.detach().cpu().numpy(), names)
+            self.keep("posterior_predictive", name, *_named(name, site, site["fn"].sample(), self.dims))
+            batch = {**site, "fn": _Batch(site["fn"].batch_shape)}
+            each = scale_and_mask(site["fn"].log_prob(site["value"]), 1.0, site["mask"])
+            self.keep("log_likelihood", name, *_named(name, batch, each, {}))
+            self.exists[name] = _named(name, batch, _elements_seen(site).expand(each.shape), {})[0]
+
+    def packed(self, container: str, coords: Mapping[str, Sequence], attributes: dict[str, str]) -> Any:
+        """Everything as a container."""
+        groups = {
+            group: {
+                name: Variable(_stacked(name, values, self.chains), (*SAMPLE_DIMS, *self.axes[f"{group}/{name}"]))
+                for name, values in sites.items()
+            }
+            for group, sites in self.draws.items()
         }
-        for group, sites in draws.items()
-    }
-    if observed:
-        groups["observed_data"] = observed
-        points = groups["log_likelihood"]
-        groups["log_likelihood"] = {
-            name: _where_it_exists(name, each, exists[name], coords or {}) for name, each in points.items()
-        }
-    return pack(groups, container, coords or {}, {"model": _label(model), "guide": _label(guide)})
+        if self.observed:
+            groups["observed_data"] = self.observed
+            groups["log_likelihood"] = {
+                name: _where_it_exists(name, each, self.exists[name], coords)
+                for name, each in groups["log_likelihood"].items()
+            }
+        return pack(groups, container, coords, attributes)
 
 
 class _Unobserved(Messenger):
@@ -220,7 +309,7 @@ def _random(trace: poutine.Trace) -> poutine.Trace:
     return copied
 
 
-def check_traces(trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+def check_traces(trace: poutine.Trace, guide_trace: poutine.Trace, name_of: str = "guide") -> None:
     for name, site in trace.nodes.items():
         if site["type"] != "sample":
             continue
@@ -232,7 +321,7 @@ def check_traces(trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
                     "other data each time. Call with the whole data and no subsample_size"
                 )
         if not site["is_observed"] and type(site["fn"]).__name__ != "_Subsample" and name not in guide_trace.nodes:
-            raise ValueError(f"guide: it lacks site {name!r}, which the model samples")
+            raise ValueError(f"{name_of}: it lacks site {name!r}, which the model samples")
 
 
 def _named(name: str, site: Any, value: Tensor, dims: Mapping[str, Sequence[str]]) -> tuple[Tensor, tuple[str, ...]]:
@@ -258,7 +347,7 @@ def _named(name: str, site: Any, value: Tensor, dims: Mapping[str, Sequence[str]
     return value.reshape(shape), (*names, *events)
 
 
-def _prior(model: Callable, args: tuple, kwargs: dict, count: int, dims: Mapping, keep: Callable, draws: dict) -> None:
+def _prior(model: Callable, args: tuple, kwargs: Mapping[str, Any], count: int, kept: _Kept) -> None:
     try:
         for _ in range(count):
             with _Unobserved():
@@ -266,18 +355,18 @@ def _prior(model: Callable, args: tuple, kwargs: dict, count: int, dims: Mapping
             for name, site in sample_sites(trace):
                 if is_factor(site):
                     continue
-                group = "prior_predictive" if name in draws.get("log_likelihood", {}) else "prior"
-                keep(group, name, *_named(name, site, site["value"], dims))
+                group = "prior_predictive" if name in kept.draws.get("log_likelihood", {}) else "prior"
+                kept.keep(group, name, *_named(name, site, site["value"], kept.dims))
     except NotImplementedError:  # an improper prior cannot be drawn from
-        draws.pop("prior", None)
-        draws.pop("prior_predictive", None)
+        kept.draws.pop("prior", None)
+        kept.draws.pop("prior_predictive", None)
 
 
-def _stacked(name: str, values: list[Tensor]) -> Any:
+def _stacked(name: str, values: list[Tensor], chains: int) -> Any:
     shapes = {tuple(v.shape) for v in values}
     if len(shapes) > 1:
         raise ValueError(f"site {name!r}: its shape changes between draws, {sorted(shapes)[0]} and {sorted(shapes)[1]}")
-    return torch.stack(values).unsqueeze(0).numpy()
+    return torch.stack(values).unflatten(0, (chains, -1)).numpy()
 
 
 def _label(callable_: Callable) -> str:

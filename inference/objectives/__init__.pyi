@@ -6,6 +6,8 @@ from .dreg import DReG as DReG
 from .elbo import TaskELBO as TaskELBO
 from .iw_em import IWEM as IWEM
 from .iwae import IWAE as IWAE
+from .npe import NPE as NPE
+from .npe import Simulations as Simulations
 from .npml import NPML as NPML
 from .npvi import NPVI as NPVI
 from .pp_avi import PPAVI as PPAVI

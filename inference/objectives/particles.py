@@ -148,15 +148,16 @@ def check_one_alone(
         for name, site in sites.items():
             if name not in single:
                 raise NotVectorised(name)
-            of_all = picked(_density(site), dim, which)
-            if not alike(_without_ones(of_all), _without_ones(_density(single[name])), loose=20.0):
+            of_all = picked(density(site), dim, which)
+            if not alike(without_ones(of_all), without_ones(density(single[name])), loose=20.0):
                 raise NotVectorised(name)
         for name in single.keys() - sites.keys():
             raise NotVectorised(name)
     return guide_alone, model_alone
 
 
-def _density(site: Any) -> Tensor:
+def density(site: Any) -> Tensor:
+    """A site's log-density, masked and scaled."""
     return scale_and_mask(site["fn"].log_prob(site["value"]), site["scale"], site["mask"])
 
 
@@ -167,7 +168,8 @@ def picked(value: Tensor, dim: int, which: int) -> Tensor:
     return value.select(dim, which if value.shape[dim] > 1 else 0)
 
 
-def _without_ones(value: Tensor) -> Tensor:
+def without_ones(value: Tensor) -> Tensor:
+    """A tensor without leading dimensions of 1."""
     while value.dim() and value.shape[0] == 1:
         value = value.squeeze(0)
     return value

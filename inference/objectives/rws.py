@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
-from inference.objectives.fixed_values import only_drawn, score_term
+from inference.objectives.dreams import guide_at, repeated, simulate_data_set
+from inference.objectives.fixed_values import score_term
 from inference.objectives.importance_weights import ImportanceWeighted, WeightedDraws
-from inference.objectives.independent_plates import TaskAxes, drawn_sites, independent_axes, per_particle, sample_sites
+from inference.objectives.independent_plates import TaskAxes, drawn_sites, independent_axes, per_particle
 from inference.objectives.task_objective import BoundTerms, data_set, log_mean_exp
 from pp_models.arguments import NOT_NEGATIVE, checked
 from pp_models.data import Dataset
@@ -95,12 +95,7 @@ class ReweightedWakeSleep(ImportanceWeighted):
             args = (repeated(args[0], count), *args[1:])
         with torch.no_grad():
             guide_args, guide_kwargs, dream = simulate(model, args, kwargs)
-        for name, site in sample_sites(dream):
-            if getattr(site["fn"], "_mask", None) is False:
-                raise ValueError(f"site {name!r}: its prior is flat, so that nothing can be simulated; set sleep_phi=0")
-        guide_trace = poutine.trace(poutine.replay(guide, trace=only_drawn(dream))).get_trace(
-            *guide_args, **guide_kwargs
-        )
+        guide_trace = guide_at(guide, dream, guide_args, guide_kwargs)
         if self.simulate is None:
             axes = independent_axes(guide_trace)
         else:
@@ -120,16 +115,3 @@ class ReweightedWakeSleep(ImportanceWeighted):
             each = torch.full_like(dreamt, self.sleep_phi / dreamt.shape[0])
             bound = bound + score_term(each, dreamt, draws.axes.shape)
         return self.weighted_terms(draws, bound)
-
-
-def repeated(data: Dataset, count: int) -> Dataset:
-    """``count`` copies of every task along a new first dimension."""
-    x = data.x.expand(count, *data.x.shape)
-    return Dataset(x, mask=None if data.mask is None else data.mask.expand(count, *data.mask.shape))
-
-
-def simulate_data_set(model: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict, Any]:
-    """Draws latents and observations at the inputs of a Dataset."""
-    trace = poutine.trace(model).get_trace(*args, **kwargs)
-    data: Dataset = args[0]
-    return (Dataset(data.x, trace.nodes["y"]["value"], data.mask), *args[1:]), kwargs, trace

@@ -93,6 +93,9 @@ class LowRankAdapted(Model):
         ValueError: an argument out of range, or targets that name no linear layer.
     """
 
+    #: one network's multipliers, whatever the task
+    shares_latents = True
+
     @checked(
         backbone=instance(nn.Module),
         targets=either(str, other=each(TEXT)),

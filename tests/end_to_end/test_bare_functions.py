@@ -25,7 +25,6 @@ def guide():
 
 CALLS = {
     "sample_posterior": (lambda guide, y: gb.sample_posterior(model, guide, y, 10), "data", "pyro.infer.Predictive"),
-    "nuts": (lambda guide, y: gb.nuts(model, y), "data", "pyro.infer.MCMC"),
     "to_arviz": (lambda guide, y: gb.to_arviz(model, guide, y), "data", "from_pyro_svi"),
     "predict": (lambda guide, y: gb.predict(model, guide, y, y), "context", "pyro.infer.Predictive"),
     "grade": (lambda guide, y: gb.grade(model, guide, y, {}), "data", "from_pyro_svi"),

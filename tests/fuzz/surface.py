@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyro
 import torch
 from hypothesis import strategies as st
 from pyro import poutine
@@ -45,6 +46,15 @@ def stream(batch_size: int = 2) -> Any:
 @cache
 def batch() -> TaskBatch:
     return stream().batch(0)
+
+
+def level(y: Tensor) -> None:
+    pyro.sample("y", pyro.distributions.Normal(pyro.sample("z", pyro.distributions.Normal(0.0, 1.0)), 1.0), obs=y)
+
+
+@cache
+def level_draws() -> Any:
+    return gb.nuts(level, torch.tensor(0.5), num_warmup=2, num_samples=2)
 
 
 def network() -> Any:
@@ -246,6 +256,10 @@ def guide_surface() -> list[Surface]:
         "BNNWeightGuide": {"hidden": names([4], [4, 4]), "use_activation": FLAGS, "solver": names("primal", "dual")},
         "GaussianVIGuide": {"correlation": names("weight", "unit"), "batch_shape": names((2,), [2])},
         "GlobalInducingGuide": {"data": CONTEXT, "num_inducing": integers(1, 2)},
+        "AmortisedNormalGuide": {},
+        "AmortisedMultivariateNormalGuide": {},
+        "AmortisedLowRankNormalGuide": {"rank": integers(1, 2)},
+        "FlowGuide": {"flow": names("nsf", "maf"), "transforms": integers(1, 2), "hidden": names([4], [4, 4])},
         "MCDropoutGuide": {"rate": floats(0.1, 0.5), "initial_rate": floats(0.1, 0.5)},
         "MAMLGuide": {"steps": integers(0, 2), "learn_rate": FLAGS, "first_order": FLAGS},
     }
@@ -253,6 +267,21 @@ def guide_surface() -> list[Surface]:
         right = {"model": made(network)} | right
         # what a guide of other tasks says of the data
         found.append(Surface(f"guides.{name}", getattr(guides, name), right, guide_draws, also=("data",)))
+    found.append(
+        Surface(
+            "guides.RefinedGuide",
+            guides.RefinedGuide,
+            {
+                "guide": made(lambda: network_pair()[1]),
+                "model": made(network),
+                "steps": integers(0, 2),
+                "num_particles": integers(1, 2),
+                "gradient": names("stopped", "through"),
+            },
+            guide_draws,
+            1,
+        )
+    )
     mixtures: dict[str, dict[str, Any]] = {
         "DirichletMixtureGuide": {"concentration_map": names("softplus")},
         "DirichletPosteriorGuide": {},
@@ -376,7 +405,9 @@ def inference_surface() -> list[Surface]:
             "data": CONTEXT, "correct": names("sir", "psis", None)}, lambda f: f, 4),
         Surface("prior_predictive", gb.prior_predictive, {"model": made(network), "x": tensors(2, 3, 1)},
                 lambda p: (p.mean, p.samples)),
-        Surface("nuts", gb.nuts, {
+        Surface("nuts", lambda model, data, num_warmup=2, num_samples=2, num_chains=1, seed=0, target_accept=0.8,
+                progress=False: gb.nuts(model, data, num_warmup=num_warmup, num_samples=num_samples, seed=seed,
+                                        num_chains=num_chains, target_accept=target_accept, progress=progress), {
             "model": made(network), "data": made(lambda: batch().context[0]), "num_warmup": integers(2),
             "num_samples": integers(2), "num_chains": integers(1), "target_accept": floats(0.5, 0.8),
         }, lambda r: r.draws, 1),
@@ -428,6 +459,8 @@ def evaluation_surface() -> list[Surface]:
         Surface("from_pyro_svi", lambda model, guide, num_samples=2, seed=None, container="auto", prior=True:
                 gb.from_pyro_svi(model, guide, batch().context, num_samples=num_samples, seed=seed, container=container,
                                  prior=prior), pairs() | {"prior": FLAGS}, None, 2),
+        Surface("from_pyro_mcmc", gb.from_pyro_mcmc, {
+            "mcmc": made(level_draws), "container": names("auto"), "prior": FLAGS}, None, 1),
         Surface("resample", resampled, {
             "idata": made(lambda: gb.to_arviz(*network_pair(), batch().context, 20)), "num_samples": integers(2, 8)},
             None, 1),

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from guides import (
     AdapterMeanFieldGuide,
+    AmortisedLowRankNormalGuide,
     AmortisedMeanFieldGuide,
+    AmortisedMultivariateNormalGuide,
+    AmortisedNormalGuide,
     BernoulliExpertGuide,
     BNNWeightGuide,
     BootstrapGuide,
@@ -23,6 +26,7 @@ from guides import (
     DirichletMixtureGuide,
     DirichletPosteriorGuide,
     DistanceInformedGuide,
+    FlowGuide,
     GaussianVIGuide,
     GlobalInducingGuide,
     LaplaceAdapterGuide,
@@ -33,6 +37,7 @@ from guides import (
     NeuralProcessGuide,
     PointAdapterGuide,
     RankwiseGuide,
+    RefinedGuide,
     StickBreakingGuide,
     SWAGGuide,
     UniformMixtureGuide,
@@ -64,7 +69,7 @@ INVARIANTS = {
     "trained": "training moves its parameters",
 }
 #: exported classes that make no guide or model by themselves
-BASES = {"Guide", "Model", "ObservationModel", "WeightGuide"}
+BASES = {"AnyModelGuide", "Guide", "Model", "ObservationModel", "WeightGuide"}
 #: sites that hold one entry for each point, in the order of the points
 LISTS = ("memory", "local")
 
@@ -153,6 +158,19 @@ def of_mixture(cls: Any, experts: str = "context", **options: Any):
     def build(batch):
         model = MixtureDensityNetwork(4, 1, 1, experts, width=8, representation_dim=8)
         return model, cls(model, width=8, **options)
+
+    return build
+
+
+def of_strict_mixture(batch):
+    model = MixtureDensityNetwork(4, 1, 1, "strict", width=8)
+    return model, FlowGuide(model, width=8, transforms=1, hidden=[8])
+
+
+def of_refined(cls: Any, **options: Any):
+    def build(batch):
+        model = network()
+        return model, RefinedGuide(cls(model, width=8, **options), steps=2, num_particles=1)
 
     return build
 
@@ -327,6 +345,13 @@ ROWS: dict[str, Row] = {
         f"lrvd {family}": Row(of_adapter(RankwiseGuide, family=family), **ADAPTER)
         for family in ("weight_tied", "shared_sigma", "asym", "untied")
     },
+    "any normal": Row(of_network(AmortisedNormalGuide, width=8)),
+    "any multivariate normal": Row(of_network(AmortisedMultivariateNormalGuide, width=8), "iw-em"),
+    "any low-rank normal": Row(of_network(AmortisedLowRankNormalGuide, width=8, rank=3)),
+    "any flow": Row(of_network(FlowGuide, width=8, transforms=1, hidden=[8]), "conditional-prior"),
+    "any flow of a mixture": Row(of_strict_mixture, "iw-em"),
+    "refined mean-field": Row(of_refined(AmortisedMeanFieldGuide)),
+    "refined flow": Row(of_refined(FlowGuide, transforms=1, hidden=[8])),
     "laplace": Row(of_adapter(LaplaceAdapterGuide, {"factor_prior": 1.0}, fit=True), **ADAPTER),
     "laplace kronecker": Row(
         of_adapter(LaplaceAdapterGuide, {"factor_prior": 1.0}, fit=True, structure="kronecker"), **ADAPTER

@@ -112,7 +112,7 @@ def test_the_guide_has_the_sites_of_its_model(row, batch, dtype):
         assert replayed[name]["fn"].event_shape == fn.event_shape
         if name.startswith("layer"):
             assert tuple(fn.event_shape) == model.weight_shapes[int(name[6])]
-        if "density" not in row.exempt:
+        if "density" not in row.exempt and not (wide and is_point_mass(fn)):  # a Delta's is of its value's dtype
             assert fn.log_prob(site["value"]).dtype == dtype
     assert set(guide(d)) >= latent.keys()
 

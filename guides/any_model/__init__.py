@@ -1,0 +1,1 @@
+"""Amortised guides of any Pyro model."""

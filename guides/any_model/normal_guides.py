@@ -1,0 +1,128 @@
+"""Amortised Gaussians over the unconstrained latents of any Pyro model: diagonal, low rank, full covariance."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from guides.any_model.amortised_guide import AnyModelGuide
+from pp_models.arguments import LAYERS, checked, optional
+
+#: least scale, in that of the prior
+LEAST_SCALE = 1e-6
+
+
+def raw_scale(scale: float) -> float:
+    """Softplus's inverse."""
+    return scale + math.log(-math.expm1(-scale))
+
+
+class AmortisedNormalGuide(AnyModelGuide):
+    """q(z | D) = N(μ(D), diag σ²(D)) over the unconstrained latents of any Pyro model.
+
+    Args:
+        model: any Pyro model.
+        width: width of the encoder and of its features.
+        **options: see :class:`AnyModelGuide`.
+    """
+
+    name = "any-normal"
+    description = "any model: an independent Gaussian for every unconstrained number, from the data"
+
+    def num_parameters(self, size: int) -> int:
+        return 2 * size
+
+    def initial_parameters(self, size: int) -> Tensor:
+        return torch.cat([torch.zeros(size), torch.full((size,), raw_scale(self.initial_scale))])
+
+    def distribution(self, numbers: Tensor, features: Tensor | None, centre: Tensor, spread: Tensor) -> Any:
+        loc, raw = numbers.chunk(2, -1)
+        return dist.Normal(centre + spread * loc, spread * (softplus(raw) + LEAST_SCALE)).to_event(1)
+
+
+class AmortisedMultivariateNormalGuide(AnyModelGuide):
+    """q(z | D) = N(μ(D), L(D) Lᵀ(D)) over the unconstrained latents of any Pyro model: every pair is correlated.
+
+    The head has D (D + 3) / 2 numbers for D latents; beyond a few hundred take a low rank.
+
+    Args:
+        model: any Pyro model.
+        width: width of the encoder and of its features.
+        **options: see :class:`AnyModelGuide`.
+
+    Example:
+        >>> guide = AmortisedMultivariateNormalGuide(model, example=(x, y))
+        >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    """
+
+    name = "any-multivariate-normal"
+    description = "any model: a Gaussian with a full covariance, from the data"
+
+    def num_parameters(self, size: int) -> int:
+        return size + size * (size + 1) // 2
+
+    def initial_parameters(self, size: int) -> Tensor:
+        found = torch.zeros(self.num_parameters(size))
+        found[size : 2 * size] = raw_scale(self.initial_scale)
+        return found
+
+    def build(self, size: int, features: int) -> None:
+        self.register_buffer("below", torch.tril_indices(size, size, -1), persistent=False)
+
+    def distribution(self, numbers: Tensor, features: Tensor | None, centre: Tensor, spread: Tensor) -> Any:
+        size = centre.shape[-1]
+        loc, raw, rest = numbers.split([size, size, numbers.shape[-1] - 2 * size], -1)
+        lower = torch.diag_embed(softplus(raw) + LEAST_SCALE)
+        lower = _filled(lower, rest, *self.below) if size > 1 else lower
+        return dist.MultivariateNormal(centre + spread * loc, scale_tril=spread.unsqueeze(-1) * lower)
+
+
+def _filled(lower: Tensor, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """A matrix with these entries below its diagonal."""
+    size = lower.shape[-1]
+    flat = torch.zeros_like(lower).flatten(-2)
+    index = (rows * size + columns).expand(values.shape)
+    return lower + flat.scatter(-1, index, values).unflatten(-1, (size, size))
+
+
+class AmortisedLowRankNormalGuide(AnyModelGuide):
+    """q(z | D) = N(μ(D), W(D) Wᵀ(D) + diag d(D)) over the unconstrained latents of any Pyro model.
+
+    Args:
+        model: any Pyro model.
+        width: width of the encoder and of its features.
+        rank: columns of W; by default the root of the number of latents.
+        **options: see :class:`AnyModelGuide`.
+    """
+
+    name = "any-low-rank-normal"
+    description = "any model: a Gaussian with a covariance of low rank and a diagonal, from the data"
+
+    @checked(rank=optional(LAYERS))
+    def __init__(self, model: Any, width: int = 64, *, rank: int | None = None, **options: Any) -> None:
+        self.given_rank = rank
+        super().__init__(model, width, **options)
+
+    def rank(self, size: int) -> int:
+        """Columns of W."""
+        return min(size, self.given_rank or math.ceil(math.sqrt(size)))
+
+    def num_parameters(self, size: int) -> int:
+        return size * (2 + self.rank(size))
+
+    def initial_parameters(self, size: int) -> Tensor:
+        raw = raw_scale(self.initial_scale)
+        factor = 0.1 * self.initial_scale / math.sqrt(self.rank(size)) * torch.randn(size * self.rank(size))
+        return torch.cat([torch.zeros(size), torch.full((size,), raw), factor])
+
+    def distribution(self, numbers: Tensor, features: Tensor | None, centre: Tensor, spread: Tensor) -> Any:
+        size = centre.shape[-1]
+        loc, raw, factor = numbers.split([size, size, numbers.shape[-1] - 2 * size], -1)
+        factor = spread.unsqueeze(-1) * factor.unflatten(-1, (size, self.rank(size)))
+        diagonal = (spread * (softplus(raw) + LEAST_SCALE)).square()
+        return dist.LowRankMultivariateNormal(centre + spread * loc, factor, diagonal)

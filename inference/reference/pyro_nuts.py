@@ -1,0 +1,127 @@
+"""The No-U-Turn sampler for any Pyro model, its potential compiled where that changes nothing."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.infer import MCMC, NUTS
+from pyro.infer.mcmc.util import initialize_model
+from torch import Tensor, nn
+
+from inference.random_state import seeded
+
+logger = logging.getLogger("guidebook")
+
+#: points at which a compiled potential must be the model's, and the size of their numbers, as Pyro starts chains
+POINTS, RADIUS = 16, 2.0
+
+
+@contextmanager
+def _frozen(model: Callable) -> Iterator[None]:
+    """Takes the gradient from a module's parameters, which a compiled graph cannot hold with it."""
+    trained = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def pyro_nuts(
+    model: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    num_warmup: int,
+    num_samples: int,
+    num_chains: int = 1,
+    seed: int | None = 0,
+    target_accept: float = 0.8,
+    max_tree_depth: int = 10,
+    progress: bool = False,
+    hook: Callable | None = None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Chains of Pyro's NUTS, one after the other, of one potential that is compiled once.
+
+    Args:
+        model: any Pyro model; discrete sites are summed out where they say ``infer={"enumerate": "parallel"}``.
+        args: what it is called with.
+        kwargs: what it is called with by name.
+        num_warmup: adaptation steps of each chain.
+        num_samples: draws of each chain.
+        num_chains: chains.
+        seed: of the first chain, the next ones have the next; None draws from the global generator.
+        target_accept: target acceptance probability.
+        max_tree_depth: doublings of a trajectory.
+        progress: show Pyro's progress bar.
+        hook: called at each step as Pyro's MCMC calls ``hook_fn``.
+
+    Returns:
+        Draws by site ``[chains, samples, *value]``, and which were divergent ``[chains, samples]``.
+
+    Raises:
+        ValueError: the model has no latent, or its density is not finite wherever it is started.
+    """
+    chains, divergent = [], torch.zeros(num_chains, num_samples, dtype=torch.bool)
+    compiled: Callable | None = None
+    for chain in range(num_chains):
+        with seeded(None if seed is None else seed + chain), _frozen(model), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, of its compiler
+            try:
+                start, potential, transforms, _ = initialize_model(model, args, dict(kwargs))
+            except ValueError as error:
+                raise ValueError(f"model: {(str(error).splitlines() or ['it cannot be started'])[0]}") from None
+            if not start:
+                raise ValueError("model: it has no continuous latent with these arguments; there is nothing to sample")
+            if compiled is None:
+                compiled = _compiled(model, args, kwargs, start, potential)
+            kernel = NUTS(
+                potential_fn=compiled,
+                transforms=transforms,
+                target_accept_prob=target_accept,
+                max_tree_depth=max_tree_depth,
+            )
+            mcmc = MCMC(
+                kernel,
+                num_samples,
+                num_warmup,
+                initial_params=start,
+                hook_fn=hook,
+                disable_progbar=not progress,
+                transforms=transforms,
+            )
+            mcmc.run()
+        chains.append({name: value.detach() for name, value in mcmc.get_samples().items()})
+        for index in (i for each in mcmc.diagnostics()["divergences"].values() for i in each):
+            divergent[chain, index] = True
+    return {name: torch.stack([chain[name] for chain in chains]) for name in chains[0]}, divergent
+
+
+def _compiled(
+    model: Callable, args: tuple, kwargs: Mapping[str, Any], start: Mapping[str, Tensor], potential: Callable
+) -> Callable:
+    """The potential as one graph, where it is the model's at other points too; else as the model gives it."""
+    try:
+        with seeded(0):  # a model that draws as it goes must not shift the chain's random numbers
+            *_, fast, _, _ = initialize_model(model, args, dict(kwargs), jit_compile=True, skip_jit_warnings=True)
+            points = [dict(start)]
+            for _ in range(POINTS):
+                points.append({n: torch.empty_like(v).uniform_(-RADIUS, RADIUS) for n, v in start.items()})
+            for point in points:
+                found, expected = fast(point), potential(point)
+                # a branch that is taken at some draws alone is not in the graph
+                if not torch.isclose(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True):
+                    raise RuntimeError(
+                        f"it is {float(found):.4g} at a point where the model's is {float(expected):.4g}"
+                    )
+        return fast
+    except Exception as error:  # whatever a model does that a graph cannot hold
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        logger.warning("nuts: the potential is not compiled (%s), which is slower", why[:120])
+        return potential

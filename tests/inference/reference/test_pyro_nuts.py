@@ -1,0 +1,135 @@
+"""NUTS for any Pyro model: known posteriors, chains, graphs that lie, and ArviZ containers of the draws."""
+
+import logging
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import MCMC, NUTS
+
+import guidebook as gb
+from evaluation.diagnostics import ess, rhat
+from pp_models import Dataset, NeuralProcess
+from tests import normal_mean
+
+
+def test_moments_are_the_posterior_s_and_chains_agree():
+    y = torch.randn(6, dtype=torch.float64) + 1
+    result = gb.nuts(normal_mean.model, y, num_warmup=100, num_samples=250, num_chains=2, seed=1)
+    mean, sd = normal_mean.exact(y)
+    draws = result.by_chain()["mean"]
+    assert draws.shape == (2, 250) and result.draws["mean"].shape == (500,) and result.divergent.shape == (2, 250)
+    error = sd / math.sqrt(float(ess(draws)))
+    assert abs(float(draws.mean()) - mean) < 4 * error and abs(float(draws.std()) / sd - 1) < 0.25
+    assert float(rhat(draws)) < 1.05 and not torch.equal(draws[0], draws[1])
+    again = gb.nuts(normal_mean.model, y, num_warmup=100, num_samples=250, num_chains=2, seed=1)
+    assert torch.equal(again.draws["mean"], result.draws["mean"])
+
+
+def branching(y):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(z, 0.2 if z > 0 else 3.0), obs=y)
+
+
+def test_a_graph_that_holds_one_branch_alone_is_not_used(caplog):
+    y = torch.tensor(0.3)
+    with caplog.at_level(logging.WARNING, logger="guidebook"):
+        draws = gb.nuts(branching, y, num_warmup=100, num_samples=400).draws["z"]
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1 and lines[0].startswith("nuts: the potential is not compiled (") and "\n" not in lines[0]
+    grid = torch.linspace(-4, 4, 4001)
+    scale = torch.where(grid > 0, 0.2, 3.0)
+    weight = (dist.Normal(0.0, 1.0).log_prob(grid) + dist.Normal(grid, scale).log_prob(y)).exp()
+    below = float(weight[grid < 0].sum() / weight.sum())
+    assert abs(float((draws < 0).double().mean()) - below) < 0.15
+
+
+def test_an_own_model_without_a_twin_is_sampled_and_its_parameters_stay_trainable(caplog):
+    model = NeuralProcess(1, 1, width=8, latent_dim=2)
+    data = Dataset(torch.randn(4, 1), torch.randn(4, 1))
+    with caplog.at_level(logging.WARNING, logger="guidebook"):
+        result = gb.nuts(model, data, num_warmup=5, num_samples=5)
+    assert result.draws["z"].shape == (5, 2) and not caplog.records
+    assert all(p.requires_grad for p in model.parameters())
+    with pytest.raises(ValueError, match=r"^data: y is None; a posterior needs observed points$"):
+        gb.nuts(model, data.without_y())
+    with pytest.raises(ValueError, match=r"^model: got NeuralProcess, which no inputs are known of"):
+        result.predict(data.x)
+
+
+def mixture(y):
+    locs = pyro.sample("locs", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+    with pyro.plate("data", len(y)):
+        k = pyro.sample("k", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+        pyro.sample("y", dist.Normal(locs[k], 0.5), obs=y)
+
+
+def test_discrete_sites_that_are_enumerated_are_summed_out():
+    y = torch.tensor([-2.0, -2.1, 2.0, 2.2])
+    draws = gb.nuts(mixture, y, num_warmup=80, num_samples=40).draws
+    assert set(draws) == {"locs"} and abs(float(draws["locs"].abs().mean()) - 2.0) < 0.4
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (lambda: None, {}, r"^model: it has no continuous latent"),
+        (
+            lambda: pyro.sample("z", dist.Normal(0.0, 1.0)).log() and None,
+            {"num_chains": 0},
+            r"^num_chains: got 0; it mu",
+        ),
+        (
+            lambda: pyro.factor("f", pyro.sample("z", dist.Normal(0.0, 1.0)) * 0 - torch.inf),
+            {},
+            r"^model: .*initial params",
+        ),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused_in_one_line(model, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        gb.nuts(model, **options)
+    assert "\n" not in str(caught.value)
+
+
+def schools(y, errors):
+    mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+    with pyro.plate("schools", len(y)):
+        offset = pyro.sample("offset", dist.Normal(0.0, 1.0))
+        theta = pyro.deterministic("theta", mu + offset)
+        pyro.sample("y", dist.Normal(theta, errors), obs=y)
+
+
+def test_draws_become_a_container_by_chain_and_draw():
+    y, errors = torch.tensor([3.0, 1.0, -2.0]), torch.tensor([1.0, 2.0, 3.0])
+    result = gb.nuts(schools, y, errors=errors, num_warmup=20, num_samples=10, num_chains=2)
+    idata = gb.from_pyro_mcmc(result, seed=0, coords={"schools": ["a", "b", "c"]})
+    assert dict(idata.posterior.sizes) == {"chain": 2, "draw": 10, "schools": 3}
+    torch.testing.assert_close(torch.from_numpy(idata.posterior["mu"].values), result.by_chain()["mu"])
+    found = torch.from_numpy(idata.posterior["theta"].values)
+    torch.testing.assert_close(found, result.by_chain()["mu"][..., None] + result.by_chain()["offset"])
+    log_likelihood = torch.from_numpy(idata.log_likelihood["y"].values)
+    torch.testing.assert_close(log_likelihood, dist.Normal(found, errors).log_prob(y))
+    prior = dist.Normal(0.0, 5.0).log_prob(result.by_chain()["mu"])
+    prior = prior + dist.Normal(0.0, 1.0).log_prob(result.by_chain()["offset"]).sum(-1)
+    lp = torch.from_numpy(idata.sample_stats["lp"].values)
+    torch.testing.assert_close(lp, (prior + log_likelihood.sum(-1)).double(), rtol=1e-5, atol=1e-5)
+    assert idata.sample_stats["diverging"].values.dtype == bool and set(idata.prior.data_vars) >= {"mu", "offset"}
+
+
+def test_pyro_s_own_mcmc_is_taken_with_its_model():
+    y = torch.randn(4)
+    mcmc = MCMC(NUTS(normal_mean.model), num_samples=6, warmup_steps=5, disable_progbar=True)
+    mcmc.run(y)
+    idata = gb.from_pyro_mcmc(mcmc, normal_mean.model, y)
+    assert dict(idata.log_likelihood.sizes) == {"chain": 1, "draw": 6, "data": 4}
+    with pytest.raises(ValueError, match=r"^model: got None; Pyro's MCMC does not say which model it sampled"):
+        gb.from_pyro_mcmc(mcmc)
+
+    def another(y):
+        pyro.sample("other", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"^mcmc: it lacks site 'other', which the model samples$"):
+        gb.from_pyro_mcmc(mcmc, another, y)
