@@ -101,7 +101,7 @@ def slcp_likelihood(theta: Tensor) -> Any:
     return normal.expand([*theta.shape[:-1], 4]).to_event(1)
 
 
-def slcp_posterior(x: Tensor, count: int, draws: int = 400_000, rounds: int = 4) -> Tensor:
+def slcp_posterior(x: Tensor, count: int, draws: int = 100_000, rounds: int = 10) -> Tensor:
     """Draws ``[count, 5]`` by importance resampling; the proposal is first the prior, then a smoothed last answer.
 
     The signs of two parameters do not matter: they are drawn at the end.
