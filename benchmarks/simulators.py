@@ -102,8 +102,9 @@ def slcp_likelihood(theta: Tensor) -> Any:
 
 
 def slcp_posterior(x: Tensor, count: int, draws: int = 100_000, rounds: int = 10) -> Tensor | None:
-    """Draws ``[count, 5]``, None where fewer are effective, by importance resampling; the proposal is first the prior, then a smoothed last answer.
+    """Draws ``[count, 5]`` by importance resampling, None where fewer count.
 
+    The proposal is first the prior, then the last answer, smoothed.
     The signs of two parameters do not matter: they are drawn at the end.
     """
     box = torch.tensor([[-3.0, 3.0], [-3.0, 3.0], [0.0, 3.0], [0.0, 3.0], [-3.0, 3.0]])
