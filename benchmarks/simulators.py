@@ -101,24 +101,28 @@ def slcp_likelihood(theta: Tensor) -> Any:
     return normal.expand([*theta.shape[:-1], 4]).to_event(1)
 
 
-def slcp_posterior(x: Tensor, count: int, draws: int = 400_000, rounds: int = 4) -> Tensor:
-    """Draws ``[count, 5]`` by importance resampling; the proposal is first the prior, then a smoothed last answer.
+def slcp_posterior(x: Tensor, count: int, draws: int = 100_000, rounds: int = 10) -> Tensor | None:
+    """Draws ``[count, 5]`` by importance resampling, None where fewer count.
 
+    The proposal is first the prior, then the last answer, smoothed.
     The signs of two parameters do not matter: they are drawn at the end.
     """
     box = torch.tensor([[-3.0, 3.0], [-3.0, 3.0], [0.0, 3.0], [0.0, 3.0], [-3.0, 3.0]])
     flat: Any = dist.Uniform(box[:, 0], box[:, 1], validate_args=False).to_event(1)
     proposal, centres = flat, torch.empty(0, 5)
-    for _ in range(rounds):
+    for turn in range(rounds):
         theta = proposal.sample((draws,))
         inside = ((theta > box[:, 0]) & (theta < box[:, 1])).all(-1)
         log_weight = torch.where(inside, slcp_likelihood(theta).log_prob(x) - proposal.log_prob(theta), -torch.inf)
         log_weight = (log_weight - log_weight.logsumexp(0)).double()
         centres = theta[torch.multinomial(log_weight.exp(), 300, replacement=True)]
-        spread = centres.std(0).clamp_min(0.02) * 0.5
+        spread = (0.5 * centres.std(0)).clamp_min(0.3 * 0.5**turn)  # the first rounds may find one point alone
         kernels = dist.Normal(torch.cat([centres, flat.sample((30,))]), spread).to_event(1)
         proposal = dist.MixtureSameFamily(dist.Categorical(torch.ones(330)), kernels)
-    print(f"  reference: {float((-(2 * log_weight).logsumexp(0)).exp()):,.0f} effective of {draws:,} draws", flush=True)
+    effective = float((-(2 * log_weight).logsumexp(0)).exp())
+    print(f"  reference: {effective:,.0f} effective of {draws:,} draws", flush=True)
+    if effective < count:
+        return None
     found = theta[torch.multinomial(log_weight.exp(), count, replacement=False)]
     signs = 2.0 * torch.randint(0, 2, (count, 2)) - 1
     return torch.cat([found[:, :2], found[:, 2:4] * signs, found[:, 4:]], -1)
@@ -230,14 +234,21 @@ def main(
         known = Simulations.drawn(model, (example,), simulations, batch_size=200, seed=seed)
         with seeded(seed + 1):
             xs = Simulations.drawn(model, (example,), observations, seed=seed + 1).args[0]
-            truth = [reference(x, draws) for x in xs]
+            known_truth = [reference(x, draws) for x in xs]
+            xs = xs[[i for i, found in enumerate(known_truth) if found is not None]]
+            truth = [found for found in known_truth if found is not None]
             guide = train(model, example, known, most_epochs, seed)
             with torch.no_grad():
                 ours = [guide(x.expand(draws, *x.shape))["theta"] for x in xs]
             bound = 1.0 if name == "two moons" else 3.0
             theirs = sbi_draws(known, -bound, bound, xs, draws, seed)
             prior = [bound * (2 * torch.rand(draws, t.shape[1]) - 1) for t in truth]
-        row = {"simulator": name, "prior": mean_c2st(prior, truth), "FlowGuide, npe": mean_c2st(ours, truth)}
+        row = {
+            "simulator": name,
+            "data sets": f"{len(truth)}",
+            "prior": mean_c2st(prior, truth),
+            "FlowGuide, npe": mean_c2st(ours, truth),
+        }
         if theirs is not None:
             row["sbi, NPE"] = mean_c2st(theirs, truth)
         rows.append(row)

@@ -229,7 +229,7 @@ def find_layout(
         traces = [_prior_run(model, args, kwargs) for _ in range(runs)]
     first = _latent_sites(traces[0])
     if not first:
-        raise ValueError("model: it has no latent site with these arguments; there is nothing to infer")
+        raise ValueError("model: got one without a latent site with these arguments; it must have something to infer")
     every = [s for s in traces[0].nodes.values() if s["type"] == "sample" and type(s["fn"]).__name__ != "_Subsample"]
     nesting = max(max(_batch_dims(site), *(-f.dim for f in _frames(site)), 0) for site in every)
     dtype = dtype or next(iter(first.values()))["value"].dtype

@@ -163,7 +163,7 @@ def shared(y):
         (branching, {}, r"^model: site 'b' is in some of its runs alone"),
         (thinned, {}, r"^model: plate 'rows' of site 'z' is subsampled \(2 of 8\)"),
         (hidden, {}, r"^model: site 'z' is masked"),
-        (lambda y: None, {}, r"^model: it has no latent site"),
+        (lambda y: None, {}, r"^model: got one without a latent site"),
         (shared, {"plates": "rows"}, r"^plates: got 'rows', but site 'mu' is outside of it"),
         (shared, {"example": torch.ones(2)}, r"^example: got a Tensor; it must be a tuple of the model's arguments"),
         (shared, {"encoder": "set"}, r"^encoder: got 'set'; it must be 'auto' or a module or a function, or None$"),
