@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from evaluation.adapters import rank_analysis
     from evaluation.adapters.rank_analysis import rank_summary
     from evaluation.arviz import arviz_store, arviz_summary
-    from evaluation.arviz.approximate_loo import approximate_loo
     from evaluation.arviz.arviz_conversion import to_arviz
     from evaluation.arviz.arviz_store import write_zarr
     from evaluation.arviz.arviz_summary import summarise
+    from evaluation.arviz.guide_loo import approximate_loo
     from evaluation.arviz.pyro_conversion import from_pyro_mcmc, from_pyro_svi
     from evaluation.arviz.resampling import resample
     from evaluation.comparison.swap_matrix import compare
@@ -45,7 +45,7 @@ __all__ = [
 
 #: public name -> the module that has it, or is it
 _HOMES = {
-    "approximate_loo": "arviz.approximate_loo",
+    "approximate_loo": "arviz.guide_loo",
     "to_arviz": "arviz.arviz_conversion",
     "from_pyro_svi": "arviz.pyro_conversion",
     "from_pyro_mcmc": "arviz.pyro_conversion",
@@ -72,7 +72,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'evaluation' has no attribute {name!r}")
     module = import_module(f"evaluation.{_HOMES[name]}")
-    return getattr(module, name, module)
+    return module if _HOMES[name].rpartition(".")[2] == name else getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -52,7 +52,7 @@ def resample(idata: Any, num_samples: int | None = None, *, seed: int = 0) -> An
     Example:
         >>> # weighed = gb.resample(gb.from_pyro_svi(model, guide, data)); az.loo(weighed)
     """
-    groups = _groups(idata)
+    groups = groups_of(idata)
     stats = groups.get("sample_stats")
     if stats is None or "log_weight" not in stats:
         raise ValueError(
@@ -137,7 +137,12 @@ def _index(variable: Any, chosen: xarray.DataArray, places: dict[str, np.ndarray
     return None
 
 
-def _groups(idata: Any) -> dict[str, Any]:
+def groups_of(idata: Any) -> dict[str, Any]:
+    """The groups of a container.
+
+    Raises:
+        ValueError: it is none.
+    """
     if isinstance(idata, xarray.DataTree):
         return {name: node.to_dataset() for name, node in idata.children.items()}
     if not hasattr(idata, "groups"):

@@ -227,7 +227,7 @@ class AnyModelGuide(Guide):
         density = self.vector_distribution(*args, **kwargs)
         made = self.layout.made_plates(density.batch_shape, self.centre.device)
         with self.layout.entered(made):
-            vector = pyro.sample(VECTOR, density, infer={"is_auxiliary": True})
+            vector = pyro.sample(VECTOR, density, infer={"is_auxiliary": True}).to(self.centre.dtype)
         found = {}
         for latent, (value, log_density) in zip(
             self.layout.latents, self.layout.unpacked(vector).values(), strict=True

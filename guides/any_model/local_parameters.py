@@ -79,6 +79,8 @@ def moved(fn: Any, moves: dict[str, Tensor]) -> Any:
         return moved(fn.base_dist, moves).to_event(fn.reinterpreted_batch_ndims)
     if isinstance(fn, torch.distributions.TransformedDistribution):
         return dist.TransformedDistribution(moved(fn.base_dist, moves), fn.transforms)
+    own = fn.loc if hasattr(fn, "loc") else getattr(fn, next(iter(fn.arg_constraints)))
+    moves = {name: value.to(own.dtype) for name, value in moves.items()}
     if isinstance(fn, Movable):
         return fn.moved(fn.loc + fn.scale * moves["loc"], fn.scale * moves["scale"].exp())
     if isinstance(fn, torch.distributions.MultivariateNormal):

@@ -12,6 +12,7 @@ from torch.nn.functional import softplus
 
 from guides.any_model.amortised_guide import AnyModelGuide
 from pp_models.arguments import LAYERS, checked, optional
+from pp_models.single_precision import single
 
 #: least scale, in that of the prior
 LEAST_SCALE = 1e-6
@@ -79,7 +80,8 @@ class AmortisedMultivariateNormalGuide(AnyModelGuide):
         loc, raw, rest = numbers.split([size, size, numbers.shape[-1] - 2 * size], -1)
         lower = torch.diag_embed(softplus(raw) + LEAST_SCALE)
         lower = _filled(lower, rest, *self.below) if size > 1 else lower
-        return dist.MultivariateNormal(centre + spread * loc, scale_tril=spread.unsqueeze(-1) * lower)
+        # half precisions have no triangular solve
+        return dist.MultivariateNormal(single(centre + spread * loc), scale_tril=single(spread.unsqueeze(-1) * lower))
 
 
 def _filled(lower: Tensor, values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -124,5 +126,5 @@ class AmortisedLowRankNormalGuide(AnyModelGuide):
         size = centre.shape[-1]
         loc, raw, factor = numbers.split([size, size, numbers.shape[-1] - 2 * size], -1)
         factor = spread.unsqueeze(-1) * factor.unflatten(-1, (size, self.rank(size)))
-        diagonal = (spread * (softplus(raw) + LEAST_SCALE)).square()
-        return dist.LowRankMultivariateNormal(centre + spread * loc, factor, diagonal)
+        diagonal = single(spread * (softplus(raw) + LEAST_SCALE)).square()
+        return dist.LowRankMultivariateNormal(single(centre + spread * loc), single(factor), single(diagonal))

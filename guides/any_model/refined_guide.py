@@ -22,6 +22,7 @@ from pp_models.arguments import CALLABLE, DRAWS, POSITIVE, SEED, checked, instan
 from pp_models.contract import Guide, ObjectiveOffers, as_guide, model_of
 from pp_models.data import Dataset, TaskBatch
 from pp_models.parameter_module import ParameterModule
+from pp_models.single_precision import single
 
 Moves = dict[str, dict[str, Tensor]]
 #: of Adam: decays of the mean gradient and of its square, and what keeps a square root off zero
@@ -230,7 +231,8 @@ class RefinedGuide(Guide):
             drawn = self._drawn(args, kwargs)
             moves = {}
             for name, site in drawn.items():
-                moves[name] = moves_of(site["fn"], name)
+                # Adam's second moments leave the range of half precisions
+                moves[name] = {key: single(value) for key, value in moves_of(site["fn"], name).items()}
                 if not site["fn"].has_rsample:
                     raise ValueError(
                         f"guide: site {name!r} ({type(site['fn']).__name__}) has no reparameterised draw; RefinedGuide "

@@ -15,7 +15,7 @@ from pp_models.data import Dataset
 from pp_models.networks.bayesian_module import BayesianModule
 
 #: standard deviation of a weight of 0 under dropout, which would have no density
-LEAST_SCALE = 1e-6
+LEAST_SCALE = 1e-3
 
 
 class ModuleGuide(Guide):

@@ -113,7 +113,7 @@ def check_extra_sites(guide_trace: Trace, other: Trace, name_of: str) -> None:
     """
     for name, site in sample_sites(guide_trace):
         if not site["is_observed"] and name not in other and not site["infer"].get("is_auxiliary", False):
-            raise ValueError(f"site {name!r}: the guide samples it, but {name_of} does not")
+            raise ValueError(f"guide: it samples site {name!r}, and {name_of} does not")
 
 
 def density_shape(site: Any) -> torch.Size:

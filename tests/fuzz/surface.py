@@ -226,6 +226,12 @@ def model_surface() -> list[Surface]:
             "factor_prior": names("log-uniform", "ard", 0.5), "lora_dropout": floats(0.0, 0.1),
             "trainable": names((), ("1",)), "base_dropout": FLAGS, "fold_draws": names(True, False, None),
         }, lambda model: [p.detach() for p in model.parameters()]),
+        Surface("BayesianModule", gb.BayesianModule, {
+            "module": made(lambda: nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 1))),
+            "targets": names("all", "last", ["0"]),
+            "likelihood": names("gaussian"), "prior": names("fan-in", "normal", "initial"), "prior_scale": SCALED,
+            "input_shape": names(None, (1,)), "freeze": FLAGS, "vectorize": FLAGS,
+        }, lambda model: [p.detach() for p in model.parameters()]),
         Surface("FixedGaussianPrior", gb.FixedGaussianPrior, {"scale": SCALED, "scale_by_fan_in": FLAGS}, prior_draws),
         Surface("LogUniformPrior", gb.LogUniformPrior, {"low": floats(1e-3), "high": floats(1.0)}, None),
         Surface("LearnedGaussianPrior", gb.LearnedGaussianPrior, {
@@ -463,6 +469,9 @@ def evaluation_surface() -> list[Surface]:
             "mcmc": made(level_draws), "container": names("auto"), "prior": FLAGS}, None, 1),
         Surface("resample", resampled, {
             "idata": made(lambda: gb.to_arviz(*network_pair(), batch().context, 20)), "num_samples": integers(2, 8)},
+            None, 1),
+        Surface("approximate_loo", gb.approximate_loo, {
+            "idata": made(lambda: gb.to_arviz(*network_pair(), batch().context, 20)), "var_name": names(None, "y")},
             None, 1),
         Surface("write_zarr", in_folder(gb.write_zarr, "path"), pairs() | {"data": CONTEXT, "path": names("a folder")},
                 None, 1, None, ("path",)),

@@ -30,10 +30,17 @@ from guides import (
     GaussianVIGuide,
     GlobalInducingGuide,
     LaplaceAdapterGuide,
+    LastLayerGuide,
     LogisticNormalGuide,
     MAMLGuide,
     MCDropoutAdapterGuide,
     MCDropoutGuide,
+    ModuleDropoutGuide,
+    ModuleLaplaceGuide,
+    ModuleLowRankGuide,
+    ModuleMeanFieldGuide,
+    ModulePointGuide,
+    ModuleSWAGGuide,
     NeuralProcessGuide,
     PointAdapterGuide,
     RankwiseGuide,
@@ -44,6 +51,7 @@ from guides import (
 )
 from pp_models import (
     BayesianAttentionNetwork,
+    BayesianModule,
     BayesianNetwork,
     ConvNeuralProcess,
     Dataset,
@@ -69,7 +77,7 @@ INVARIANTS = {
     "trained": "training moves its parameters",
 }
 #: exported classes that make no guide or model by themselves
-BASES = {"AnyModelGuide", "Guide", "Model", "ObservationModel", "WeightGuide"}
+BASES = {"AnyModelGuide", "FittedLaterGuide", "Guide", "Model", "ObservationModel", "WeightGuide"}
 #: sites that hold one entry for each point, in the order of the points
 LISTS = ("memory", "local")
 
@@ -216,6 +224,30 @@ def of_adapter(cls: Any, model: Mapping[str, Any] | None = None, fit: bool = Fal
     return build
 
 
+def of_module(cls: Any, targets: Any = "all", fit: bool = False, **options: Any) -> Callable:
+    """A guide over the weights of a torch module."""
+
+    def build(batch):
+        module = nn.Sequential(nn.Linear(1, 5), nn.Tanh(), nn.Linear(5, 1))
+        model = BayesianModule(module, targets, likelihood="gaussian", noise_scale=0.3, freeze=fit)
+        guide = cls(model, **options)
+        seen = Dataset(torch.randn(5, 1), torch.randn(5, 1))
+        if fit:
+            guide.fit(seen) if cls is LastLayerGuide else guide.fit_curvature(seen)
+        return model, guide
+
+    return build
+
+
+def swag_of_module(batch):
+    model, _ = of_module(ModulePointGuide)(batch)
+    mean = torch.cat([value.flatten() for value in model.values().values()])
+    size = len(mean)
+    return model, ModuleSWAGGuide(
+        model, mean=mean, variance=0.1 * torch.rand(size), deviations=0.1 * torch.randn(size, 3)
+    )
+
+
 GLOBAL = {"reads its data": "one posterior, or one rate, whatever the data", "empty code": "it has no encoder"}
 ITS_OWN = GLOBAL | {"one for all": "each task that it was made for has numbers of its own"}
 POINT = {"spread": "a point mass"}
@@ -345,6 +377,14 @@ ROWS: dict[str, Row] = {
         f"lrvd {family}": Row(of_adapter(RankwiseGuide, family=family), **ADAPTER)
         for family in ("weight_tied", "shared_sigma", "asym", "untied")
     },
+    "module point": Row(of_module(ModulePointGuide), **(ADAPTER | {"exempt": GLOBAL | POINT})),
+    "module mean-field": Row(of_module(ModuleMeanFieldGuide, init_scale=0.1), **ADAPTER),
+    "module low-rank": Row(of_module(ModuleLowRankGuide, init_scale=0.1), **ADAPTER),
+    "module dropout": Row(of_module(ModuleDropoutGuide), **ADAPTER),
+    "module laplace": Row(of_module(ModuleLaplaceGuide, fit=True), **ADAPTER),
+    "module laplace, full": Row(of_module(ModuleLaplaceGuide, fit=True, structure="full"), **ADAPTER),
+    "module last layer": Row(of_module(LastLayerGuide, "last", fit=True), **ADAPTER),
+    "module swag": Row(swag_of_module, **ADAPTER),
     "any normal": Row(of_network(AmortisedNormalGuide, width=8)),
     "any multivariate normal": Row(of_network(AmortisedMultivariateNormalGuide, width=8), "iw-em"),
     "any low-rank normal": Row(of_network(AmortisedLowRankNormalGuide, width=8, rank=3)),

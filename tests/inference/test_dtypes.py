@@ -28,7 +28,7 @@ def test_data_are_cast_to_the_dtype_of_the_model(row, dtype):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     found, expected = (to_arviz(model, guide, each, 4, seed=0) for each in (d, same))
     for group in ("posterior", "log_likelihood", "sample_stats"):
-        assert found[group].identical(expected[group])
+        assert found[group].equals(expected[group])  # what is told of the time may differ
 
 
 @every_dtype

@@ -385,7 +385,7 @@ def extra_site() -> Case:
         case.guide()
         pyro.sample("leftover", dist.Normal(0.0, 0.01))
 
-    message = "site 'leftover': the guide samples it, but the model does not"
+    message = "guide: it samples site 'leftover', and the model does not"
     return Case(case.model, guide, refused=dict.fromkeys(("elbo", "elbo-stl", "elbo-score", *WEIGHTED), message))
 
 

@@ -9,6 +9,7 @@ import torch
 import xarray
 
 from evaluation.arviz.arviz_container import SAMPLE_DIMS
+from evaluation.arviz.resampling import groups_of
 from evaluation.diagnostics.leave_one_out import loo
 
 
@@ -46,7 +47,8 @@ def approximate_loo(idata: Any, var_name: str | None = None) -> ApproximateLOO:
     Example:
         >>> # gb.approximate_loo(gb.to_arviz(model, guide, data)).elpd
     """
-    likelihoods, stats = _group(idata, "log_likelihood"), _group(idata, "sample_stats")
+    groups = groups_of(idata)
+    likelihoods, stats = groups.get("log_likelihood"), groups.get("sample_stats")
     if likelihoods is None:
         raise ValueError("idata: it has no group log_likelihood; it must come from to_arviz or from_pyro_svi")
     if stats is None or not {"log_p", "log_q", "log_weight"} <= set(stats.data_vars):
@@ -68,14 +70,6 @@ def approximate_loo(idata: Any, var_name: str | None = None) -> ApproximateLOO:
     number = max(pointwise.size, 1)
     se = float(np.sqrt(number * pointwise.values.var(ddof=1))) if number > 1 else float("nan")
     return ApproximateLOO(float(pointwise.sum()), se, float(found.p_loo.sum()), pointwise, khat)
-
-
-def _group(idata: Any, name: str) -> xarray.Dataset | None:
-    groups = idata.children if isinstance(idata, xarray.DataTree) else idata.groups()
-    if name not in groups:
-        return None
-    found = idata[name]
-    return found.to_dataset() if isinstance(found, xarray.DataTree) else found
 
 
 def _at_points(numbers: xarray.DataArray, points: xarray.DataArray) -> xarray.DataArray:
