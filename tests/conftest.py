@@ -1,6 +1,8 @@
 """Every test starts from the same seeds and an empty parameter store, and fails when it leaks global state."""
 
 import os
+import signal
+import threading
 
 os.environ.setdefault("MPLBACKEND", "Agg")  # before matplotlib is imported: no test opens a window
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiling takes longer than running such small models
@@ -43,7 +45,9 @@ def leaks(before: dict[str, object], after: dict[str, object]) -> list[str]:
 def restore(before: dict[str, object]) -> None:
     """Puts the switches back, so that one leaking test does not fail the next."""
     torch.set_default_dtype(before["torch default dtype"])
-    torch.set_default_device(before["torch default device"])
+    if torch.get_default_device() != before["torch default device"]:  # setting one, even cpu, moves what it meets
+        cpu = before["torch default device"] == torch.device("cpu")
+        torch.set_default_device(None if cpu else before["torch default device"])
     torch.set_num_threads(before["torch number of threads"])
     torch.set_grad_enabled(before["torch gradients enabled"])
     torch.use_deterministic_algorithms(before["torch deterministic algorithms"])
@@ -58,6 +62,8 @@ def restore(before: dict[str, object]) -> None:
 def seeded_and_clean():
     """Seeds torch, numpy and python, empties the parameter store, and fails the test that leaks."""
     pyro.set_rng_seed(0)  # seeds all three
+    if threading.current_thread() is threading.main_thread():  # Ray and others leave a handler of theirs
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_flush_denormal(False)  # the command line's own, and no state that can be read back
     pyro.clear_param_store()
     before = global_state()

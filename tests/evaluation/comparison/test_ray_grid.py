@@ -13,6 +13,10 @@ GRID = dict(
     models=["network", "cnp"], guides=["mean-field"], objectives=["elbo"], seeds=[0], steps=2, width=8,
     batch_size=2, num_particles=2, test_tasks=8, draws=4, snr_particles=(), num_simulations=0, progress=False,
 )  # fmt: skip
+#: Ray forks, and JAX, where a test before this one loaded it, warns of every fork
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:os.fork:RuntimeWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 #: wall time is no result
 SAME = ["seconds"]
 
