@@ -213,6 +213,19 @@ class Guide(GuideOffers, ParameterModule):
         return new
 
 
+def refuse_data_ties(guide: GuideOffers, objective: ObjectiveOffers) -> None:
+    """For a guide that is the same whatever the data: no divergence between two of them trains it.
+
+    Raises:
+        ValueError: the objective's only divergence is between the guide on the context and on the whole task.
+    """
+    if objective.name in ("npvi", "conditional-prior"):
+        raise ValueError(
+            f"objective: {objective.name!r} ties the guide on the context to the guide on the whole task, and "
+            f"{type(guide).__name__} is the same whatever the data: no divergence is left. Use 'elbo'"
+        )
+
+
 class _PlainGuide(GuideOffers):
     """Any callable as a guide that offers the defaults."""
 

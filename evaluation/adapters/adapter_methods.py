@@ -7,8 +7,8 @@ noise, a penalty, a gate. ``peft`` is imported inside the calls.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from guides.adapters.blob_layers import lora_layers
+from inference.adapters.bayesian_adapters import sampling
 from inference.adapters.lrvd_training import TRAVEL, log_alpha_learning_rate
-from inference.random_state import seeded
 from pp_models.adapters.tempering import Tempering
 from pp_models.adapters.text_networks import TextNetwork
 from pp_models.data import DataError
@@ -140,18 +140,8 @@ class LoraDropout(PlainLora):
     def _options(self, targets: str) -> dict[str, Any]:
         return super()._options(targets) | {"lora_dropout": self.rate}
 
-    @contextmanager
-    def drawing(self, draws: int, seed: int) -> Iterator[Any]:
-        layers = [layer.lora_dropout for layer in lora_layers(self.model).values()]
-        before = [layer.training for layer in layers]
-        with seeded(seed, next(self.model.parameters()).device):
-            try:
-                for layer in layers:
-                    layer.train()
-                yield range(draws)
-            finally:
-                for layer, was in zip(layers, before, strict=True):
-                    layer.train(was)
+    def drawing(self, draws: int, seed: int) -> Any:
+        return sampling(self.model, draws, seed)
 
 
 class Lrvd(PlainLora):
@@ -245,16 +235,8 @@ class Blob(PlainLora):
 
         return self.kl_weight / self.num_data * sum((blob_kl(f) for f in self.factors), torch.zeros(()))
 
-    @contextmanager
-    def drawing(self, draws: int, seed: int) -> Iterator[Any]:
-        with seeded(seed, next(self.model.parameters()).device):
-            try:
-                for factor in self.factors:
-                    factor.blob_draws = True
-                yield range(draws)
-            finally:
-                for factor in self.factors:
-                    factor.blob_draws = False
+    def drawing(self, draws: int, seed: int) -> Any:
+        return sampling(self.model, draws, seed)
 
 
 class Sora(PlainLora):

@@ -306,14 +306,16 @@ def _log_density(site: Any) -> Tensor:
 def _site_variable(name: str, site: Any, shape: torch.Size) -> Variable:
     """A latent site's draws, without the task dimensions that it does not have."""
     value, fn = site["value"], site["fn"]
-    own = _own_task_dims(site, shape)
     event = value.shape[value.dim() - fn.event_dim :]
-    value = value.reshape(len(value), *(size if has else 1 for size, has in zip(shape, own, strict=True)), *event)
-    for k in reversed(range(len(shape))):
-        if not own[k]:
-            value = value.squeeze(1 + k)
-    task_dims = [dim for dim, has in zip(_task_dims(shape), own, strict=True) if has]
-    return Variable(_numpy(value), (*task_dims, *_event_dims(name, len(event))))
+    sizes, dims = _own_tasks(site, shape)
+    return Variable(_numpy(value.reshape(len(value), *sizes, *event)), (*dims, *_event_dims(name, len(event))))
+
+
+def _own_tasks(site: Any, shape: torch.Size) -> tuple[list[int], list[str]]:
+    """Sizes and names of the task dimensions that a site has."""
+    own = _own_task_dims(site, shape)
+    kept = [(size, dim) for size, dim, has in zip(shape, _task_dims(shape), own, strict=True) if has]
+    return [size for size, _ in kept], [dim for _, dim in kept]
 
 
 def _prior_variable(site: Any, shape: torch.Size) -> Variable | None:
@@ -322,13 +324,9 @@ def _prior_variable(site: Any, shape: torch.Size) -> Variable | None:
         log_prob = site["fn"].log_prob(site["value"])
     except NotImplementedError:
         return None
-    own = _own_task_dims(site, shape)
+    sizes, dims = _own_tasks(site, shape)
     log_prob = log_prob.double().cpu().expand(len(site["value"]), *log_prob.shape[1:])
-    log_prob = log_prob.reshape(len(log_prob), *(n if has else 1 for n, has in zip(shape, own, strict=True)))
-    for k in reversed(range(len(shape))):
-        if not own[k]:
-            log_prob = log_prob.squeeze(1 + k)
-    return Variable(log_prob.numpy(), tuple(d for d, has in zip(_task_dims(shape), own, strict=True) if has))
+    return Variable(log_prob.reshape(len(log_prob), *sizes).numpy(), tuple(dims))
 
 
 def _unconstrained(site: Any) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
 from pp_models.adapters.low_rank_layer import RankParameter
-from pp_models.contract import Guide, ObjectiveOffers
+from pp_models.contract import Guide, ObjectiveOffers, refuse_data_ties
 from pp_models.data import Dataset
 
 
@@ -46,11 +46,7 @@ class AdapterGuide(Guide):
         Raises:
             ValueError: it is one; this guide is the same on both.
         """
-        if objective.name in ("npvi", "conditional-prior"):
-            raise ValueError(
-                f"objective: {objective.name!r} ties the guide on the context to the guide on the whole task, and "
-                f"{type(self).__name__} is the same whatever the data: no divergence is left. Use 'elbo'"
-            )
+        refuse_data_ties(self, objective)
 
     def sample_module(self, index: int, path: str, lora_A: Tensor, lora_B: Tensor) -> dict[str, Tensor]:
         """Samples the sites of one module, the ``index``-th of ``paths``; values by site."""

@@ -11,16 +11,12 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from guides.any_model.amortised_guide import AnyModelGuide
+from guides.raw_scale import raw_scale
 from pp_models.arguments import LAYERS, checked, optional
 from pp_models.single_precision import single
 
 #: least scale, in that of the prior
 LEAST_SCALE = 1e-6
-
-
-def raw_scale(scale: float) -> float:
-    """Softplus's inverse."""
-    return scale + math.log(-math.expm1(-scale))
 
 
 class AmortisedNormalGuide(AnyModelGuide):

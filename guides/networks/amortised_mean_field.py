@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from guides.networks.weight_guide import WeightGuide, initial_weight
+from guides.raw_scale import raw_scale
 from guides.set_encoder import SetEncoder
 from pp_models.arguments import SCALE, checked
 from pp_models.data import Dataset
@@ -41,7 +42,7 @@ class AmortisedMeanFieldGuide(WeightGuide):
             head = nn.Linear(width, 2 * shape[0] * shape[1])
             nn.init.normal_(head.weight, std=0.1 / math.sqrt(width * shape[1]))
             scale = initial_scale / math.sqrt(shape[1])
-            raw = scale + math.log(-math.expm1(-scale))  # softplus's inverse, whose expm1 would overflow
+            raw = raw_scale(scale)
             with torch.no_grad():
                 head.bias.copy_(torch.stack([initial_weight(shape), torch.full(shape, raw)]).flatten())
             self.heads.append(head)

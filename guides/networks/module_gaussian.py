@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from guides.networks.module_guide import ModuleGuide
+from guides.networks.swag import swag_gaussian
+from guides.raw_scale import raw_scale
 from pp_models.arguments import SCALE, WIDTH, checked
 from pp_models.data import DataError, Dataset
 from pp_models.networks.bayesian_module import BayesianModule
@@ -55,8 +57,7 @@ class ModuleLowRankGuide(JointModuleGuide):
     def __init__(self, model: BayesianModule, rank: int = 4, init_scale: float = 1e-2) -> None:
         super().__init__(model)
         loc = self.flat_loc().detach()
-        start = torch.tensor(init_scale, dtype=torch.float64).expm1().log().item()
-        self.raw_scale = nn.Parameter(torch.full_like(loc, start))
+        self.raw_scale = nn.Parameter(torch.full_like(loc, raw_scale(init_scale)))
         self.factor = nn.Parameter(0.1 * init_scale * torch.randn(len(loc), rank).to(loc))
 
     def distribution(self) -> TorchDistribution:
@@ -87,10 +88,7 @@ class ModuleSWAGGuide(JointModuleGuide):
         self.register_buffer("deviations", deviations)
 
     def distribution(self) -> TorchDistribution:
-        factor = single(self.deviations) / (2 * max(self.deviations.shape[-1] - 1, 1)) ** 0.5
-        # a weight that never moved still needs a density
-        spread = (single(self.variance) / 2).clamp_min(1e-10)
-        return dist.LowRankMultivariateNormal(single(self.flat_loc()), factor, spread)
+        return swag_gaussian(self.flat_loc(), self.variance, self.deviations)
 
 
 class FittedLaterGuide(JointModuleGuide):

@@ -9,8 +9,9 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from guides.raw_scale import raw_scale
 from pp_models.arguments import OPEN_SHARE, SCALE, checked
-from pp_models.contract import Guide, ObjectiveOffers
+from pp_models.contract import Guide, ObjectiveOffers, refuse_data_ties
 from pp_models.data import Dataset
 from pp_models.networks.bayesian_module import BayesianModule
 
@@ -49,11 +50,7 @@ class ModuleGuide(Guide):
         Raises:
             ValueError: it is one; this guide is the same on both.
         """
-        if objective.name in ("npvi", "conditional-prior"):
-            raise ValueError(
-                f"objective: {objective.name!r} ties the guide on the context to the guide on the whole task, and "
-                f"{type(self).__name__} is the same whatever the data: no divergence is left. Use 'elbo'"
-            )
+        refuse_data_ties(self, objective)
 
     def distributions(self) -> list[TorchDistribution]:
         """The distribution of each site, its event the parameter."""
@@ -88,7 +85,7 @@ class ModuleMeanFieldGuide(ModuleGuide):
     @checked(init_scale=SCALE)
     def __init__(self, model: BayesianModule, init_scale: float = 1e-2) -> None:
         super().__init__(model)
-        start = torch.tensor(init_scale, dtype=torch.float64).expm1().log().item()
+        start = raw_scale(init_scale)
         self.raw_scale = nn.ParameterList([nn.Parameter(torch.full_like(loc, start)) for loc in self.loc])
 
     def distributions(self) -> list[TorchDistribution]:

@@ -14,6 +14,13 @@ from pp_models.single_precision import single
 from pp_models.task_plates import task_plates
 
 
+def swag_gaussian(mean: Tensor, variance: Tensor, deviations: Tensor) -> dist.LowRankMultivariateNormal:
+    """N(mean, diag(variance) / 2 + D Dᵀ / (2 (K - 1))), batch ``*B``, event ``[P]``."""
+    factor = single(deviations) / (2 * max(deviations.shape[-1] - 1, 1)) ** 0.5
+    # a weight that never moved still needs a density
+    return dist.LowRankMultivariateNormal(single(mean), factor, (single(variance) / 2).clamp_min(1e-10))
+
+
 class SWAGGuide(WeightGuide):
     """All weights jointly N(mean, diag(variance)/2 + D Dᵀ / (2 (K - 1))) (Maddox et al. 2019).
 
@@ -40,10 +47,7 @@ class SWAGGuide(WeightGuide):
 
     def distribution(self) -> dist.LowRankMultivariateNormal:
         """The Gaussian, batch ``*B``, event ``[P]``."""
-        rank = self.deviations.shape[-1]
-        factor = single(self.deviations) / (2 * max(rank - 1, 1)) ** 0.5
-        # a weight that never moved still needs a density
-        return dist.LowRankMultivariateNormal(single(self.mean), factor, (single(self.variance) / 2).clamp_min(1e-10))
+        return swag_gaussian(self.mean, self.variance, self.deviations)
 
     def forward(self, data: Dataset) -> dict[str, Tensor]:
         """Samples all weights; of the data only the task dimensions are looked at."""

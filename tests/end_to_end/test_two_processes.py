@@ -101,7 +101,9 @@ def two_processes(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_are_one_with_the_tasks_of_both(name, two_processes, monkeypatch):
-    (first, loss), (second, other_loss) = (torch.load(two_processes / f"{name}-{rank}.pt") for rank in (0, 1))
+    (first, loss), (second, other_loss) = (
+        torch.load(two_processes / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1)
+    )
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert loss == other_loss
     assert load(two_processes / name)[0] == STEPS
