@@ -190,6 +190,14 @@ def _nvdp(
     return model, built, objectives.make("conditional-prior", **{"beta": task.beta, **objective})
 
 
+def _nvdp_class(task: TaskShape) -> tuple:
+    if not task.num_classes:
+        raise ValueError("model: got nvdp-class, which predicts classes; of numbers take nvdp")
+    model = network(task, depth=2)
+    guide = guides.BernoulliExpertGuide(model, width=task.width, rates="class", temperature=0.5)
+    return model, guide, objectives.make("conditional-prior", beta=task.beta)
+
+
 def _neural_process(task: TaskShape, latent: bool, path: bool, objective: str, attention: bool = False) -> tuple:
     model = neural_process(task, latent, path, attention)
     pooling = task.pooling or "mean"
@@ -359,6 +367,7 @@ METHODS: Registry[tuple[str, Callable[[TaskShape], tuple]]] = Registry(
         ),
         "nvdp-layer": ("NVDP with one rate a layer", lambda t: _nvdp(t, guide={"rates": "layer"})),
         "nvdp-full": ("NVDP with a rate for every weight", lambda t: _nvdp(t, guide={"rates": "full"})),
+        "nvdp-class": ("NVDP for few-shot classes: rates of a class's weights from its own examples", _nvdp_class),
         "bnnp": (
             "Bayesian neural network process: layerwise posteriors, learned prior, noise learned below 0.5",
             _bnnp,

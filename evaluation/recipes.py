@@ -34,7 +34,9 @@ class Recipe:
 DEFAULT = Recipe()
 #: the recipes that differ from it
 RECIPES: dict[str, Recipe] = {
-    **dict.fromkeys(("nvdp", "nvdp+path", "nvdp+det", "nvdp-layer", "nvdp-full"), Recipe(3e-3, width=48, beta=1.4)),
+    **dict.fromkeys(
+        ("nvdp", "nvdp+path", "nvdp+det", "nvdp-layer", "nvdp-full", "nvdp-class"), Recipe(3e-3, width=48, beta=1.4)
+    ),
     **dict.fromkeys(
         ("nmdp", "nmdp-conjugate", "nmdp-kernels", "cnp+path", "cnp+kernels", "convcnp", "np"), Recipe(2e-3)
     ),

@@ -38,18 +38,23 @@ ENTRIES: Registry[dict[str, Any]] = Registry(
         f"{model}-{tasks}": {"model": model, "tasks": tasks, **options}
         for model, tasks, options in (
             ("nvdp", "gp-rbf", {}),
-            ("nvdp+path", "gp-rbf", {}),
-            ("nmdp", "gp-mix-tnp", {}),
-            ("nvdp", "digits", {}),
-            ("bnnp", "gp-rbf-fixed", {}),
-            ("nmdp-strict", "branches", {}),
-            ("convcnp", "gp-mix-tnp", {"width": 60}),  # 64 are more than a megabyte
-            ("convcnp", "digits", {}),
             ("nvdp", "gp-rbf-fixed", {}),
+            ("nvdp+path", "gp-rbf-tnp", {}),
+            ("cnp+path", "gp-rbf-tnp", {}),
+            ("convcnp", "gp-rbf-tnp", {"width": 60}),  # 64 are more than a megabyte
+            ("nmdp-kernels", "gp-rbf-tnp", {}),
+            ("bnnp", "gp-rbf-fixed", {}),
+            ("nmdp", "gp-mix-tnp", {}),
+            ("nmdp-kernels", "gp-mix-tnp", {}),
+            ("convcnp", "gp-mix-tnp", {"width": 60}),
             ("tnp-d", "gp-mix-tnp", {}),
+            ("nmdp-strict", "branches", {}),
+            ("nvdp", "digits", {}),
             ("nvdp+path", "digits", {}),
-            ("cnp+path", "gp-rbf", {}),
-            ("convcnp", "gp-rbf", {"width": 60}),  # 64 are more than a megabyte
+            ("nmdp", "digits", {}),
+            ("convcnp", "digits", {}),
+            ("nvdp", "mnist", {}),
+            ("nmdp", "mnist", {}),
         )
     },
     "python -m guidebook.gallery --help",

@@ -31,6 +31,8 @@ from .networks.priors import GivenGaussianPrior as GivenGaussianPrior
 from .processes.conv_neural_process import ConvNeuralProcess as ConvNeuralProcess
 from .processes.distance_informed_process import DistanceInformedProcess as DistanceInformedProcess
 from .processes.neural_process import NeuralProcess as NeuralProcess
+from .processes.prototypical_network import ConvEmbedding as ConvEmbedding
+from .processes.prototypical_network import PrototypicalNetwork as PrototypicalNetwork
 from .processes.transformer_neural_process import TransformerNeuralProcess as TransformerNeuralProcess
 from .tasks.gp_oracle import oracle_joint_log_likelihood as oracle_joint_log_likelihood
 from .tasks.gp_oracle import oracle_log_likelihood as oracle_log_likelihood

@@ -241,6 +241,14 @@ EXPERIMENTS: Registry[Experiment] = Registry(
         "common/images": Experiment(
             "every method on images: one floor, one budget", "common_images:run", tasks=("digits", "mnist")
         ),
+        "common/few-shot": Experiment(
+            "every head on one embedding, few-shot classification of characters",
+            "common_few_shot:run",
+            tasks=[f"omniglot-{ways}way-{shots}shot" for ways in (5, 20) for shots in (1, 5)],
+        ),
+        "nvdp/label-noise": Experiment(
+            "few-shot classification with wrong labels in the whole task", "common_few_shot:run_label_noise"
+        ),
         "nvdp/ablations": Experiment("variational prior, KL scale, rate structure, path", "nvdp_ablations:run"),
     },
     "guidebook list experiments",

@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from guides.networks.dropout_normal import DropoutNormal, DropRates
 from guides.networks.weight_guide import WeightGuide, initial_weight
-from guides.set_encoder import SetEncoder
+from guides.set_encoder import SetEncoder, observed
 from pp_models.arguments import checked, number, one_of
 from pp_models.data import Dataset
+from pp_models.likelihoods import CategoricalLikelihood
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.parameter_module import mlp
 
 CLIPS = ("logit", "probability")
-RATES = ("product", "layer", "full")
+RATES = ("product", "layer", "full", "class")
 #: logit clips of the released code: the posterior given a context, and the prior given the whole task
 POSTERIOR_CLIP = (-2.0, 2.5)
 PRIOR_CLIP = (-4.0, 4.0)
@@ -55,6 +56,34 @@ class RateNetworks(nn.Module):
         return [head(h).reshape(*batch_shape, -1) for head, h in zip(self.heads, hidden, strict=True)]
 
 
+class ClassRates(nn.Module):
+    """Rate logits of a classifier's rows, each from the examples of its own class.
+
+    Args:
+        dim_x: input width.
+        width: of an example's embedding.
+        columns: weights of a row, its bias among them.
+        num_classes: rows.
+    """
+
+    def __init__(self, dim_x: int, width: int, columns: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.embed = mlp([dim_x, width, width, width])
+        self.head = mlp([width + 1, width, columns])
+
+    def forward(self, data: Dataset) -> Tensor:
+        """Logits ``[*B, C, columns]`` given examples ``[*B, N]``; those of a class without any read zeros."""
+        y = observed(data, self.num_classes)
+        shown = y * data.full_mask().unsqueeze(-1).to(y.dtype)  # [*B, N, C]
+        count = shown.sum(-2).unsqueeze(-1)
+        embedded = self.embed(data.x)
+        if data.mask is not None:  # absent inputs may be anything
+            embedded = torch.where(data.mask.unsqueeze(-1), embedded, torch.zeros_like(embedded))
+        mean = shown.mT @ embedded / count.clamp_min(1)
+        return self.head(torch.cat([mean, count.log1p() / 4], -1))
+
+
 class BernoulliExpertGuide(WeightGuide):
     """Neural Variational Dropout Processes (Jeon, Park and Kim, ICLR 2022).
 
@@ -73,7 +102,10 @@ class BernoulliExpertGuide(WeightGuide):
             :meth:`conditional_prior`, so that at the initial temperature P >= 0.009; training the temperature moves
             that bound. ``"probability"`` clips P itself to (0.01, 0.99) for both, as the paper says.
         rates: ``"product"`` (row × column × layer experts), ``"layer"`` (one rate a layer and one for its biases) or
-            ``"full"`` (a rate network output for each weight); the last two are for ablations.
+            ``"full"`` (a rate network output for each weight), which are for ablations; ``"class"`` for few-shot
+            classification, where a class's number means nothing outside its task: the last layer's θ is one row that
+            all classes share, and the rates of class c come from the mean embedding of its own examples. The layers
+            before it have products. (A reconstruction: the paper's few-shot code is not public.)
         pooling: pooling of the set encoder, see :class:`guides.set_encoder.SetEncoder`.
         temperature: τ of every layer at the start, learned within [0.5, 5]. The released code has 1.5, where the clip
             keeps every rate between 0.009 and 0.595, so that no weight falls below 0.4 θ; at 0.5 they reach from
@@ -112,28 +144,46 @@ class BernoulliExpertGuide(WeightGuide):
                     f"width {width}; they must be equal"
                 )
             self.representation_encoder = None
-        self.weights = nn.ParameterList([nn.Parameter(initial_weight(shape)) for shape in self.shapes])
+        self.by_class: ClassRates | None = None
+        if rates == "class":
+            if not isinstance(model.likelihood, CategoricalLikelihood):
+                raise ValueError("rates: got 'class', which needs a model with likelihood='categorical'")
+            self.by_class = ClassRates(model.dim_x, width, self.shapes[-1][1], model.dim_y)
+        # of a last layer by class one row stands for all
+        own = self.shapes if self.by_class is None else [*self.shapes[:-1], (1, self.shapes[-1][1])]
+        self.weights = nn.ParameterList([nn.Parameter(initial_weight(shape)) for shape in own])
         self.temperatures = nn.Parameter(torch.full((len(self.shapes),), float(temperature)))
-        self.rate_networks = RateNetworks(width, [self.rate_vector_length(i) for i in range(len(self.shapes))])
+        lengths = [self.rate_vector_length(i) for i in range(self.shared_layers)]
+        self.rate_networks = RateNetworks(width, lengths) if lengths else None
+
+    @property
+    def shared_layers(self) -> int:
+        """Layers whose rates come from the whole context: all but a last one whose rates come class by class."""
+        return len(self.shapes) - (self.by_class is not None)
 
     def rate_vector_length(self, index: int) -> int:
         """Outputs of a layer's rate network: k_in + k_out + 1 + k_out for the product of experts."""
         k_out, columns = self.shapes[index]
-        return {"product": columns - 1 + k_out + 1 + k_out, "layer": 2, "full": k_out * columns}[self.rate_structure]
+        product = columns - 1 + k_out + 1 + k_out
+        return {"layer": 2, "full": k_out * columns}.get(self.rate_structure, product)
 
     def representation(self, data: Dataset) -> Tensor | None:
         return self.encoder(data) if self.share_encoder else super().representation(data)
 
     def layer_rates(self, data: Dataset, clip: tuple[float, float] = POSTERIOR_CLIP) -> list[DropRates]:
         """The rates of each layer given the data."""
-        logits = self.rate_networks(self.encoder(data))
+        logits = [] if self.rate_networks is None else self.rate_networks(self.encoder(data))
+        if self.by_class is not None:
+            logits = [*logits, self.by_class(data)]
         if self.clip == "logit":
             logits = [u.clamp(*clip) for u in logits]
         temperatures = self.temperatures.clamp(*TEMPERATURES)
         found = []
-        for (k_out, columns), u, temperature in zip(self.shapes, logits, temperatures, strict=True):
+        for i, ((k_out, columns), u, temperature) in enumerate(zip(self.shapes, logits, temperatures, strict=True)):
             p = torch.sigmoid(u / temperature)
-            if self.rate_structure == "product":
+            if i >= self.shared_layers:
+                rates = DropRates(dense=p)
+            elif self.rate_structure in ("product", "class"):
                 row, column, layer, bias = p.split([columns - 1, k_out, 1, k_out], -1)
                 rates = DropRates(row, column, layer.squeeze(-1), bias)
             elif self.rate_structure == "layer":
@@ -149,7 +199,8 @@ class BernoulliExpertGuide(WeightGuide):
         return found
 
     def layer_distributions(self, data: Dataset, clip: tuple[float, float] = POSTERIOR_CLIP) -> list[TorchDistribution]:
-        return [DropoutNormal(w, r) for w, r in zip(self.weights, self.layer_rates(data, clip), strict=True)]
+        weights = [w.expand(shape) for w, shape in zip(self.weights, self.shapes, strict=True)]
+        return [DropoutNormal(w, r) for w, r in zip(weights, self.layer_rates(data, clip), strict=True)]
 
     def conditional_prior(self, data: Dataset) -> dict[str, Tensor]:
         """The same family given a whole task, with the wider logit clip: what the objective calls the prior."""

@@ -102,6 +102,19 @@ def from_few_shot(source: Any, labels: Any = None, **options: Any) -> FewShotTas
     return few_shot_tasks.from_few_shot(source, labels, **options)
 
 
+def few_shot(
+    name: str = "omniglot", split: str = "train", ways: int = 5, shots: int = 1, queries: int = 5,
+    batch_size: int = 16, seed: int = 0, **options: Any,
+) -> FewShotTasks:  # fmt: skip
+    """Few-shot tasks of Omniglot, or of one's own copy of mini-ImageNet or CIFAR-FS.
+
+    See :func:`pp_models.tasks.few_shot_data.few_shot`.
+    """
+    from pp_models.tasks import few_shot_data
+
+    return few_shot_data.few_shot(name, split, ways, shots, queries, batch_size, seed, **options)
+
+
 def gp(kernel: str | Sequence[str] = "rbf", batch_size: int = 16, seed: int = 0, **options: Any) -> GPTasks:
     """Gaussian-process regression tasks on a line; see :class:`GPTasks` for the options."""
     from pp_models.tasks.gp_tasks import GPTasks
