@@ -174,10 +174,15 @@ def _nvdp(
     **objective: Any,
 ) -> tuple:
     options = dict(guide or {})
-    features, depth = 0, 5
+    features: Any = 0
+    depth = 5
     if task.recipe != "paper":
         options = {"pooling": task.regression, "temperature": 0.5, **options}
         features, depth = INPUT_FEATURES, 4
+        if task.image_size is not None:
+            from pp_models.context_regression import FourierFeatures  # here: a list of methods loads no torch
+
+            features, depth = FourierFeatures(task.dim_x, INPUT_FEATURES, axes=True), 5
     if task.pooling is not None:
         options["pooling"] = task.pooling
     if task.shared_path:

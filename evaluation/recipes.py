@@ -5,7 +5,7 @@ Chosen on validation tasks of their own; `docs/recipes.md` has the evidence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,16 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def recipe(name: str) -> Recipe:
-    """The recipe of a method; the default one for a name that has none of its own."""
-    return RECIPES.get(name, DEFAULT)
+#: width of NVDP's networks on pictures
+NVDP_WIDTH_ON_PICTURES = 64
+
+
+def recipe(name: str, pictures: bool = False) -> Recipe:
+    """The recipe of a method; the default one for a name that has none of its own.
+
+    Args:
+        name: of the method.
+        pictures: whether tasks are the pixels of pictures.
+    """
+    found = RECIPES.get(name, DEFAULT)
+    return replace(found, width=NVDP_WIDTH_ON_PICTURES) if pictures and name.startswith("nvdp") else found

@@ -175,10 +175,14 @@ def configure(model: str, tasks: str, held: RunConfiguration | None = None, **gi
         own: dict[str, Any] = {name: getattr(held, name) for name in RECIPE_FIELDS}
     else:
         kind = given.get("recipe", "best")
-        own = {"recipe": kind, **asdict(OF_PAPERS if kind == "paper" else recipe(model))}
+        own = {"recipe": kind, **asdict(OF_PAPERS if kind == "paper" else recipe(model, _of_pictures(tasks)))}
     if "objective" in given:  # another one may have no KL to weigh
         own.pop("beta", None)
     return RunConfiguration(model, tasks, **own | given)
+
+
+def _of_pictures(tasks: str) -> bool:
+    return tasks in TASKS and TASKS[tasks].pictures
 
 
 def training_stream(configuration: RunConfiguration, own: FrameTasks | None = None) -> TaskStream:

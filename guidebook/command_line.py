@@ -315,7 +315,9 @@ def inspect(
 
 @app.command()
 def reproduce(
-    experiment: Annotated[str, typer.Argument(help="guidebook list experiments")],
+    experiment: Annotated[str, typer.Argument(help="guidebook list experiments, or all")] = "",
+    *,
+    listed: Annotated[bool, typer.Option("--list", help="every experiment, its claims and its time")] = False,
     scale: Annotated[str, typer.Option(help="smoke, small or paper")] = "small",
     seeds: Annotated[str, typer.Option(help="comma-separated seeds; 0,1,2 by default")] = "",
     out: Annotated[Path, typer.Option(help="folder for fits and results")] = Path("runs"),
@@ -327,9 +329,17 @@ def reproduce(
     """Runs an experiment and says which of its claims held. Called again, it skips what stands.
 
     Example: `guidebook reproduce nvdp/gp-random --scale small --seeds 0,1,2`
+    All: `guidebook reproduce all --scale small` runs every one, the most important first.
     """
     from evaluation.experiments.table import EXPERIMENTS
 
+    if listed or experiment == "all":
+        if cpu_seconds is not None or tasks or methods:
+            raise ValueError("cpu_seconds, tasks, methods: they are of single experiments; name one")
+        _reproduce_all(scale, _seeds(seeds) or None, out, device, listed)
+        return
+    if not experiment:
+        raise ValueError("experiment: none is given; it must be a name of guidebook reproduce --list, or all")
     EXPERIMENTS.check(experiment)
     from evaluation.experiments import reproduce as run
     from evaluation.experiments.experiment import check_table, summary
@@ -347,6 +357,22 @@ def reproduce(
     for title, table in outcome.tables.items() if EXPERIMENTS[experiment].tasks else ():
         show(title, table)
     say(f"wrote {results_folder(experiment, scale, out, cpu_seconds)}/report.html")
+
+
+def _reproduce_all(scale: str, seeds: list[int] | None, out: Path, device: str, listed: bool) -> None:
+    from evaluation.experiments.reproduction import plan, reproduce_all
+
+    table = plan(scale, seeds, out)
+    known = table[~table.stands].minutes.dropna()
+    show(f"experiments, {scale}; minutes of the last run in {out}", table.fillna({"minutes": "not timed"}))
+    if listed:
+        return
+    say(
+        f"{int((~table.stands).sum())} of {len(table)} to run; {len(known)} of them took {known.sum():.0f} min "
+        "when they last ran here, the others have not been timed"
+    )
+    _prepare()
+    show("what became of them", reproduce_all(scale, seeds, out, device=device, say=say)[["experiment", "outcome"]])
 
 
 @app.command("compare")

@@ -28,12 +28,20 @@ class FourierFeatures(Recorded, nn.Module):
         dim_x: input width.
         count: frequencies.
         lengthscale: the frequencies start as normal draws over it.
+        axes: they start along the axes instead, as many on each, at multiples of π/2: for inputs on the square
+            [-1, 1]², as pixels are.
+
+    Raises:
+        ValueError: frequencies along the axes that the number of inputs does not divide.
     """
 
-    def __init__(self, dim_x: int, count: int = 8, lengthscale: float = 0.25) -> None:
+    def __init__(self, dim_x: int, count: int = 8, lengthscale: float = 0.25, axes: bool = False) -> None:
         super().__init__()
+        if axes and count % dim_x:
+            raise ValueError(f"count: got {count}; along {dim_x} axes it must be a multiple of {dim_x}")
         self.dim_out = dim_x + 2 * count
-        self.frequencies = nn.Parameter(_frequencies(dim_x, count) / lengthscale)
+        start = _along_axes(dim_x, count // dim_x) if axes else _frequencies(dim_x, count) / lengthscale
+        self.frequencies = nn.Parameter(start)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[*B, N, dim_x]`` to ``[*B, N, dim_x + 2 count]``."""
@@ -219,6 +227,12 @@ class ContextRegression(nn.Module):
 def relative_evidence(log_evidence: Tensor, dtype: torch.dtype) -> Tensor:
     """Evidences of the heads beside one another, of a size that networks take: in [-2, 0] ``[*B, H]``."""
     return (torch.log_softmax(log_evidence, -1).clamp_min(-8) / 4).to(dtype)
+
+
+def _along_axes(dim_x: int, each: int) -> Tensor:
+    """Frequencies ``[dim_x, dim_x * each]``: π/2, π, … along each axis."""
+    steps = (torch.arange(each) + 1.0) * (math.pi / 2)
+    return torch.block_diag(*steps.expand(dim_x, each).unsqueeze(1).unbind(0))
 
 
 def _frequencies(dim_x: int, count: int) -> Tensor:

@@ -88,6 +88,7 @@ class Outcome:
         figures: matplotlib figures by file stem, with a caption each.
         notes: what a reader must know.
         tables: further tables by title.
+        seconds: that it took.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Outcome:
     figures: dict[str, tuple[Any, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class Results:
     checks: list[Check]
     notes: list[str]
     table: list[dict[str, str | float | bool | None]]
+    #: that the run took, fits among them that it did not find ready; None for a result of an earlier version
+    seconds: float | None = None
 
     __pydantic_config__ = STRICT
 
@@ -226,7 +230,7 @@ def write_outcome(outcome: Outcome, folder: Path) -> None:
     """
     folder = folder_of_outcome(folder)
     rows = json.loads(outcome.table.to_json(orient="records"))
-    result = Results(outcome.name, outcome.command, outcome.checks, outcome.notes, rows)
+    result = Results(outcome.name, outcome.command, outcome.checks, outcome.notes, rows, outcome.seconds)
     write_own(folder / RESULTS, sealed_json(asdict(result)))
     write_own(folder / "table.csv", outcome.table.to_csv(index=False).encode())
     for title, table in outcome.tables.items():

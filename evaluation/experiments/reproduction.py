@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from evaluation.experiments.experiment import SCALES, Outcome, Workshop, folder_of_outcome, write_outcome
+import pandas as pd
+
+from evaluation.experiments.claims import CLAIMS, NOT_RUN
+from evaluation.experiments.experiment import (
+    RESULTS,
+    SCALES,
+    Outcome,
+    Results,
+    Workshop,
+    folder_of_outcome,
+    write_outcome,
+)
 from evaluation.experiments.table import EXPERIMENTS
 from evaluation.methods import METHODS
+from pp_models.data import DataError
+from pp_models.files import FileError, read_checked_json
 
 
 def reproduce(
@@ -45,21 +60,129 @@ def reproduce(
         CheckpointError: the folder cannot be written to, or holds somebody's tables, pictures or report.
     """
     EXPERIMENTS.check(name)
+    seeds = _checked(scale, seeds)
+    options = _pieces(name, cpu_seconds, tasks, methods)
+    folder = folder_of_outcome(results_folder(name, scale, out, cpu_seconds))
+    workshop = Workshop(Path(out) / name.split("/")[0], progress, device)
+    start = time.monotonic()
+    outcome = EXPERIMENTS[name].run(scale, seeds, workshop, **options)
+    outcome.seconds = round(time.monotonic() - start, 1)
+    words = {"cpu-seconds": f"{cpu_seconds:g}"} if cpu_seconds is not None else {}
+    words |= {key: ",".join(given) for key, given in (("tasks", tasks), ("methods", methods)) if given is not None}
+    outcome.command = command_of(name, scale, seeds, **words)
+    write_outcome(outcome, folder)
+    return outcome
+
+
+def _checked(scale: str, seeds: list[int] | None) -> list[int]:
+    """The seeds of a run at a scale.
+
+    Raises:
+        ValueError: unknown scale, no seeds, a seed out of range or given twice.
+    """
     if scale not in SCALES:
         raise ValueError(f"scale: got {scale!r}; it must be one of {', '.join(SCALES)}")
     seeds = ([0] if scale == "smoke" else [0, 1, 2]) if seeds is None else seeds
     if not seeds or min(seeds) < 0 or max(seeds) >= 2**63 or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: got {seeds}; it must be non-negative integers below 2^63, each once, at least one")
-    options = _pieces(name, cpu_seconds, tasks, methods)
-    folder = folder_of_outcome(results_folder(name, scale, out, cpu_seconds))
-    workshop = Workshop(Path(out) / name.split("/")[0], progress, device)
-    outcome = EXPERIMENTS[name].run(scale, seeds, workshop, **options)
-    words = {"scale": scale, "seeds": ",".join(map(str, seeds))}
-    words |= {"cpu-seconds": f"{cpu_seconds:g}"} if cpu_seconds is not None else {}
-    words |= {key: ",".join(given) for key, given in (("tasks", tasks), ("methods", methods)) if given is not None}
-    outcome.command = f"guidebook reproduce {name} " + " ".join(f"--{key} {value}" for key, value in words.items())
-    write_outcome(outcome, folder)
-    return outcome
+    return seeds
+
+
+def command_of(name: str, scale: str, seeds: Sequence[int], **words: str) -> str:
+    """What one types to run an experiment so."""
+    words = {"scale": scale, "seeds": ",".join(map(str, seeds)), **words}
+    return f"guidebook reproduce {name} " + " ".join(f"--{key} {value}" for key, value in words.items())
+
+
+def important_first() -> list[str]:
+    """Every experiment, common ground first, then the families' own in turn, each in the order of the table.
+
+    Those come last that no claim but such as cannot be tested here rests on.
+    """
+    decisive = {name for cs in CLAIMS.values() for c in cs if c.stands != NOT_RUN for name in c.experiments}
+    families: dict[str, list[str]] = {}
+    for name in EXPERIMENTS:
+        families.setdefault(name.split("/")[0], []).append(name)
+    common = families.pop("common", [])
+    rounds = zip_longest(*families.values())
+    names = [*common, *(name for some in rounds for name in some if name is not None)]
+    return sorted(names, key=lambda name: name not in decisive)
+
+
+def standing(name: str, scale: str, out: str | Path) -> Results | None:
+    """The results of an experiment that stand in a folder; None where there are none, or none that can be read."""
+    path = results_folder(name, scale, out) / RESULTS
+    try:
+        return read_checked_json(path, Results, "the results of an experiment")
+    except (OSError, FileError):
+        return None
+
+
+def plan(scale: str = "small", seeds: list[int] | None = None, out: str | Path = "runs") -> pd.DataFrame:
+    """Every experiment in the order in which :func:`reproduce_all` runs them.
+
+    Columns: ``experiment``, ``what``, ``claims`` (rows of docs/results/index.md), ``minutes`` (that its last run in
+    this folder took; NaN where none did), ``stands`` (whether that run was of these seeds).
+
+    Args:
+        scale: as for :func:`reproduce`.
+        seeds: seeds.
+        out: folder of the runs.
+
+    Raises:
+        ValueError: unknown scale, or seeds out of range.
+    """
+    seeds = _checked(scale, seeds)
+    rows = []
+    for name in important_first():
+        found = standing(name, scale, out)
+        keys = [c.key for claims in CLAIMS.values() for c in claims if name in c.experiments]
+        minutes = math.nan if found is None or found.seconds is None else found.seconds / 60
+        stands = found is not None and found.command == command_of(name, scale, seeds)
+        rows.append([name, EXPERIMENTS[name].title, ", ".join(keys), minutes, stands])
+    return pd.DataFrame(rows, columns=["experiment", "what", "claims", "minutes", "stands"])
+
+
+def reproduce_all(
+    scale: str = "small",
+    seeds: list[int] | None = None,
+    out: str | Path = "runs",
+    progress: bool = True,
+    device: str = "cpu",
+    say: Callable[[str], None] = print,
+) -> pd.DataFrame:
+    """Runs every experiment, the most important first; what stands is skipped, and a kill costs the fit it was in.
+
+    One that cannot be run, for want of data or of a part that is not installed, is named with its reason, and the next
+    goes on.
+
+    Args:
+        scale: as for :func:`reproduce`, as are the rest.
+        seeds: seeds.
+        out: folder of the runs.
+        progress: show progress.
+        device: where to train.
+        say: what is told of each.
+
+    Returns:
+        :func:`plan`'s table with a column ``outcome``: ``"stands"``, how many claims held, or why it was not run.
+    """
+    table = plan(scale, seeds, out)
+    outcomes = []
+    for name, stands in zip(table.experiment, table.stands, strict=True):
+        if stands:
+            outcomes.append("stands")
+            say(f"{name}: stands")
+            continue
+        try:
+            outcome = reproduce(name, scale, seeds, out, progress, device)
+        except (DataError, ImportError, OSError, ValueError) as error:
+            outcomes.append(f"not run: {error}")
+        else:
+            claims = [check.holds for check in outcome.checks if check.holds is not None]
+            outcomes.append(f"{sum(claims)} of {len(claims)} claims held")
+        say(f"{name}: {outcomes[-1]}")
+    return table.assign(outcome=outcomes)
 
 
 def results_folder(name: str, scale: str, out: str | Path, cpu_seconds: float | None = None) -> Path:

@@ -30,6 +30,7 @@ class TaskDistribution:
         beta: weight of NVDP's KL that suits it (1.4 for regression on functions, 0.5 for images; docs/papers/nvdp.md).
         min_scale: floor of the standard deviation at which methods are compared on it.
         shows_progress: whether its streams take ``progress``, for a download.
+        pictures: whether a task is the pixels of a picture.
     """
 
     description: str
@@ -38,6 +39,7 @@ class TaskDistribution:
     beta: float = 1.4
     min_scale: float = 0.1
     shows_progress: bool = False
+    pictures: bool = False
 
 
 def _gp(kernel: str, description: str, **options: Any) -> TaskDistribution:
@@ -62,11 +64,10 @@ def _table(table: str, description: str, division: str = "random") -> TaskDistri
     return _with_splits(partial(tasks.multi_output, division=division), description, table)
 
 
-def _images(name: str, description: str) -> TaskDistribution:
-    train = partial(tasks.images, name, "train")
-    return TaskDistribution(
-        description, train, partial(tasks.images, name, "test", full_image=True), beta=0.5, shows_progress=True
-    )
+def _images(name: str, description: str, max_points: int | None = None, **counts: Any) -> TaskDistribution:
+    train = partial(tasks.images, name, "train", max_points=max_points, **counts)
+    test = partial(tasks.images, name, "test", full_image=True, **counts)
+    return TaskDistribution(description, train, test, beta=0.5, shows_progress=True, pictures=True)
 
 
 TASKS: Registry[TaskDistribution] = Registry(
@@ -116,7 +117,9 @@ TASKS: Registry[TaskDistribution] = Registry(
         "ecg5000": _with_splits(tasks.ecg, "single heartbeats (UCR ECG5000)", "ecg5000"),
         "abalone": _with_splits(tasks.abalone, "rings of abalones, a task a sex"),
         "era5": _with_splits(tasks.era5, "precipitation from your own ERA5-Land files"),
-        "digits": _images("digits", "completion of 8x8 digits (scikit-learn's, no download)"),
+        "digits": _images(
+            "digits", "completion of 8x8 digits (scikit-learn's, no download)", max_points=64, num_context=(3, 48)
+        ),
         "mnist": _images("mnist", "completion of MNIST digits"),
         "emnist": _images("emnist", "completion of EMNIST letters and digits"),
         "emnist-unseen": _images("emnist-unseen", "EMNIST classes 10 to 46, for models trained on digits"),
