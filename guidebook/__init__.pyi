@@ -57,6 +57,7 @@ from pp_models import BayesianModule as BayesianModule
 from pp_models import BayesianNetwork as BayesianNetwork
 from pp_models import BernoulliLikelihood as BernoulliLikelihood
 from pp_models import CategoricalLikelihood as CategoricalLikelihood
+from pp_models import ConvEmbedding as ConvEmbedding
 from pp_models import ConvNeuralProcess as ConvNeuralProcess
 from pp_models import DataError as DataError
 from pp_models import Dataset as Dataset
@@ -72,6 +73,7 @@ from pp_models import LogUniformPrior as LogUniformPrior
 from pp_models import LowRankAdapted as LowRankAdapted
 from pp_models import MixtureDensityNetwork as MixtureDensityNetwork
 from pp_models import NeuralProcess as NeuralProcess
+from pp_models import PrototypicalNetwork as PrototypicalNetwork
 from pp_models import StickBreaking as StickBreaking
 from pp_models import StudentTHeadLikelihood as StudentTHeadLikelihood
 from pp_models import TaskBatch as TaskBatch

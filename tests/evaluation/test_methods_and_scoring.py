@@ -17,6 +17,8 @@ from inference import fit, predict
 from pp_models import BayesianNetwork, Dataset, GaussianHeadLikelihood, TaskBatch, oracle_log_likelihood, tasks
 from pp_models.tasks.image_tasks import ImageTasks
 
+#: nvdp-class predicts classes alone
+OF_NUMBERS = [name for name in METHODS if name != "nvdp-class"]
 COLUMNS = ["m", *SCORES, "rmse", "crps", "within_1sd", "within_2sd", "sd"]
 CEILING = -math.log(0.1) - 0.5 * math.log(2 * math.pi)  # a point at the mean of a Gaussian head with floor 0.1
 
@@ -27,7 +29,7 @@ def batches():
     return [stream.batch(i) for i in range(2)]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OF_NUMBERS)
 def test_a_method_trains_predicts_and_is_scored(batches, name):
     method = build(name, TaskShape(1, 1, 16))
     assert method.name == name
@@ -46,12 +48,26 @@ def test_a_method_trains_predicts_and_is_scored(batches, name):
     assert found.within_1sd.between(0, 1).all() and (found.within_2sd >= found.within_1sd).all()
 
 
+def test_rates_by_class_are_of_classes_alone():
+    x, labels = torch.randn(60, 4), torch.arange(60) // 6
+    stream = tasks.from_few_shot(x, labels, ways=3, shots=1, queries=2, batch_size=4)
+    method = build("nvdp-class", TaskShape(4, 3, 8, num_classes=3))
+    before = [p.detach().clone() for p in method.guide.parameters()]
+    fit(method.model, method.guide, stream, method.objective, steps=3, progress=False)
+    assert any(not torch.equal(a, b) for a, b in zip(before, method.guide.parameters(), strict=True))
+    batch = stream.batch(9)
+    found = predict(method.model, method.guide, batch.context, batch.target.x, 4)
+    assert found.mean.shape == (4, 6, 3) and found.log_prob(batch.target.y).isfinite().all()
+    with pytest.raises(ValueError, match=r"^model: got nvdp-class, which predicts classes; of numbers take nvdp$"):
+        build("nvdp-class", TaskShape(1, 1, 8))
+
+
 def has_a_head(name):
     likelihood = build(name, TaskShape(1, 1, 8)).model.likelihood
     return isinstance(likelihood, GaussianHeadLikelihood)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OF_NUMBERS)
 def test_one_floor_for_every_head(name):
     assert has_a_head(name) or name in ("bnnp", "bnam")
     if has_a_head(name):
@@ -126,7 +142,7 @@ def test_a_part_that_is_named_is_in_the_method(name, part):
     assert shapes[0] != shapes[1]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", OF_NUMBERS)
 def test_a_part_that_a_method_does_not_have_is_refused(name):
     for part in set(NAMED) - set(PARTS.get(name, ())):
         with pytest.raises(

@@ -219,6 +219,9 @@ def model_surface() -> list[Surface]:
         Surface("NeuralProcess", gb.NeuralProcess, {"attention": FLAGS}, process_outputs),
         Surface("ConvNeuralProcess", gb.ConvNeuralProcess, convolution, process_outputs),
         Surface("TransformerNeuralProcess", gb.TransformerNeuralProcess, {}, process_outputs),
+        Surface("PrototypicalNetwork", gb.PrototypicalNetwork, {
+            "num_classes": integers(2, 3), "embedding": made(lambda: nn.Linear(1, 4)),
+        }, lambda model: [p.detach() for p in model.parameters()]),
         Surface("DistanceInformedProcess", gb.DistanceInformedProcess, distance, process_outputs),
         Surface("LowRankAdapted", gb.LowRankAdapted, {
             "backbone": made(lambda: nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 1))), "targets": names(["0"], "0"),

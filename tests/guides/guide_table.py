@@ -261,6 +261,7 @@ ROWS: dict[str, Row] = {
     "nvdp probability": Row(of_network(BernoulliExpertGuide, width=8, clip="probability"), "conditional-prior"),
     "nvdp layer": Row(of_network(BernoulliExpertGuide, width=8, rates="layer"), "conditional-prior"),
     "nvdp full": Row(of_network(BernoulliExpertGuide, width=8, rates="full"), "conditional-prior"),
+    "nvdp class": Row(of_network(BernoulliExpertGuide, width=8, rates="class"), "conditional-prior"),
     "nvdp attention": Row(of_network(BernoulliExpertGuide, width=8, pooling="attention"), "conditional-prior"),
     "nvdp set-transformer": Row(
         of_network(BernoulliExpertGuide, width=8, pooling="set-transformer"), "conditional-prior"
