@@ -53,8 +53,9 @@ def score_tasks(
         full = batch.full
         prediction = predict(model, guide, batch.context, full, num_samples, weights=weights, seed=seed + number)
         found = log_likelihoods(prediction, batch)
-        y, is_target = full.y, full.full_mask().clone()
-        is_target[..., : batch.context.num_points] = False
+        y = full.y
+        asked = torch.arange(full.num_points, device=full.x.device) >= batch.context.num_points
+        is_target = full.known_mask() & (asked if full.observed is None else asked.unsqueeze(-1))
         assert y is not None
         columns = {
             "m": batch.context.counts,
