@@ -164,10 +164,14 @@ def test_a_folder_opens_in_another_process(tmp_path):
     torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), prediction(model, guide).mean.flatten())
 
 
-def test_folders_of_this_version_are_opened_by_later_ones():
-    saved = gb.load(FIXTURE)
-    expected = json.loads((FIXTURE.parent / "saved_by_0_1.json").read_text())
-    table = sensor_table(6).dropna().reset_index(drop=True)
+@pytest.mark.parametrize("version", ["0_1", "0_2"])
+def test_folders_of_released_versions_are_opened_by_later_ones(version):
+    """0.2 has a given prior and rows that lack an output."""
+    saved = gb.load(FIXTURE.with_name(f"saved_by_{version}"))
+    expected = json.loads((FIXTURE.parent / f"saved_by_{version}.json").read_text())
+    table = sensor_table(6)
+    table = (table.dropna() if version == "0_1" else table).reset_index(drop=True)
+    assert saved.tasks.missing_outputs == (version != "0_1")
     table.loc[::2, Y] = None
     found = saved.predict(table, weights="mean").to_dataframe()
     assert found["y1_mean"].tolist() == pytest.approx(expected["y1_mean"], rel=1e-6)
