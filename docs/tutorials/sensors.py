@@ -83,9 +83,8 @@ found = gb.predict_frame(model, guide, unseen, tasks, num_samples=100, seed=0)
 frame = found.to_dataframe()
 inside = truth[frame.index].between(frame["co2_q0.05"], frame["co2_q0.95"])[truth[frame.index].notna()]
 print(f"{year}: {inside.mean():.0%} of the other weeks inside the 90 % interval, which is")
-print(
-    f"{(frame['co2_q0.95'] - frame['co2_q0.05']).mean():.1f} ppm wide; all years span {np.ptp(table['co2'].dropna()):.0f}"
-)
+wide = (frame["co2_q0.95"] - frame["co2_q0.05"]).mean()
+print(f"{wide:.1f} ppm wide; all years span {np.ptp(table['co2'].dropna()):.0f}")
 
 # %%
 figure, axes = plt.subplots(figsize=(7, 3.5))
@@ -106,7 +105,7 @@ print(gb.verdict(model, guide, [tasks.validation.batch(i) for i in range(6)], ob
 
 # %% [markdown]
 # With NOAA's file this page saw: 93 % of the other weeks inside an interval 1.7 ppm wide, where all years span 93 ppm;
-# TRUST, for 95 % intervals hold 92 ± 1 % and the mean explains the given points as a Gaussian process of the year would.
+# TRUST, for 95 % intervals hold 92 ± 1 % and the mean explains the given points as a Gaussian process of a year does.
 #
 # `validation` and `test` are few years, and years far above all training ones ask for extrapolation: split by time
 # (`forecast=True` within a task; by hand between tasks) where that is what the model is for.
