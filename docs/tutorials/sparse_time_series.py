@@ -99,5 +99,5 @@ print(gb.verdict(model, guide, [tasks.validation.batch(i) for i in range(4)], ob
 # %% [markdown]
 # With ECG200 it was not to be trusted, and for the better reason of the two: too cautious. Intervals of 50 % held
 # 62 ± 2 % of the samples, those of 95 % held 98 %; its likelihood was well above the marginal's and that of a Gaussian
-# process fitted to each context (-0.78 against -1.42 and -1.34 nats). Beats are smooth between spikes, and one width of noise a kernel
-# covers both: longer training narrows it, and a verdict that is read decides when it is enough.
+# process fitted to each context (-0.78 against -1.42 and -1.34 nats). Beats are smooth between spikes, and one width of
+# noise a kernel covers both: longer training narrows it, and a verdict that is read decides when it is enough.
