@@ -256,6 +256,7 @@ def predict_command(
     quantiles: Annotated[str, typer.Option(help="comma-separated levels; two are an interval")] = "0.05,0.95",
     draws: Annotated[int, typer.Option(help="posterior draws")] = 200,
     seed: Annotated[int, typer.Option(help="seed of the draws")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "cpu",
 ) -> None:
     """Predicts the rows of a table that lack outputs, given those of their task that have them.
 
@@ -266,12 +267,16 @@ def predict_command(
     if out.suffix.lower() not in (".csv", ".parquet"):
         raise ValueError(f"out: got {str(out)!r}; its name must end in .csv or .parquet")
     from guidebook.saving import load
+    from inference.training_setup import make_fabric
     from pp_models.files import make_folder, replaced_atomically
 
     _prepare()
 
     levels = [_number(word, "quantiles") for word in _split(quantiles)]
-    prediction = _noting(load(run).predict, data, draws, seed=seed)
+    saved, place = load(run), make_fabric(device, "32-true").device
+    for part in (saved.model, saved.guide):
+        part.to(place)
+    prediction = _noting(saved.predict, data, draws, seed=seed)
     table = prediction.to_dataframe(levels)
     make_folder(out.absolute().parent, "out")
     with replaced_atomically(out.absolute()) as partial:
@@ -384,6 +389,7 @@ def compare_command(
         str | None,
         typer.Option(help="run on a Ray cluster: local for this machine's cores, auto, ray://HOST:10001 …"),
     ] = None,
+    device: Annotated[str, typer.Option(help="where to train: auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
     """Trains every model with every guide under every objective, and sets them side by side.
 
@@ -423,6 +429,7 @@ def compare_command(
         out=out,
         retry_failed=retry_failed,
         ray=ray,
+        device=device,
     )
     found = summarise(table)
     found = found[found["runs"] > 0]

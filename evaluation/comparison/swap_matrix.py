@@ -157,6 +157,7 @@ def compare(
     out: str | Path | None = None,
     retry_failed: bool = False,
     ray: str | None = None,
+    device: Any = "auto",
     progress: bool = True,
 ) -> pd.DataFrame:
     """Trains every combination and scores it on held-out tasks.
@@ -196,6 +197,7 @@ def compare(
         ray: run cells as tasks of a Ray cluster, one core each: ``"local"`` for this machine's, or an address. A cell
             whose worker dies is run again, twice. With ``out`` on a file system that all nodes see, such a cell goes on
             from its checkpoint.
+        device: where to train, as for :func:`inference.fit`.
         progress: show a bar over the cells.
 
     Returns:
@@ -237,7 +239,7 @@ def compare(
     with Stages(progress) as shown:
         shown.begin("comparing", len(cells), len(done))
         left = [cell for cell in cells if cell not in done]
-        work = partial(_run, makers=makers, streams=streams, settings=settings, folder=folder)
+        work = partial(_run, makers=makers, streams=streams, settings=settings, folder=folder, device=device)
         for cell, found in map(lambda c: (c, work(c)), left) if ray is None else _on_ray(work, left, ray):
             done[cell] = found
             shown.rename(f"{cell.model} · {cell.guide} · {cell.objective} · seed {cell.seed}")
@@ -310,7 +312,9 @@ def _on_ray(work: Callable[[_Cell], dict], cells: list[_Cell], address: str) -> 
         yield cell, found
 
 
-def _run(cell: _Cell, makers: _Makers, streams: GridTasks, settings: GridSettings, folder: Path | None) -> dict:
+def _run(
+    cell: _Cell, makers: _Makers, streams: GridTasks, settings: GridSettings, folder: Path | None, device: Any = "auto"
+) -> dict:
     """Trains and scores one cell; its row and gradient noise, which are also on disk when it returns."""
     row = _empty_row(cell)
     noise: list[dict[str, Any]] = []
@@ -331,6 +335,7 @@ def _run(cell: _Cell, makers: _Makers, streams: GridTasks, settings: GridSetting
             seed=cell.seed,
             optimizer=partial(torch.optim.Adam, lr=settings.learning_rate, fused=True),
             max_grad_norm=settings.max_grad_norm,
+            device=device,
             checkpoint_dir=None if own is None else own / "fit",
             resume=True,
             progress=False,
