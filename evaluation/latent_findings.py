@@ -185,18 +185,19 @@ def _features(batches: Sequence[Any], whole: bool) -> tuple[list[str], Tensor]:
         data = batch
         if isinstance(batch, TaskBatch):
             data = batch.full if whole or not batch.context.num_points else batch.context
-        x, mask = data.x.double(), data.full_mask()
+        x, mask, known = data.x.double(), data.full_mask(), data.output_mask()
         y = data.y.double() if data.y.dim() == x.dim() else one_hot(torch.where(mask, data.y, 0)).double()
-        x, y, mask = x.flatten(0, -3), y.flatten(0, -3), mask.flatten(0, -2)
+        known = known if data.observed is not None else mask.unsqueeze(-1)
+        x, y, mask, known = x.flatten(0, -3), y.flatten(0, -3), mask.flatten(0, -2), known.flatten(0, -3)
         features = [mask.sum(-1, keepdim=True).double().log1p()]
         names = ["number of points"]
-        for label, values in (("x", x), ("y", y)):
-            mean, sd = _moments(values, mask)
+        for label, values, there in (("x", x, mask.unsqueeze(-1)), ("y", y, known)):
+            mean, sd = _moments(values, there)
             features += [mean, sd.clamp_min(1e-6).log()]
             width = values.shape[-1]
             labels = [label] if width == 1 else [f"{label}{k}" for k in range(width)]
             names += [f"level of {each}" for each in labels] + [f"spread of {each}" for each in labels]
-        features.append(_roughness(x, y, mask))
+        features.append(_roughness(x, y, mask, known))
         names.append("roughness of y along x")
         rows.append(torch.cat(features, -1))
     width = max((row.shape[1] for row in rows), default=0)
@@ -204,22 +205,23 @@ def _features(batches: Sequence[Any], whole: bool) -> tuple[list[str], Tensor]:
 
 
 def _moments(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over existing points ``[T, D]``."""
-    weight = mask.unsqueeze(-1).double()
-    count = weight.sum(-2).clamp_min(1)
-    values = torch.where(mask.unsqueeze(-1), values, torch.zeros_like(values))
+    """Mean and standard deviation ``[T, D]`` over what exists by a mask ``[T, N, 1 or D]``."""
+    count = mask.double().sum(-2).clamp_min(1)
+    values = torch.where(mask, values, torch.zeros_like(values))
     mean = values.sum(-2) / count
-    square = torch.where(mask.unsqueeze(-1), values - mean.unsqueeze(-2), torch.zeros_like(values)).square()
+    square = torch.where(mask, values - mean.unsqueeze(-2), torch.zeros_like(values)).square()
     return mean, (square.sum(-2) / count).sqrt()
 
 
-def _roughness(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+def _roughness(x: Tensor, y: Tensor, mask: Tensor, known: Tensor) -> Tensor:
     """Log of the squared difference to the nearest point over the variance ``[T, 1]``: small for smooth functions."""
     distance = torch.cdist(x, x)
     nobody = ~mask.unsqueeze(-2) | torch.eye(x.shape[-2], dtype=torch.bool, device=x.device)
     nearest = distance.masked_fill(nobody, math.inf).argmin(-1)
-    step = y - y.gather(-2, nearest.unsqueeze(-1).expand_as(y))
+    index = nearest.unsqueeze(-1).expand_as(y)
+    both = known.expand_as(y) & known.expand_as(y).gather(-2, index)
+    step = torch.where(both, y - y.gather(-2, index), torch.zeros_like(y))
     count = mask.sum(-1, keepdim=True).double()
     square = torch.where(mask, step.square().sum(-1), torch.zeros_like(step[..., 0])).sum(-1, keepdim=True)
-    total = _moments(y, mask)[1].square().sum(-1, keepdim=True) * count
+    total = _moments(y, known)[1].square().sum(-1, keepdim=True) * count
     return torch.where(count > 2, (square / total.clamp_min(1e-12)).clamp_min(1e-6).log(), torch.nan)

@@ -58,6 +58,7 @@ class TaskShape:
         input_features: sines and cosines of x, each, that a network reads beside x.
         experts: of a mixture.
         num_classes: of tasks whose y is a class, with ``dim_y`` as many; 0 for numbers.
+        missing_outputs: whether single outputs may be missing, so that guides are to be told which.
     """
 
     dim_x: int
@@ -74,6 +75,7 @@ class TaskShape:
     input_features: int | None = None
     experts: str | None = None
     num_classes: int = 0
+    missing_outputs: bool = False
 
     @property
     def head(self) -> Likelihood:
@@ -96,6 +98,7 @@ class TaskShape:
             width: hidden width of every network.
             **options: other fields.
         """
+        options.setdefault("missing_outputs", getattr(stream, "missing_outputs", False))
         batch = stream.batch(0)
         x, y = batch.full.x, batch.full.y
         if x.shape[-1] == 2 and stream.image_size is not None:
@@ -120,6 +123,7 @@ def network(
         options |= {"path": task.path, "path_dim": task.width}
     if task.input_features is not None:
         options["input_features"] = task.input_features
+    options.setdefault("missing_outputs", task.missing_outputs)
     found: Any = task.head if likelihood is None else likelihood
     outputs = task.dim_y if task.num_classes or likelihood is not None else 2 * task.dim_y
     sizes = [task.dim_x, *[task.width] * (depth - 1), outputs]
@@ -141,6 +145,7 @@ def neural_process(
         width=task.width,
         likelihood=task.head,
         path=reads,
+        missing_outputs=task.missing_outputs,
     )
 
 
@@ -155,14 +160,25 @@ def convolutional(task: TaskShape) -> pp_models.ConvNeuralProcess:
 def distance_informed(task: TaskShape) -> pp_models.DistanceInformedProcess:
     """A process with global and local latents for a task distribution."""
     return pp_models.DistanceInformedProcess(
-        task.dim_x, task.dim_y, task.width, task.width, task.width, likelihood=task.head
+        task.dim_x,
+        task.dim_y,
+        task.width,
+        task.width,
+        task.width,
+        likelihood=task.head,
+        missing_outputs=task.missing_outputs,
     )
 
 
 def transformer(task: TaskShape) -> pp_models.TransformerNeuralProcess:
     """A TNP-D for a task distribution: 6 layers of 4 heads."""
     return pp_models.TransformerNeuralProcess(
-        task.dim_x, task.dim_y, task.width, feedforward=2 * task.width, likelihood=task.head
+        task.dim_x,
+        task.dim_y,
+        task.width,
+        feedforward=2 * task.width,
+        likelihood=task.head,
+        missing_outputs=task.missing_outputs,
     )
 
 
@@ -272,6 +288,7 @@ def mixture(
         representation_dim=task.width,
         path=task.path or "attention",
         features=features or ("fourier" if task.dim_x == 1 else "learned"),
+        missing_outputs=task.missing_outputs,
     )
 
 
@@ -313,7 +330,15 @@ def _bnnp(task: TaskShape, attention: bool = False) -> tuple:
     prior = pp_models.LearnedGaussianPrior("unit")
     if attention:
         model: pp_models.BayesianNetwork = pp_models.BayesianAttentionNetwork(
-            task.dim_x, task.dim_y, task.width, 1, 4, prior=prior, likelihood=likelihood, activation="silu"
+            task.dim_x,
+            task.dim_y,
+            task.width,
+            1,
+            4,
+            prior=prior,
+            likelihood=likelihood,
+            activation="silu",
+            missing_outputs=task.missing_outputs,
         )
     else:
         paper = task.recipe == "paper"
@@ -323,7 +348,12 @@ def _bnnp(task: TaskShape, attention: bool = False) -> tuple:
         hidden = [task.width, task.width] if paper else [min(task.width, BNNP_WIDTH)]
         sizes = [task.dim_x, *hidden, task.dim_y]
         model = pp_models.BayesianNetwork(
-            sizes, prior=prior, likelihood=likelihood, activation="silu", input_features=features
+            sizes,
+            prior=prior,
+            likelihood=likelihood,
+            activation="silu",
+            input_features=features,
+            missing_outputs=task.missing_outputs,
         )
     return model, guides.BNNWeightGuide(model), objectives.make("pp-avi", num_particles=8)
 

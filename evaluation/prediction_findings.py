@@ -51,14 +51,12 @@ def judge_predictions(
         y = batch.target.y
         assert y is not None
         found = predict(model, guide, batch.context, batch.target.without_y(), draws, seed=seed + number)
-        mask = batch.target.full_mask()
-        log_prob = torch.where(mask, found.log_prob(filled(y, mask)), 0.0)
-        own_scores.append(log_prob.sum(-1) / mask.sum(-1))
+        mask, points = batch.target.known_mask(), batch.target.full_mask().sum(-1)
+        own_scores.append(found.log_prob(y, mask).sum(-1) / points)
         if len(batch.context) > 1 and batch.context.num_points:
             order = (torch.arange(len(batch.context)) + 1) % len(batch.context)
             swapped = predict(model, guide, batch.context[order], batch.target.without_y(), draws, seed=seed + number)
-            other = torch.where(mask, swapped.log_prob(filled(y, mask)), 0.0)
-            other_scores.append(other.sum(-1) / mask.sum(-1))
+            other_scores.append(swapped.log_prob(y, mask).sum(-1) / points)
         discrete = discrete or not y.dtype.is_floating_point
         if discrete:
             sure, chosen = found.mean.max(-1)
@@ -281,13 +279,8 @@ def judge_sharpness(
     )
 
 
-def filled(y: Tensor, mask: Tensor) -> Tensor:
-    """Observations with zeros where no point exists."""
-    return torch.where(mask.reshape(mask.shape + (1,) * (y.dim() - mask.dim())), y, torch.zeros_like(y))
-
-
 def task_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the existing points and outputs of a task ``[T]``."""
-    weight = mask.unsqueeze(-1).to(values.dtype).expand_as(values)
+    """Mean over the points and outputs of a task ``[T]`` that a mask of either keeps."""
+    weight = (mask if mask.shape == values.shape else mask.unsqueeze(-1)).to(values.dtype).expand_as(values)
     total = torch.where(weight > 0, values, torch.zeros_like(values)).sum((-1, -2))
     return total / weight.sum((-1, -2)).clamp_min(1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inference.predict import predict
-from pp_models.data import TaskBatch
+from pp_models.data import Dataset, TaskBatch
 
 #: tasks that a GP is fitted to, and context points of each
 MOST_TASKS, MOST_POINTS = 16, 200
@@ -48,10 +48,13 @@ def references(model: Any, guide: Any, batches: Sequence[TaskBatch], draws: int,
         draws: of the guide's predictions.
         seed: of those draws.
     """
-    pooled = torch.cat([_points(b.context.y, b.context.full_mask()) for b in batches])
+    pooled = torch.cat([_points(b.context) for b in batches])
     if len(pooled) < 2:  # no context anywhere: the targets' own spread
-        pooled = torch.cat([_points(b.target.y, b.target.full_mask()) for b in batches])
-    marginal = torch.distributions.Normal(pooled.mean(0), pooled.std(0).clamp_min(1e-6))
+        pooled = torch.cat([_points(b.target) for b in batches])
+    centre = pooled.nanmean(0)
+    count = (~pooled.isnan()).sum(0)
+    spread = ((pooled - centre).square().nansum(0) / (count - 1).clamp_min(1)).sqrt()
+    marginal = torch.distributions.Normal(centre, spread.clamp_min(1e-6), validate_args=False)
     marginals, gps, gp_explained, own_explained = [], [], [], []
     left = MOST_TASKS
     for number, batch in enumerate(batches):
@@ -64,7 +67,7 @@ def references(model: Any, guide: Any, batches: Sequence[TaskBatch], draws: int,
         for task in range(flat):
             given, asked = context[2][task], target[2][task]
             y = target[1][task][asked].double()
-            marginals.append(float(marginal.log_prob(y.to(pooled.dtype)).sum(-1).mean()) if len(y) else math.nan)
+            marginals.append(float(marginal.log_prob(y.to(pooled.dtype)).nansum(-1).mean()) if len(y) else math.nan)
             if left <= 0 or fitted is None or int(given.sum()) < LEAST_POINTS or not len(y):
                 gps.append(math.nan)
                 gp_explained.append(math.nan)
@@ -79,25 +82,27 @@ def references(model: Any, guide: Any, batches: Sequence[TaskBatch], draws: int,
     return References(*(torch.tensor(v, dtype=torch.float64) for v in (marginals, gps, gp_explained, own_explained)))
 
 
-def _points(y: Tensor | None, mask: Tensor) -> Tensor:
-    assert y is not None
-    return y[mask].double()
+def _points(data: Dataset) -> Tensor:
+    """Outputs of the existing points ``[n, Dy]``, NaN where one is missing."""
+    assert data.y is not None
+    return data.y.masked_fill(~data.output_mask(), math.nan)[data.full_mask()].double()
 
 
 def _flat(data: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """x, y and mask with one task dimension."""
+    """x, y and mask with one task dimension; y is NaN where an output is missing."""
     tasks = data.batch_shape.numel()
+    y = data.y.masked_fill(~data.output_mask(), math.nan)
     return (
         data.x.reshape(tasks, *data.x.shape[-2:]),
-        data.y.reshape(tasks, *data.y.shape[-2:]),
+        y.reshape(tasks, *y.shape[-2:]),
         data.full_mask().reshape(tasks, data.num_points),
     )
 
 
 def _explained(y: Tensor, mean: Tensor) -> float:
     """1 - residual over total sum of squares, over all outputs; NaN where y does not vary."""
-    total = float((y - y.mean(0)).square().sum())
-    return 1 - float((y - mean).square().sum()) / total if total > 0 else math.nan
+    total = float((y - y.nanmean(0)).square().nansum())
+    return 1 - float((y - mean).square().nansum()) / total if total > 0 else math.nan
 
 
 def _gaussian_process(x: Tensor, y: Tensor, at: Tensor, truth: Tensor) -> tuple[float, Tensor]:
@@ -109,14 +114,17 @@ def _gaussian_process(x: Tensor, y: Tensor, at: Tensor, truth: Tensor) -> tuple[
     spread = x.std(0).clamp_min(1e-6)
     score, means = 0.0, []
     for output in range(y.shape[-1]):
+        known = torch.isfinite(y[:, output])
+        if int(known.sum()) < LEAST_POINTS:
+            return math.nan, torch.full_like(truth, math.nan)
         kernel = ConstantKernel(1.0) * RBF(1.0) + WhiteKernel(0.1, (1e-6, 10.0))
         regressor = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=2, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a hyper-parameter at its bound is fine for a reference
-            regressor.fit((x / spread).numpy(), y[:, output].numpy())
+            regressor.fit((x / spread)[known].numpy(), y[known, output].numpy())
             mean, sd = regressor.predict((at.double() / spread).numpy(), return_std=True)
         sd = np.maximum(sd, 1e-6)
         each = -0.5 * ((truth[:, output].numpy() - mean) / sd) ** 2 - np.log(sd) - 0.5 * math.log(2 * math.pi)
-        score += float(each.mean())
+        score += float(np.nansum(each)) / len(each)
         means.append(torch.as_tensor(mean))
     return score, torch.stack(means, -1)

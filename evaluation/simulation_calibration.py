@@ -116,7 +116,7 @@ def simulation_ranks(
 def _chunk_ranks(model: Any, guide: Any, inputs: Dataset, num_draws: int, seed: int) -> dict[str, Tensor]:
     """Ranks of some tasks; which entries are ranked depends on the seed alone."""
     truth = poutine.trace(model).get_trace(inputs.without_y())
-    data = Dataset(inputs.x, truth.nodes["y"]["value"], inputs.mask)
+    data = Dataset(inputs.x, truth.nodes["y"]["value"], inputs.mask, inputs.observed)
     with pyro.plate(PARTICLE_PLATE, num_draws, dim=-2):
         drawn = poutine.trace(guide).get_trace(data)
         given = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(data)
@@ -190,9 +190,9 @@ def pit_by_context_size(
                 raise DataError("target: its y must be known and real for a probability integral transform")
             samples = predict(model, guide, batch.context, batch.target.without_y(), num_samples, seed=seed + number)
             below = (samples.samples < y).double().mean(0)
-            counts, mask = batch.context.counts, batch.target.full_mask()
+            counts, mask = batch.context.counts, batch.target.output_mask()
             for size in counts.unique().tolist():
-                found.setdefault(int(size), []).append(below[mask & (counts == size).unsqueeze(-1)].flatten())
+                found.setdefault(int(size), []).append(below[mask & (counts == size)[..., None, None]])
             shown.advance()
     return {size: torch.cat(found[size]) for size in sorted(found)}
 

@@ -201,13 +201,7 @@ def fit_command(
     continued = read_configuration(out) if (resume or previous) and (out / CONFIGURATION).exists() else None
     own = None
     if data is not None:
-        from pp_models.tasks.frame_tasks import from_dataframe
-
-        own = _noting(
-            from_dataframe, data, _split(task) or None, _split(x), _split(y), time, group=group,
-            categorical=_split(categorical), split=[_number(word, "split") for word in _split(split)],
-            num_context=_range(num_context), max_points=max_points, forecast=forecast, seed=seed,
-        )  # fmt: skip
+        own = _own_table(data, task, x, y, time, group, categorical, split, num_context, max_points, forecast, seed)
     elif continued is not None and tasks is None:
         own = own_tasks(out, continued)
     named = OWN_DATA if own is not None else tasks or "gp-rbf"
@@ -262,6 +256,7 @@ def predict_command(
     quantiles: Annotated[str, typer.Option(help="comma-separated levels; two are an interval")] = "0.05,0.95",
     draws: Annotated[int, typer.Option(help="posterior draws")] = 200,
     seed: Annotated[int, typer.Option(help="seed of the draws")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "cpu",
 ) -> None:
     """Predicts the rows of a table that lack outputs, given those of their task that have them.
 
@@ -272,12 +267,16 @@ def predict_command(
     if out.suffix.lower() not in (".csv", ".parquet"):
         raise ValueError(f"out: got {str(out)!r}; its name must end in .csv or .parquet")
     from guidebook.saving import load
+    from inference.training_setup import make_fabric
     from pp_models.files import make_folder, replaced_atomically
 
     _prepare()
 
     levels = [_number(word, "quantiles") for word in _split(quantiles)]
-    prediction = _noting(load(run).predict, data, draws, seed=seed)
+    saved, place = load(run), make_fabric(device, "32-true").device
+    for part in (saved.model, saved.guide):
+        part.to(place)
+    prediction = _noting(saved.predict, data, draws, seed=seed)
     table = prediction.to_dataframe(levels)
     make_folder(out.absolute().parent, "out")
     with replaced_atomically(out.absolute()) as partial:
@@ -377,12 +376,32 @@ def _reproduce_all(scale: str, seeds: list[int] | None, out: Path, device: str, 
 
 @app.command("compare")
 def compare_command(
-    models: Annotated[str, typer.Option(help="comma-separated: guidebook list families")] = "network",
+    models: Annotated[
+        str | None, typer.Option(help="comma-separated: guidebook list families; network without --methods")
+    ] = None,
     guides: Annotated[
         str, typer.Option(help="comma-separated: guidebook list families")
     ] = "bernoulli-expert,mean-field",
     objectives: Annotated[str, typer.Option(help="comma-separated: guidebook list objectives")] = "elbo,iwae,pp-avi",
-    tasks: Annotated[str, typer.Option(help="a task distribution: guidebook list tasks")] = "gp-rbf",
+    methods: Annotated[
+        str, typer.Option(help="comma-separated whole methods, each with its own guide and objective: list models")
+    ] = "",
+    tasks: Annotated[
+        str | None, typer.Option(help="a task distribution: guidebook list tasks; gp-rbf without --data")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="in place of tasks: your own CSV, Parquet or NetCDF file")] = None,
+    task: Annotated[str, typer.Option(help="of --data: the column, or columns, that say which task a row is of")] = "",
+    x: Annotated[str, typer.Option(help="of --data: comma-separated columns of inputs")] = "",
+    y: Annotated[str, typer.Option(help="of --data: of outputs, which may be empty in some rows")] = "",
+    time: Annotated[str | None, typer.Option(help="of --data: an input that is a time")] = None,
+    group: Annotated[str | None, typer.Option(help="of --data: a column of groups of tasks, split as one")] = None,
+    categorical: Annotated[str, typer.Option(help="of --data: inputs of numbers that are categories")] = "",
+    split: Annotated[str, typer.Option(help="of --data: shares of training, validation, test tasks")] = "0.8,0.1,0.1",
+    num_context: Annotated[str, typer.Option(help="of --data: fewest and most context points, as 1,20")] = "0,",
+    max_points: Annotated[int, typer.Option(help="of --data: most points of a task in a step")] = 256,
+    forecast: Annotated[
+        bool, typer.Option("--forecast", help="of --data: contexts are the past; needs --time")
+    ] = False,
     seeds: Annotated[str, typer.Option(help="comma-separated seeds")] = "0",
     steps: Annotated[int, typer.Option(help="optimizer steps of each run")] = 1_000,
     num_particles: Annotated[int | None, typer.Option(help="draws of each task in the objective")] = None,
@@ -396,34 +415,47 @@ def compare_command(
         str | None,
         typer.Option(help="run on a Ray cluster: local for this machine's cores, auto, ray://HOST:10001 …"),
     ] = None,
+    device: Annotated[str, typer.Option(help="where to train: auto, cpu, cuda or cuda:N")] = "auto",
 ) -> None:
     """Trains every model with every guide under every objective, and sets them side by side.
 
     A combination that cannot be trained is listed with its reason. Called again, it goes on where it stopped.
 
     Example: `guidebook compare --guides mean-field,mc-dropout --objectives elbo,iwae,pp-avi --seeds 0,1,2 --steps 500`
+
+    Your own, scored in its units: `guidebook compare --data tasks.csv --task id --x x1,x2 --y y1 --methods bnnp,nvdp`
     """
+    if data is not None and tasks is not None:
+        raise ValueError(f"tasks: got {tasks!r} beside data = {str(data)!r}; take one of them")
+    if methods and models is None:
+        models = ""
+    models = "network" if models is None else models
     _known(tasks=tasks, objectives=_split(objectives), models=_split(models), guides=_split(guides))
     from evaluation.comparison.swap_matrix import compare
     from evaluation.comparison.swap_report import failures, summarise, verdicts
 
     _prepare()
 
+    own = None
+    if data is not None:
+        own = _own_table(data, task, x, y, time, group, categorical, split, num_context, max_points, forecast, 0)
     table = compare(
         _split(models),
         _split(guides),
         _split(objectives),
-        tasks,
+        own if own is not None else tasks or "gp-rbf",
         _seeds(seeds),
         steps=steps,
         num_particles=num_particles,
         width=width,
         batch_size=batch_size,
         learning_rate=learning_rate,
+        methods=_split(methods),
         num_simulations=simulations,
         out=out,
         retry_failed=retry_failed,
         ray=ray,
+        device=device,
     )
     found = summarise(table)
     found = found[found["runs"] > 0]
@@ -431,7 +463,10 @@ def compare_command(
     if "guide" in words and "model" in words and found.groupby("model")["guide"].nunique().max() == 1:
         words.remove("guide")  # the model says which
     found.insert(0, "run", found[words].agg(" · ".join, axis=1))
-    brief = found[["run", "runs", "pll", "pll_sd", "rmse", "ess", "snr_guide", "seconds"]]
+    of_own = [name for name in found.columns if str(name).startswith("rmse ") or name == "accuracy"]
+    brief = found[["run", "runs", "pll", "pll_sd", "rmse", *of_own, "ess", "snr_guide", "seconds"]]
+    if own is not None:
+        brief = brief.dropna(axis="columns", how="all")
     brief = brief.rename(columns={"snr_guide": "snr", "seconds": "s"})
     if simulations:
         show("Verdicts", verdicts(table))
@@ -439,6 +474,20 @@ def compare_command(
     for line in failures(table):
         say(f"failed: {line}")
     say(f"wrote {out / 'compare.csv'} and {out / 'report.html'}")
+
+
+def _own_table(
+    data: Path, task: str, x: str, y: str, time: str | None, group: str | None, categorical: str, split: str,
+    num_context: str, max_points: int, forecast: bool, seed: int,
+) -> Any:  # fmt: skip
+    """The tasks of a file of one's own."""
+    from pp_models.tasks.frame_tasks import from_dataframe
+
+    return _noting(
+        from_dataframe, data, _split(task) or None, _split(x), _split(y), time, group=group,
+        categorical=_split(categorical), split=[_number(word, "split") for word in _split(split)],
+        num_context=_range(num_context), max_points=max_points, forecast=forecast, seed=seed,
+    )  # fmt: skip
 
 
 def _known(**names: str | list[str] | None) -> None:

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pp_models.likelihoods import of_observed
 from pp_models.single_precision import single
 
 STRUCTURES = ("diagonal", "kronecker")
@@ -24,7 +25,7 @@ def check_structure(structure: str) -> None:
         raise ValueError(f"structure: got {structure!r}; it must be 'diagonal' or 'kronecker'")
 
 
-def fisher_roots(likelihood: Any, outputs: Tensor) -> Iterator[Tensor]:
+def fisher_roots(likelihood: Any, outputs: Tensor, observed: Tensor | None = None) -> Iterator[Tensor]:
     """Vectors v ``[rows, K]`` whose sum of v vᵀ is the Fisher information of each row's outputs.
 
     For Gaussian outputs of fixed noise, Bernoulli and categorical logits that is the Hessian of the NLL (the
@@ -33,6 +34,7 @@ def fisher_roots(likelihood: Any, outputs: Tensor) -> Iterator[Tensor]:
     Args:
         likelihood: the distribution of labels at the outputs.
         outputs: ``[rows, K]``.
+        observed: ``[rows, Dy]``, True where an output is known: the others say nothing; None where all are.
     """
     base = likelihood
     while isinstance(base, dist.Independent | torch.distributions.Independent):
@@ -50,9 +52,12 @@ def fisher_roots(likelihood: Any, outputs: Tensor) -> Iterator[Tensor]:
     if isinstance(base, torch.distributions.Normal) and base.loc.shape == outputs.shape:
         weight = base.scale.detach().reciprocal().expand_as(outputs)
     if weight is None:
-        (gradient,) = torch.autograd.grad(likelihood.log_prob(likelihood.sample()).sum(), outputs, retain_graph=True)
+        known = of_observed(likelihood, observed)
+        (gradient,) = torch.autograd.grad(known.log_prob(likelihood.sample()).sum(), outputs, retain_graph=True)
         yield gradient
         return
+    if observed is not None:
+        weight = weight * observed
     for k in range(weight.shape[-1]):
         mask = torch.zeros_like(weight)
         mask[:, k] = 1.0

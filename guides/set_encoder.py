@@ -6,29 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from guides.shared_points import active_points
 from pp_models.arguments import LAYERS, MOST_LAYERS, WIDTH, checked, integer, one_of
 from pp_models.attention import attend
 from pp_models.context_regression import ContextRegression, relative_evidence
 from pp_models.data import Dataset
+from pp_models.observation_model import seen_outputs
 from pp_models.parameter_module import mlp
 
 POOLINGS = ("mean", "attention", "set-transformer", "regression", "learned-regression")
 #: heads and features of each, of the regressions whose coefficients stand for a context
 POOLED_REGRESSIONS = {"fourier": (4, 16), "learned": (2, 32)}
-
-
-def observed(data: Dataset, dim_y: int) -> Tensor:
-    """y as numbers ``[*B, N, dim_y]``; class indices one-hot.
-
-    Raises:
-        ValueError: y is None.
-    """
-    if data.y is None:
-        raise ValueError("data: y is None; a guide reads observed points")
-    return data.y if data.y.dtype.is_floating_point else one_hot(data.y, dim_y).to(data.x.dtype)
 
 
 class PointEncoder(nn.Module):
@@ -42,6 +31,7 @@ class PointEncoder(nn.Module):
         depth: linear layers per point.
         num_blocks: self-attention blocks.
         num_heads: attention heads.
+        missing_outputs: read a flag for each output beside y, 1 where it is missing.
 
     Raises:
         ValueError: a width that the heads cannot divide.
@@ -57,12 +47,14 @@ class PointEncoder(nn.Module):
         depth: int = 6,
         num_blocks: int = 0,
         num_heads: int = 4,
+        *,
+        missing_outputs: bool = False,
     ) -> None:
         super().__init__()
         if num_blocks and dim_out % num_heads:
             raise ValueError(f"dim_out: got {dim_out}; attention needs a multiple of num_heads, {num_heads}")
-        self.dim_y = dim_y
-        self.points = mlp([dim_x + dim_y, *[width] * (depth - 1), dim_out])
+        self.dim_y, self.missing_outputs = dim_y, missing_outputs
+        self.points = mlp([dim_x + dim_y * (2 if missing_outputs else 1), *[width] * (depth - 1), dim_out])
         self.blocks = nn.ModuleList([AttentionBlock(dim_out, num_heads) for _ in range(num_blocks)])
 
     def embed(self, data: Dataset) -> Tensor:
@@ -77,7 +69,7 @@ class PointEncoder(nn.Module):
         return embedded
 
     def _points_alone(self, data: Dataset) -> Tensor:
-        return self.points(torch.cat([data.x, observed(data, self.dim_y)], -1))
+        return self.points(torch.cat([data.x, seen_outputs(data, self.dim_y, self.missing_outputs)], -1))
 
     def forward(self, data: Dataset) -> Tensor:
         """See :meth:`embed`."""
@@ -94,18 +86,36 @@ class MemoryEncoder(nn.Module):
         width: hidden width of the embeddings.
         depth: linear layers of the embeddings.
         num_blocks: self-attention blocks of the embeddings.
+        missing_outputs: whether these are told which outputs are missing.
     """
 
-    def __init__(self, path: Any, dim_x: int, dim_y: int, width: int, depth: int = 3, num_blocks: int = 1) -> None:
+    def __init__(
+        self,
+        path: Any,
+        dim_x: int,
+        dim_y: int,
+        width: int,
+        depth: int = 3,
+        num_blocks: int = 1,
+        *,
+        missing_outputs: bool = False,
+    ) -> None:
         super().__init__()
-        self.dim_y = dim_y
-        self.points = PointEncoder(dim_x, dim_y, width, path.embedding_dim, depth, num_blocks) if path.embeds else None
+        self.dim_y, self.points = dim_y, None
+        if path.embeds:
+            self.points = PointEncoder(
+                dim_x, dim_y, width, path.embedding_dim, depth, num_blocks, missing_outputs=missing_outputs
+            )
 
     def forward(self, data: Dataset) -> Tensor:
-        """``[*B, N, Dx + E + 1]``; a point that does not exist is zeros."""
-        embedded = observed(data, self.dim_y) if self.points is None else self.points(data)
+        """``[*B, N, Dx + E + 1]``; a point that does not exist is zeros.
+
+        Of y itself with single outputs missing, Dy more columns: 1 where an output is known.
+        """
+        embedded = seen_outputs(data, self.dim_y) if self.points is None else self.points(data)
         exists = data.full_mask().unsqueeze(-1)
-        memory = torch.cat([data.x, embedded, exists.to(embedded.dtype)], -1)
+        masks = [exists, *([] if data.observed is None or self.points is not None else [data.observed])]
+        memory = torch.cat([data.x, embedded, *(mask.to(embedded.dtype) for mask in masks)], -1)
         return memory if data.mask is None else torch.where(exists, memory, torch.zeros_like(memory))
 
 
@@ -122,6 +132,8 @@ class SetEncoder(PointEncoder):
             self-attention blocks over the points, then that); ``"regression"`` or ``"learned-regression"`` (no MLP on
             points: coefficients and evidences of closed-form regressions on Fourier or on learned features).
         num_heads: attention heads.
+        missing_outputs: embed a flag for each output beside y, 1 where it is missing; regressions leave missing
+            outputs out anyway.
 
     An empty data set is encoded as a learned vector.
 
@@ -139,6 +151,8 @@ class SetEncoder(PointEncoder):
         depth: int = 6,
         pooling: str = "mean",
         num_heads: int = 4,
+        *,
+        missing_outputs: bool = False,
     ) -> None:
         self.by_point = not pooling.endswith("regression")
         if not self.by_point:
@@ -150,14 +164,15 @@ class SetEncoder(PointEncoder):
             return
         if pooling != "mean" and dim_out % num_heads:
             raise ValueError(f"dim_out: got {dim_out}; {pooling!r} pooling needs a multiple of num_heads, {num_heads}")
-        super().__init__(dim_x, dim_y, width, dim_out, depth, 2 if pooling == "set-transformer" else 0, num_heads)
+        blocks = 2 if pooling == "set-transformer" else 0
+        super().__init__(dim_x, dim_y, width, dim_out, depth, blocks, num_heads, missing_outputs=missing_outputs)
         self.empty = nn.Parameter(torch.randn(dim_out) * 0.1)
         self.pool = MeanPool() if pooling == "mean" else AttentionPool(dim_out, num_heads)
 
     def forward(self, data: Dataset) -> Tensor:
         """Encodes data ``[*B, N]`` to ``[*B, dim_out]``."""
         if data.num_points == 0:
-            observed(data, self.dim_y)
+            seen_outputs(data, self.dim_y)
             return self.empty.expand(*data.batch_shape, -1)
         pooled = self.pool(self.embed(data), data.mask) if self.by_point else self.pool(data)
         if data.mask is None:
@@ -189,7 +204,7 @@ class RegressionEncoder(nn.Module):
 
     def forward(self, data: Dataset) -> Tensor:
         """``[*B, N]`` points to ``[*B, dim_out]``."""
-        state = self.regression.fit(data.x, observed(data, self.dim_y), data.mask)
+        state = self.regression.fit(data.x, seen_outputs(data, self.dim_y), data.mask, observed=data.observed)
         coefficients = state.coefficients.to(data.x.dtype)
         if self.regression.kind == "fourier":  # in units of what each feature brings to y
             coefficients = 3 * coefficients * self.regression.amplitude.unsqueeze(-1)

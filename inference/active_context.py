@@ -79,6 +79,9 @@ def entropy_drop(
         torch.cat([repeated(context.x), new_x], -2),
         torch.cat([repeated(context.y), y.unsqueeze(len(shape))], len(shape)),
         torch.cat([repeated(context.full_mask()), torch.ones(*shape, 1, dtype=torch.bool, device=y.device)], -1),
+        None
+        if context.observed is None
+        else torch.cat([repeated(context.observed), torch.ones_like(y.unsqueeze(len(shape)), dtype=torch.bool)], -2),
     )
     before, after = entropy_of_mean(before), entropy_of_mean(guide.concentration(asked))
     return before.unsqueeze(-1) - after.mean(0)
@@ -193,6 +196,7 @@ def _split(pool: Dataset, chosen: Tensor) -> TaskBatch:
         return Dataset(
             pool.x.gather(1, index.expand(-1, -1, pool.x.shape[-1])),
             pool.y.gather(1, index.expand(-1, -1, pool.y.shape[-1])),
+            observed=None if pool.observed is None else pool.observed.gather(1, index.expand(-1, -1, pool.y.shape[-1])),
         )
 
     return TaskBatch(part(chosen), part(~chosen))

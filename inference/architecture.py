@@ -229,7 +229,7 @@ def _build(built: dict[str, Any], known: list[tuple[dict[str, Any], Any]], depth
     if not (isinstance(cls, type) and issubclass(cls, Recorded)):
         raise ValueError(f"class: got {built['class']!r}; it is no module that a file can build")
     arguments = {name: _value(value, known, depth) for name, value in built["arguments"].items()}
-    return cls(**arguments)
+    return cls.rebuilt(**arguments)
 
 
 def _value(value: Any, known: list[tuple[dict[str, Any], Any]], depth: int) -> Any:

@@ -228,11 +228,11 @@ class Layout:
     """How a batch's tensors stand in a list.
 
     Args:
-        present: for each part x, y and mask: whether it is there.
+        present: for each part x, y, mask and observed: whether it is there.
         points: of each tensor the dimension of the points.
     """
 
-    present: tuple[tuple[bool, bool, bool], ...]
+    present: tuple[tuple[bool, bool, bool, bool], ...]
     points: tuple[int, ...]
 
     def rebuild(self, leaves: Sequence[Tensor]) -> Batch:
@@ -247,12 +247,12 @@ def flatten(batch: Batch) -> tuple[list[Tensor], Layout]:
     parts = [batch.context, batch.target] if isinstance(batch, TaskBatch) else [batch]
     leaves, present, points = [], [], []
     for part in parts:
-        present.append((True, part.y is not None, part.mask is not None))
-        for tensor in (part.x, part.y, part.mask):
+        present.append((True, part.y is not None, part.mask is not None, part.observed is not None))
+        for tensor in (part.x, part.y, part.mask, part.observed):
             if tensor is not None:
                 whole = tensor.contiguous()
                 leaves.append(whole.clone() if whole.storage_offset() else whole)  # where it begins would be a guard
-                points.append(-2 if tensor.dtype.is_floating_point else -1)
+                points.append(-2 if tensor.dtype.is_floating_point or tensor is part.observed else -1)
     return leaves, Layout(tuple(present), tuple(points))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,8 +32,8 @@ class FrameQuery:
     """What a table asks: contexts and inputs of its tasks, scaled, and where the answers belong.
 
     Args:
-        context: rows with all outputs, ``[T, M]``.
-        inputs: rows to predict, ``[T, N]``, without y.
+        context: rows with outputs, ``[T, M]``.
+        inputs: rows that lack some or all, ``[T, N]``, without y.
         rows: the predicted rows of the table, in its order: task and inputs.
         task: which task each is of ``[R]``.
         point: and which of its points ``[R]``.
@@ -75,20 +74,15 @@ def query(columns: TableColumns, frame: Any, dtype: torch.dtype = torch.float32)
     if complete.all():
         wanted = ", ".join(c.name for c in columns.y)
         raise DataError(f"frame: every row has {wanted}; rows to predict must be there with {wanted} left empty")
-    partial = int((there.any(1) & ~complete).sum())
-    if partial:
-        warnings.warn(
-            f"y: {partial} row(s) have some outputs and lack others; they are predicted, and are no context",
-            UserWarning,
-            stacklevel=4,
-        )
+    some: np.ndarray = np.asarray(there.any(1))
+    observed = torch.from_numpy(there) if (some & ~complete).any() else None
     task = pd.factorize(names)[0]
     contexts, inputs = [], []
     point = np.zeros(len(table), dtype=np.int64)
     for rows in pd.DataFrame({"task": task}).groupby("task", sort=True).indices.values():
-        given, asked = rows[complete[rows]], rows[~complete[rows]]
+        given, asked = rows[some[rows]], rows[~complete[rows]]
         point[asked] = np.arange(len(asked))
-        contexts.append(Dataset(x[given], y[given]))
+        contexts.append(Dataset(x[given], y[given], observed=None if observed is None else observed[given]))
         inputs.append(Dataset(x[asked]))
     asked = np.flatnonzero(~complete)
     shown = [*columns.task, *[c.name for c in columns.x if c.name not in columns.task]]
@@ -176,11 +170,13 @@ def predict_frame(
 ) -> FramePrediction:
     """Posterior predictive of the rows of a table that lack outputs, given those that have them, in the table's units.
 
+    A row that has some of several outputs is both: its outputs are given, and all of them are predicted.
+
     Args:
         model: fitted on ``tasks``.
         guide: its guide.
-        frame: a table with the same columns (pandas, polars, xarray, or a path); of each task, rows with all outputs
-            are the context, the others are predicted. A task without the former is predicted by the prior.
+        frame: a table with the same columns (pandas, polars, xarray, or a path); of each task, rows with outputs
+            are the context, those that lack some are predicted. A task without the former is predicted by the prior.
         tasks: what it was fitted on, or its ``columns``.
         num_samples: posterior draws S.
         weights: ``"samples"``, or ``"mean"`` for the posterior mean of every latent.

@@ -12,6 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pp_models.data import DataError
+from pp_models.likelihoods import of_observed
 from pp_models.mixtures.simplex_distributions import ExpertMixture
 
 if TYPE_CHECKING:
@@ -89,16 +90,24 @@ class Prediction:
             raise DataError(f"y: got shape {list(y.shape)}; the prediction has shape {list(self.samples.shape[1:])}")
         return self.likelihood.log_prob(y)
 
-    def log_prob(self, y: Tensor) -> Tensor:
+    def log_prob(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """Marginal log-density of each point ``[*B, N]``: log-mean-exp over draws, nats, summed over outputs.
 
+        Args:
+            y: outputs ``[*B, N, Dy]``, or class indices ``[*B, N]``.
+            mask: True for what counts, points ``[*B, N]`` or single outputs ``[*B, N, Dy]``; others score 0.
+
         Raises:
-            DataError: y does not fit the points predicted.
+            DataError: y or mask do not fit the points predicted.
         """
-        return torch.logsumexp(self._scores(y), 0) - math.log(self.num_samples)
+        return torch.logsumexp(self._counted_scores(y, mask), 0) - math.log(self.num_samples)
 
     def joint_log_prob(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """Joint log-density of all (unmasked) points of a task ``[*B]``: log-mean-exp over draws of the sum.
+
+        Args:
+            y: outputs ``[*B, N, Dy]``, or class indices ``[*B, N]``.
+            mask: True for what counts, points ``[*B, N]`` or single outputs ``[*B, N, Dy]``.
 
         Raises:
             DataError: y or mask do not fit the points predicted.
@@ -107,15 +116,21 @@ class Prediction:
 
     def _counted_scores(self, y: Tensor, mask: Tensor | None) -> Tensor:
         """Scores of each draw at each point, 0 where a mask takes it out."""
-        scores = self._scores(y)
         if mask is None:
-            return scores
-        if mask.dtype != torch.bool or mask.shape != scores.shape[1:]:
+            return self._scores(y)
+        points = self.likelihood.batch_shape[1:]
+        outputs = self.samples.shape[1:]
+        if mask.dtype != torch.bool or mask.shape not in (points, outputs):
             raise DataError(
                 f"mask: got {mask.dtype} of shape {list(mask.shape)}; it must be torch.bool of shape "
-                f"{list(scores.shape[1:])}, True where the point counts"
+                f"{list(points)}, True where the point counts, or {list(outputs)} for single outputs"
             )
-        return torch.where(mask, scores, torch.zeros_like(scores))
+        if y.shape == outputs:  # what does not count may be NaN
+            y = torch.where(mask.reshape(*mask.shape, *(1,) * (y.dim() - mask.dim())), y, torch.zeros_like(y))
+        if mask.shape == points:
+            scores = self._scores(y)
+            return torch.where(mask, scores, torch.zeros_like(scores))
+        return Prediction(of_observed(self.likelihood, mask), self.samples)._scores(y)
 
     def cdf(self, y: Tensor) -> Tensor:
         """P(Y <= y) of every output ``[*B, N, Dy]``: the mean over draws of the likelihood's distribution function.

@@ -1,7 +1,8 @@
 """Paths from a context to any x that the decoder of a conditional model can read, handed over as a *memory*.
 
 A memory ``[*B, M, Dx + E + 1]`` holds each context point's input, E numbers that the guide puts there (a learned
-embedding, or y itself), and 1 where the point exists.
+embedding, or y itself), and 1 where the point exists. Where single outputs are missing, a memory of y itself has Dy
+more columns: 1 where an output is known.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from pp_models.attention import ContextAttention
 from pp_models.context_regression import ContextRegression, RegressionState, relative_evidence
 from pp_models.kernel_bank import KernelBank, KernelState
+from pp_models.outputs_apart import OutputsApart
 from pp_models.parameter_module import mlp
 from pp_models.recorded_arguments import Recorded
 
@@ -25,6 +27,7 @@ FEATURES = ("fourier", "learned", "kernels")
 LEARNED_HEADS = 2
 #: a bank of kernels needs a head for each lengthscale and period that tasks differ by
 KERNEL_HEADS = 24
+State = RegressionState | KernelState | OutputsApart
 
 
 class ContextPath(Protocol):
@@ -97,7 +100,7 @@ class RegressionPath(Recorded, nn.Module):
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         mean, variance, state = read_regressions(self.regression, x, memory)
         if self.averages:
-            variance = variance + self.regression.noise_variance.unsqueeze(-1)
+            variance = variance + self.regression.noise_variance[:, None, None]
             told = torch.cat(averaged(mean, variance, state), -1)
         else:
             told = described(mean, variance, state, x.shape[-2])
@@ -123,23 +126,32 @@ def make_regression(kind: str, dim_x: int, dim_y: int, heads: int, features: int
 
 def read_regressions(
     regression: ContextRegression | KernelBank, x: Tensor, memory: Tensor
-) -> tuple[Tensor, Tensor, RegressionState | KernelState]:
-    """Means ``[*B, H, N, Dy]`` and variances ``[*B, H, N]`` at x, given a memory of inputs and y, and its state."""
+) -> tuple[Tensor, Tensor, State]:
+    """Means ``[*B, H, N, Dy]`` and variances at x, given a memory of inputs and y, and its state.
+
+    Variances are ``[*B, H, N, 1]``, for outputs share them; ``[*B, H, N, Dy]`` where single outputs are missing.
+    """
     state = fit_memory(regression, memory)
     mean, variance = regression.predict(x, state)  # type: ignore[arg-type]
-    return mean, variance, state
+    return mean, variance if isinstance(state, OutputsApart) else variance.unsqueeze(-1), state
 
 
-def fit_memory(regression: ContextRegression | KernelBank, memory: Tensor) -> RegressionState | KernelState:
+def fit_memory(regression: ContextRegression | KernelBank, memory: Tensor) -> State:
     """Regressions of the points of a memory."""
-    inputs, y, exists = memory.split([regression.dim_x, regression.dim_y, 1], -1)
-    return regression.fit(inputs, y, exists.squeeze(-1) > 0.5)
+    inputs, y, exists, observed = split_memory(memory, regression.dim_x, regression.dim_y)
+    return regression.fit(inputs, y, exists, observed=observed)
 
 
-def described(mean: Tensor, variance: Tensor, state: RegressionState | KernelState, num_points: int) -> Tensor:
+def split_memory(memory: Tensor, dim_x: int, dim_y: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """A memory of inputs and y: x ``[*B, M, Dx]``, y, mask of points, and of outputs (None where none is missing)."""
+    x, y, exists, known = memory.split([dim_x, dim_y, 1, memory.shape[-1] - dim_x - dim_y - 1], -1)
+    return x, y, exists.squeeze(-1) > 0.5, known > 0.5 if known.shape[-1] else None
+
+
+def described(mean: Tensor, variance: Tensor, state: State, num_points: int) -> Tensor:
     """What regressions say at N inputs as numbers for a network: ``[*B, N, H (Dy + 2)]``."""
     means = mean.movedim(-3, -2).flatten(-2)
-    spreads = 0.5 * (variance.movedim(-2, -1) + 1e-6).log()
+    spreads = 0.5 * (variance + 1e-6).log().mean(-1).movedim(-2, -1)
     evidence = relative_evidence(state.log_evidence, mean.dtype)
     shape = torch.broadcast_shapes(means.shape[:-2], evidence.shape[:-1])
     evidence = evidence.unsqueeze(-2).expand(*shape, num_points, evidence.shape[-1])
@@ -148,11 +160,11 @@ def described(mean: Tensor, variance: Tensor, state: RegressionState | KernelSta
     )
 
 
-def averaged(mean: Tensor, variance: Tensor, state: RegressionState | KernelState) -> tuple[Tensor, Tensor]:
+def averaged(mean: Tensor, variance: Tensor, state: State) -> tuple[Tensor, Tensor]:
     """Mean and log standard deviation of the regressions' mixture by their evidences, ``[*B, N, Dy]`` each."""
     weights = torch.softmax(state.log_evidence, -1).to(mean.dtype)[..., None, None]
     centre = (weights * mean).sum(-3)
-    spread = (weights * (variance.unsqueeze(-1) + (mean - centre.unsqueeze(-3)).square())).sum(-3)
+    spread = (weights * (variance + (mean - centre.unsqueeze(-3)).square())).sum(-3)
     return centre, 0.5 * (spread + 1e-6).log()
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pp_models.outputs_apart import OutputsApart, apart, state_apart, together
 from pp_models.parameter_module import mlp, part_of
 from pp_models.recorded_arguments import Recorded
 
@@ -166,8 +167,13 @@ class ContextRegression(nn.Module):
         self.heads = len(heads)
 
     def fit(
-        self, x: Tensor, y: Tensor, mask: Tensor | None = None, state: RegressionState | None = None
-    ) -> RegressionState:
+        self,
+        x: Tensor,
+        y: Tensor,
+        mask: Tensor | None = None,
+        state: RegressionState | OutputsApart | None = None,
+        observed: Tensor | None = None,
+    ) -> RegressionState | OutputsApart:
         """Conditions on points, after those of ``state`` if one is given: one by one equals all at once.
 
         Args:
@@ -175,12 +181,24 @@ class ContextRegression(nn.Module):
             y: ``[*B, N, Dy]``; what it holds at points that do not exist is never read.
             mask: ``[*B, N]``, True where a point exists.
             state: of earlier points.
+            observed: ``[*B, N, Dy]``, True where an output is known (nowhere at a point that does not exist); None
+                where all are.
+
+        Raises:
+            ValueError: a state of points with a mask of outputs, and points without one, or the reverse.
         """
         mean = self.mean(x)
         y = (y if mean is None else y - mean).double()
         phi = self.feature_map(x).double()
+        earlier = state_apart(state, observed)
+        if observed is None:
+            return self._condition(phi, y, mask, earlier)
+        return OutputsApart(self._condition(phi.unsqueeze(-4), *apart(y, observed), earlier))
+
+    def _condition(self, phi: Tensor, y: Tensor, mask: Tensor | None, state: RegressionState | None) -> RegressionState:
+        """The state after points of features ``[*B, H, N, K]``."""
         if mask is None:
-            count = y.new_full((*x.shape[:-2], 1), x.shape[-2])
+            count = y.new_full((*y.shape[:-2], 1), y.shape[-2])
         else:
             exists = mask.unsqueeze(-1)
             phi = torch.where(exists.unsqueeze(-3), phi, torch.zeros_like(phi))
@@ -201,10 +219,10 @@ class ContextRegression(nn.Module):
         explained = (information * coefficients).sum((-1, -2))
         log_det = 2 * cholesky.diagonal(dim1=-1, dim2=-2).log().sum(-1)
         normaliser = count * (2 * math.pi * noise).log() + log_det
-        evidence = -0.5 * (squares - explained + self.dim_y * normaliser)
+        evidence = -0.5 * (squares - explained + y.shape[-1] * normaliser)
         return RegressionState(precision, information, squares, count, cholesky, coefficients, evidence)
 
-    def predict(self, x: Tensor, state: RegressionState) -> tuple[Tensor, Tensor]:
+    def predict(self, x: Tensor, state: RegressionState | OutputsApart) -> tuple[Tensor, Tensor]:
         """Mean and variance of the noiseless function of each head.
 
         Args:
@@ -212,16 +230,25 @@ class ContextRegression(nn.Module):
             state: of the context.
 
         Returns:
-            Mean ``[*B, H, N, Dy]`` and variance ``[*B, H, N]``, in the dtype of x; outputs share the variance.
+            Mean ``[*B, H, N, Dy]`` and variance ``[*B, H, N]``, in the dtype of x; outputs share the variance, but
+            where single ones are missing: then it is ``[*B, H, N, Dy]``.
         """
         phi = self.feature_map(x)
+        if isinstance(state, OutputsApart):
+            found, variance = self._predict(phi.unsqueeze(-4), state.state)
+            found, variance = together(found.squeeze(-1), 2), together(variance, 2)
+        else:
+            found, variance = self._predict(phi, state)
+        mean = self.mean(x)
+        return (found if mean is None else found + mean.unsqueeze(-3)), variance
+
+    def _predict(self, phi: Tensor, state: RegressionState) -> tuple[Tensor, Tensor]:
+        """The same at features ``[*B, H, N, K]``, without the mean function."""
         found = phi @ state.coefficients.to(phi.dtype)
         # the factor's inverse in float64, once a task; a sum of squares then loses nothing in float32
         identity = torch.eye(self.features, dtype=state.cholesky.dtype, device=phi.device).expand_as(state.cholesky)
         inverse = torch.linalg.solve_triangular(state.cholesky, identity, upper=False)
-        variance = (phi @ inverse.mT.to(phi.dtype)).square().sum(-1)
-        mean = self.mean(x)
-        return (found if mean is None else found + mean.unsqueeze(-3)), variance
+        return found, (phi @ inverse.mT.to(phi.dtype)).square().sum(-1)
 
 
 def relative_evidence(log_evidence: Tensor, dtype: torch.dtype) -> Tensor:

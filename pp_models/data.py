@@ -27,6 +27,9 @@ class Dataset:
         x: inputs ``[*B, N, Dx]``, floating point; ``*B`` is any number of task dimensions (none for one data set).
         y: outputs ``[*B, N, Dy]`` floating point, or class indices ``[*B, N]`` of dtype ``long``; None where unknown.
         mask: ``[*B, N]`` bool, True where the point exists; None means that every point exists.
+        observed: ``[*B, N, Dy]`` bool, True where a point's output is known; None means that every output of an
+            existing point is. A missing output has no density and teaches nothing; a point without any is no point
+            (``mask`` becomes False). Class indices have none: a point without its class is masked.
 
     N = 0, or a mask that is False everywhere, is an empty data set; every guide then gives its prior.
     Values are checked once, here (shapes, dtypes, and on the CPU that no existing point is NaN or infinite).
@@ -38,10 +41,11 @@ class Dataset:
     x: Tensor
     y: Tensor | None = None
     mask: Tensor | None = None
+    observed: Tensor | None = None
 
     def __post_init__(self) -> None:
-        x, y, mask = self.x, self.y, self.mask
-        for name, value in (("x", x), ("y", y), ("mask", mask)):
+        x, y, mask, observed = self.x, self.y, self.mask, self.observed
+        for name, value in (("x", x), ("y", y), ("mask", mask), ("observed", observed)):
             if not isinstance(value, Tensor) and (value is not None or name == "x"):
                 raise DataError(f"{name}: got {type(value).__name__}; it must be a torch.Tensor")
         if x.dim() < 2:
@@ -62,6 +66,12 @@ class Dataset:
                 raise DataError(f"mask: got dtype {mask.dtype}; it must be bool (True where the point exists)")
             if mask.shape != points:
                 raise DataError(f"mask: got shape {_shape(mask)}; it must be [*B, N] = {list(points)}")
+        if observed is not None:
+            self._check_observed(observed)
+            some = observed.any(-1)
+            mask = some if mask is None else mask & some
+            object.__setattr__(self, "mask", mask)
+            object.__setattr__(self, "observed", observed & mask.unsqueeze(-1))
         # on an accelerator this would stall the device; data is born on the host
         if x.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_finite("x", x)
@@ -70,31 +80,45 @@ class Dataset:
         if mask is not None:  # what padding holds (NaN, say) must never reach a gradient
             object.__setattr__(self, "x", x.masked_fill(~mask.unsqueeze(-1), 0.0))
             if y is not None:
-                hole = ~mask if y.dtype == torch.long else ~mask.unsqueeze(-1)
-                object.__setattr__(self, "y", y.masked_fill(hole, 0))
+                object.__setattr__(self, "y", y.masked_fill(~self.output_mask(), 0))
+
+    def _check_observed(self, observed: Tensor) -> None:
+        if observed.dtype != torch.bool:
+            raise DataError(f"observed: got dtype {observed.dtype}; it must be bool (True where an output is known)")
+        if self.y is None or self.y.dtype == torch.long:
+            kind = "no y" if self.y is None else "class indices, one a point"
+            raise DataError(
+                f"observed: got a mask of outputs with {kind}; it must go with real outputs (mask the points)"
+            )
+        if observed.shape != self.y.shape:
+            raise DataError(f"observed: got shape {_shape(observed)}; it must be that of y, {_shape(self.y)}")
 
     def _check_finite(self, name: str, value: Tensor) -> None:
-        bad = ~torch.isfinite(value).all(-1)
+        bad = ~torch.isfinite(value)
+        if name == "y" and self.observed is not None:
+            bad = bad & self.observed
+        bad = bad.any(-1)
         if self.mask is not None:
             bad = bad & self.mask
         if bad.any():
             where = tuple(int(i) for i in bad.nonzero()[0])
             raise DataError(
                 f"{name}: {int(bad.sum())} point(s) hold NaN or infinity, the first at index {where}; "
-                "every existing point must be finite (mask the others)"
+                "every existing point must be finite (mask the others, single outputs by observed)"
             )
 
     @classmethod
-    def unchecked(cls, x: Tensor, y: Tensor | None, mask: Tensor | None) -> Dataset:
+    def unchecked(cls, x: Tensor, y: Tensor | None, mask: Tensor | None, observed: Tensor | None = None) -> Dataset:
         """Builds without checks, for tensors derived from a Dataset that was checked."""
         new = object.__new__(cls)
         object.__setattr__(new, "x", x)
         object.__setattr__(new, "y", y)
         object.__setattr__(new, "mask", mask)
+        object.__setattr__(new, "observed", observed)
         return new
 
     def __repr__(self) -> str:
-        parts = {"x": self.x, "y": self.y, "mask": self.mask}
+        parts = {"x": self.x, "y": self.y, "mask": self.mask, "observed": self.observed}
         return f"Dataset({', '.join(f'{name}: {_shape(t)}' for name, t in parts.items() if t is not None)})"
 
     @property
@@ -120,11 +144,27 @@ class Dataset:
             return self.mask
         return torch.ones(self.x.shape[:-1], dtype=torch.bool, device=self.x.device)
 
+    def output_mask(self) -> Tensor:
+        """Which outputs are known: ``[*B, N, Dy]``, of class indices ``[*B, N]``.
+
+        Raises:
+            DataError: y is None, so that no output is known.
+        """
+        if self.y is None:
+            raise DataError("y: got None; only known outputs have a mask")
+        if self.observed is not None:
+            return self.observed
+        mask = self.full_mask()
+        return mask if self.y.dtype == torch.long else mask.unsqueeze(-1).expand(self.y.shape)
+
+    def known_mask(self) -> Tensor:
+        """What counts in a score: outputs ``[*B, N, Dy]`` where single ones are missing, else points ``[*B, N]``."""
+        return self.full_mask() if self.observed is None else self.observed
+
     def map(self, fn) -> Dataset:
-        """Applies ``fn`` to x, y and mask (those present)."""
-        return self.unchecked(
-            fn(self.x), None if self.y is None else fn(self.y), None if self.mask is None else fn(self.mask)
-        )
+        """Applies ``fn`` to x, y, mask and observed (those present)."""
+        y, mask, observed = (None if t is None else fn(t) for t in (self.y, self.mask, self.observed))
+        return self.unchecked(fn(self.x), y, mask, observed)
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> Dataset:
         """Moves to ``device``; ``dtype`` applies to the floating-point tensors."""
@@ -139,7 +179,10 @@ class Dataset:
         y = self.y
         if y is not None:
             y = y[..., index] if y.dtype == torch.long else y[..., index, :]
-        return self.unchecked(self.x[..., index, :], y, None if self.mask is None else self.mask[..., index])
+        mask = None if self.mask is None else self.mask[..., index]
+        return self.unchecked(
+            self.x[..., index, :], y, mask, None if self.observed is None else self.observed[..., index, :]
+        )
 
     def __getitem__(self, index) -> Dataset:
         """Selects tasks.
@@ -183,7 +226,10 @@ class Dataset:
         mask = None
         if self.mask is not None or other.mask is not None:
             mask = torch.cat([self.full_mask(), other.full_mask()], -1)
-        return self.unchecked(torch.cat([self.x, other.x], -2), y, mask)
+        observed = None
+        if y is not None and (self.observed is not None or other.observed is not None):
+            observed = torch.cat([self.output_mask(), other.output_mask()], -2)
+        return self.unchecked(torch.cat([self.x, other.x], -2), y, mask, observed)
 
     def split(self, n_context: int, generator: torch.Generator | None = None) -> TaskBatch:
         """The first ``n_context`` points as context and the rest as target; see :meth:`TaskBatch.split`."""
@@ -220,7 +266,10 @@ class Dataset:
         x = torch.stack([padded(d.x, nb) for d in datasets])
         y = None if datasets[0].y is None else torch.stack([padded(d.y, nb) for d in datasets])  # type: ignore[arg-type]
         mask = torch.stack([padded(d.full_mask(), nb) for d in datasets])
-        return Dataset.unchecked(x, y, mask)
+        observed = None
+        if any(d.observed is not None for d in datasets):
+            observed = torch.stack([padded(d.output_mask(), nb) for d in datasets])
+        return Dataset.unchecked(x, y, mask, observed)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

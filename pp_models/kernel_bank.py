@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pp_models.arguments import FEATURES, POSITIVE, WIDTH, checked
 from pp_models.context_regression import LENGTHSCALES
+from pp_models.outputs_apart import OutputsApart, apart, state_apart, together
 from pp_models.single_precision import single
 
 #: shortest and longest period of the heads at the start, and the lengthscale over which their waves decay, for inputs
@@ -122,7 +123,14 @@ class KernelBank(nn.Module):
                 setattr(self, name, nn.Parameter(getattr(self, name).detach()[kept].clone()))
         self.heads = len(heads)
 
-    def fit(self, x: Tensor, y: Tensor, mask: Tensor | None = None, state: KernelState | None = None) -> KernelState:
+    def fit(
+        self,
+        x: Tensor,
+        y: Tensor,
+        mask: Tensor | None = None,
+        state: KernelState | OutputsApart | None = None,
+        observed: Tensor | None = None,
+    ) -> KernelState | OutputsApart:
         """Conditions on points, after those of ``state`` if one is given: one by one equals all at once.
 
         Args:
@@ -130,7 +138,18 @@ class KernelBank(nn.Module):
             y: ``[*B, N, Dy]``; what it holds at points that do not exist is never read.
             mask: ``[*B, N]``, True where a point exists.
             state: of earlier points.
+            observed: ``[*B, N, Dy]``, True where an output is known (nowhere at a point that does not exist); None
+                where all are. Each output then has a factor of its own.
+
+        Raises:
+            ValueError: a state of points with a mask of outputs, and points without one, or the reverse.
         """
+        earlier = state_apart(state, observed)
+        if observed is None:
+            return self._condition(x, y, mask, earlier)
+        return OutputsApart(self._condition(x.unsqueeze(-3), *apart(y, observed), earlier))
+
+    def _condition(self, x: Tensor, y: Tensor, mask: Tensor | None, state: KernelState | None) -> KernelState:
         exists = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device) if mask is None else mask
         y = y.double()
         if mask is not None:
@@ -149,10 +168,10 @@ class KernelBank(nn.Module):
         whitened = torch.linalg.solve_triangular(cholesky, values, upper=False)
         log_det = 2 * cholesky.diagonal(dim1=-1, dim2=-2).log().sum(-1)
         count = exists.sum(-1, keepdim=True)
-        normaliser = self.dim_y * (count * math.log(2 * math.pi) + log_det)
+        normaliser = y.shape[-1] * (count * math.log(2 * math.pi) + log_det)
         return KernelState(x, y, exists, cholesky, whitened, -0.5 * (whitened.square().sum((-1, -2)) + normaliser))
 
-    def predict(self, x: Tensor, state: KernelState) -> tuple[Tensor, Tensor]:
+    def predict(self, x: Tensor, state: KernelState | OutputsApart) -> tuple[Tensor, Tensor]:
         """Mean and variance of the noiseless function of each head.
 
         Args:
@@ -160,8 +179,12 @@ class KernelBank(nn.Module):
             state: of the context.
 
         Returns:
-            Mean ``[*B, H, N, Dy]`` and variance ``[*B, H, N]``, in the dtype of x; outputs share the variance.
+            Mean ``[*B, H, N, Dy]`` and variance ``[*B, H, N]``, in the dtype of x; outputs share the variance, but
+            where single ones are missing: then it is ``[*B, H, N, Dy]``.
         """
+        if isinstance(state, OutputsApart):
+            mean, variance = self.predict(x.unsqueeze(-3), state.state)
+            return together(mean.squeeze(-1), 2), together(variance, 2)
         cross = self.covariance(state.x, x).double()
         cross = torch.where(state.exists[..., None, :, None], cross, torch.zeros_like(cross))
         found = torch.linalg.solve_triangular(state.cholesky, cross, upper=False)  # [*B, H, M, N]

@@ -134,6 +134,38 @@ class CategoricalLikelihood(Likelihood):
         return categorical(outputs)
 
 
+def of_observed(distribution: TorchDistribution, observed: Tensor | None) -> TorchDistribution:
+    """The distribution of what is known of each point: the others' outputs are integrated out, exactly.
+
+    Args:
+        distribution: of one point's y, batch ``[..., N]``, event ``[Dy]``.
+        observed: ``[*B, N, Dy]``, True where an output is known; None where all are.
+
+    Raises:
+        DataError: a density that ties the outputs of a point to one another, of which no marginal is known here.
+    """
+    if observed is None:
+        return distribution
+    found = distribution.observed(observed) if isinstance(distribution, PartlyObserved) else None
+    if isinstance(distribution, torch.distributions.Independent) and not distribution.base_dist.event_shape:
+        ndims = distribution.reinterpreted_batch_ndims
+        found = distribution.base_dist.mask(observed).to_event(ndims)
+    if found is None:
+        raise DataError(
+            f"observed: got single missing outputs, which {type(distribution).__name__} ties to the others of their "
+            "point; it must be None (mask the points that lack some), or the likelihood one of independent outputs"
+        )
+    return found
+
+
+class PartlyObserved:
+    """A distribution that knows its marginal over some of a point's outputs."""
+
+    def observed(self, observed: Tensor) -> TorchDistribution:
+        """The same with the outputs that are not observed ``[*B, N, Dy]`` integrated out."""
+        raise NotImplementedError
+
+
 def categorical(logits: Tensor) -> dist.Categorical:
     """Class indices by their logits ``[..., C]``; of no points too, whose logits torch cannot validate."""
     return dist.Categorical(logits=logits, validate_args=None if logits.numel() else False)

@@ -9,11 +9,11 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, one_hot
 
 from pp_models.contract import Model
 from pp_models.data import DataError, Dataset
-from pp_models.likelihoods import Likelihood
+from pp_models.likelihoods import Likelihood, of_observed
 
 
 def network_outputs(likelihood: Likelihood, dim_y: int) -> int:
@@ -25,8 +25,20 @@ class ObservationModel(Model):
     """A model with inputs ``[*B, N, dim_x]``, whose network's ``outputs`` a likelihood turns into a density of y."""
 
     dim_x: int
+    dim_y: int
     outputs: int
     likelihood: Likelihood
+    #: whether networks that read a context's y are told which of its outputs are missing
+    missing_outputs: bool = False
+
+    @property
+    def dim_seen(self) -> int:
+        """Width of what a network reads of a point's y: y, and with ``missing_outputs`` a flag for each output."""
+        return self.dim_y * (2 if self.missing_outputs else 1)
+
+    def seen(self, data: Dataset) -> Tensor:
+        """That itself ``[*B, N, dim_seen]``, see :func:`seen_outputs`."""
+        return seen_outputs(data, self.dim_y, self.missing_outputs)
 
     def check(self, data: Dataset) -> None:
         """Refuses data that this model cannot take.
@@ -48,8 +60,33 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def seen_outputs(data: Dataset, dim_y: int, missing_outputs: bool = False) -> Tensor:
+    """y as numbers ``[*B, N, dim_y]`` for a network: class indices one-hot, and 0 where an output is missing.
+
+    Args:
+        data: observed points.
+        dim_y: width of y, or the number of classes.
+        missing_outputs: append a flag for each output, 1 where it is missing: without, 0 and missing look the same.
+
+    Raises:
+        ValueError: y is None.
+    """
+    if data.y is None:
+        raise ValueError("data: y is None; a guide reads observed points")
+    y = data.y if data.y.dtype.is_floating_point else one_hot(data.y, dim_y).to(data.x.dtype)
+    if not missing_outputs:
+        return y
+    missing = torch.zeros_like(y) if data.observed is None else (~data.observed).to(y.dtype)
+    return torch.cat([y, missing], -1)
+
+
 def observe(distribution: dist.TorchDistribution, data: Dataset) -> Tensor:
-    """The observation site ``y``: pointwise ``distribution`` (batch ``[..., N]``), masked, points as one event."""
+    """The observation site ``y``: pointwise ``distribution`` (batch ``[..., N]``), masked, points as one event.
+
+    Single outputs that are missing are integrated out.
+    """
+    if data.y is not None and data.num_points:
+        distribution = of_observed(distribution, data.observed)
     # without points there is nothing to mask, and torch cannot sum a masked distribution over none
     if data.mask is not None and data.y is not None and data.num_points:
         distribution = distribution.mask(data.mask)

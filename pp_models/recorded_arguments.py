@@ -32,6 +32,11 @@ class Recorded:
         """``class`` and ``arguments`` by name; a value that is no plain data is ``{"unknown": its type}``."""
         return self.__dict__["_built"]
 
+    @classmethod
+    def rebuilt(cls, **arguments: Any) -> Any:
+        """A module by the ``arguments`` of :attr:`built_with`, its state to be loaded; its constructor's by default."""
+        return cls(**arguments)
+
 
 def _arguments(cls: type, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     signature = inspect.signature(cls.__init__)  # type: ignore[misc]

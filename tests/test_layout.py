@@ -6,6 +6,9 @@ import itertools
 import re
 import runpy
 import shlex
+import sys
+import textwrap
+import types
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -67,6 +70,28 @@ def test_python_of_a_page_runs_alone(page, number, lines, tmp_path, monkeypatch)
     # blank lines above, so that a traceback names the line of the page
     exec(compile("\n" * (number - 1) + "\n".join(lines), str(page), "exec"), {"__name__": "__page__"})
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_metrics_are_logged_to_tensorboard_in_three_lines(monkeypatch):
+    """The block of docs/fitting.md, with a writer that keeps what it is told: tensorboard itself need not be there."""
+    page = (ROOT / "docs" / "fitting.md").read_text(encoding="utf-8")
+    lines = re.search(r"```py title=\"log to TensorBoard.*?\n(.*?)```", page, re.DOTALL).group(1)
+    told = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            assert folder == "runs/log"
+
+        def add_scalar(self, name, value, step):
+            told.append((name, float(value), step))
+
+    stand_in = types.ModuleType("torch.utils.tensorboard")
+    stand_in.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stand_in)
+    model = gb.BayesianNetwork([1, 4, 2], likelihood="gaussian-head")
+    given = {"gb": gb, "model": model, "guide": gb.guides.MCDropoutGuide(model, 4), "tasks": gb.tasks.gp("rbf", 2)}
+    exec(textwrap.dedent(lines), given)
+    assert ("step", 100.0, 100) in told and {name for name, *_ in told} >= {"loss", "log_likelihood", "kl"}
 
 
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))

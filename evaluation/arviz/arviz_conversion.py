@@ -229,7 +229,7 @@ def _posterior_chunk(
     if not groups["log_prior"]:
         groups.pop("log_prior")
     if scored.y is not None:
-        y = _unpadded(scored.y, scored.mask, 0).expand(n, *scored.y.shape)
+        y = _unpadded(scored.y, scored.known_mask(), 0).expand(n, *scored.y.shape)
         site = trace.nodes[OBSERVED]
         points = pointwise_log_prob(site["fn"], y, len(shape) + 1, site["mask"])
         groups["log_likelihood"] = {OBSERVED: _point_variable(points, scored)}
@@ -378,7 +378,7 @@ def _data_groups(context: Dataset | None, scored: Dataset) -> dict[str, dict[str
     def observed(data: Dataset, point: str) -> Variable:
         assert data.y is not None
         padding = -1 if data.y.dtype == torch.long else torch.nan
-        y = _numpy(_unpadded(data.y, data.mask, padding))
+        y = _numpy(_unpadded(data.y, data.known_mask(), padding))
         return Variable(y, (*tasks, point, "output")[: y.ndim])
 
     constant = {
@@ -400,11 +400,11 @@ def _existing_points(data: Dataset) -> Dataset:
     if data.mask is None or data.batch_shape:
         return data
     kept = data.points(data.mask.nonzero().squeeze(-1))
-    return Dataset(kept.x, kept.y)
+    return Dataset(kept.x, kept.y, observed=kept.observed)
 
 
 def _unpadded(value: Tensor, mask: Tensor | None, fill: float) -> Tensor:
-    """``value [*B, N]`` or ``[*B, N, Dy]`` with ``fill`` where no point exists."""
+    """``value [*B, N]`` or ``[*B, N, Dy]`` with ``fill`` where a mask of points or outputs is False."""
     if mask is None:
         return value
     mask = mask.reshape(mask.shape + (1,) * (value.dim() - mask.dim()))

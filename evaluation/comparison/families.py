@@ -33,7 +33,13 @@ MODELS: Registry[tuple[str, Callable[[TaskShape], nn.Module]]] = Registry(
         "network-attention": (
             "transformer with latent weights (BNAM), a Gaussian head at each point",
             lambda t: pp_models.BayesianAttentionNetwork(
-                t.dim_x, t.dim_y, t.width, 1, 4, likelihood=pp_models.GaussianHeadLikelihood(t.min_scale)
+                t.dim_x,
+                t.dim_y,
+                t.width,
+                1,
+                4,
+                likelihood=pp_models.GaussianHeadLikelihood(t.min_scale),
+                missing_outputs=t.missing_outputs,
             ),
         ),
         "network-shared-noise": (

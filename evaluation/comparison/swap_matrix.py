@@ -6,8 +6,8 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from evaluation.comparison.families import MODELS
+from evaluation.comparison.grid_tasks import GridSettings, GridTasks, name_of_tasks, scores_of_tasks
 from evaluation.comparison.ray_grid import on_ray
 from evaluation.comparison.swap_report import SWAP_FILES, write_swap_report
-from evaluation.methods import TaskShape
-from evaluation.scores.scoring import score_tasks
-from evaluation.trust import HELD_OUT_BATCH_SIZE, held_out_tasks, verdict
+from evaluation.methods import METHODS, TaskShape, build
+from evaluation.trust import verdict
 from guides import GUIDES
 from inference import checkpoint, fit
 from inference.compare_objectives import compare_objectives
@@ -47,11 +47,10 @@ from pp_models.contract import as_objective
 from pp_models.files import STRICT, FileError, make_folder, read_checked_json, sealed_json, write_atomically
 from pp_models.own_files import refuse_others
 from pp_models.registry import Registry
-from pp_models.tasks.task_stream import TaskStream, batches_of
-from pp_models.tasks.task_table import task_stream
+from pp_models.tasks.task_stream import TaskStream
 
-#: where in a stream without a test protocol the test batches begin
-TEST_BATCH = 10_000_000
+#: guide and objective of a whole method's cell
+ITS_OWN = "its own"
 SETTINGS, RESULT = "settings.json", "result.json"
 T = TypeVar("T")
 COLUMNS = [
@@ -60,26 +59,6 @@ COLUMNS = [
 ]  # fmt: skip
 #: what stops a cell and not the grid
 CELL_ERRORS = (ValueError, TypeError, NotImplementedError, AttributeError, RuntimeError, ArithmeticError)
-
-
-@dataclass(frozen=True)
-class GridSettings:
-    """What every cell of a grid shares, and what a resumed one must share with the first call."""
-
-    tasks: str
-    steps: int
-    num_particles: int | None
-    width: int
-    batch_size: int
-    learning_rate: float
-    max_grad_norm: float
-    test_tasks: int
-    draws: int
-    snr_particles: tuple[int, ...]
-    snr_repeats: int
-    num_simulations: int
-
-    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True)
@@ -106,6 +85,8 @@ class _Row:
     seconds: float
     steps: float
     skipped: float
+    #: of a table of one's own: the error of each output in its unit, or the share of classes that are right
+    own_scores: dict[str, float] = field(default_factory=dict)
 
     __pydantic_config__ = STRICT
 
@@ -166,6 +147,7 @@ def compare(
     batch_size: int = 8,
     learning_rate: float = 1e-3,
     max_grad_norm: float = 10.0,
+    methods: Iterable[str] = (),
     test: TaskStream | None = None,
     test_tasks: int = 64,
     draws: int = 32,
@@ -175,6 +157,7 @@ def compare(
     out: str | Path | None = None,
     retry_failed: bool = False,
     ray: str | None = None,
+    device: Any = "auto",
     progress: bool = True,
 ) -> pd.DataFrame:
     """Trains every combination and scores it on held-out tasks.
@@ -187,10 +170,12 @@ def compare(
     ``gradient_noise.csv``, ``compare.png`` and ``report.html``.
 
     Args:
-        models: names (``guidebook list families``), or functions from :class:`evaluation.methods.TaskShape` by label.
+        models: names (``guidebook list families``), or functions from :class:`evaluation.methods.TaskShape` by label;
+            empty, with ``methods``, for none.
         guides: names, or functions of the model by label.
         objectives: names of the registry, or functions without argument by label.
-        tasks: a task distribution by name, or a stream.
+        tasks: a task distribution by name, or a stream; of a table of your own
+            (:func:`pp_models.tasks.from_dataframe`) its test tasks are scored, in the table's units.
         seeds: of the parameters, of the fit and, for a named distribution, of the tasks.
         steps: optimizer steps of a cell.
         num_particles: draws of each task in the objective; None for the objective's own.
@@ -198,6 +183,8 @@ def compare(
         batch_size: tasks a step, for a named distribution.
         learning_rate: of Adam.
         max_grad_norm: gradients are clipped to this norm.
+        methods: names of whole methods (``guidebook list models``), each with its own guide and objective, trained as
+            the grid is.
         test: test stream; by default the test protocol of the named distribution, or far-away batches of the stream.
         test_tasks: held-out tasks, at least.
         draws: posterior draws of a prediction.
@@ -210,6 +197,7 @@ def compare(
         ray: run cells as tasks of a Ray cluster, one core each: ``"local"`` for this machine's, or an address. A cell
             whose worker dies is run again, twice. With ``out`` on a file system that all nodes see, such a cell goes on
             from its checkpoint.
+        device: where to train, as for :func:`inference.fit`.
         progress: show a bar over the cells.
 
     Returns:
@@ -228,20 +216,22 @@ def compare(
     if num_simulations and num_simulations < 50:
         raise ValueError(f"num_simulations: got {num_simulations}; it must be 0, for no verdicts, or at least 50")
     makers = _Makers(
-        _chosen("models", models, MODELS),
+        _chosen("models", models, MODELS) if models or not methods else {},
         _chosen("guides", guides, GUIDES),
         _chosen("objectives", objectives, REGISTRY),
     )
+    whole = list(_chosen("methods", methods, METHODS)) if methods else []
     numbers = list(seeds)
     settings = GridSettings(
-        tasks if isinstance(tasks, str) else type(tasks).__name__, steps, num_particles, width, batch_size,
+        name_of_tasks(tasks), steps, num_particles, width, batch_size,
         learning_rate, max_grad_norm, test_tasks, draws, tuple(snr_particles), snr_repeats, num_simulations,
     )  # fmt: skip
     cells = [_Cell(m, g, o, s) for m, g, s, o in product(makers.models, makers.guides, numbers, makers.objectives)]
+    cells += [_Cell(name, ITS_OWN, ITS_OWN, s) for name, s in product(whole, numbers)]
     folder = None if out is None else make_folder(out, "out")
     if folder is not None:
         refuse_others(folder, "out", *SWAP_FILES)
-    streams = _Streams(tasks, test, settings)
+    streams = GridTasks(tasks, test, settings)
     done = {} if folder is None else _finished(folder, cells, settings)
     if retry_failed:
         done = {cell: found for cell, found in done.items() if found["row"]["status"] == "ok"}
@@ -249,12 +239,14 @@ def compare(
     with Stages(progress) as shown:
         shown.begin("comparing", len(cells), len(done))
         left = [cell for cell in cells if cell not in done]
-        work = partial(_run, makers=makers, streams=streams, settings=settings, folder=folder)
+        work = partial(_run, makers=makers, streams=streams, settings=settings, folder=folder, device=device)
         for cell, found in map(lambda c: (c, work(c)), left) if ray is None else _on_ray(work, left, ray):
             done[cell] = found
             shown.rename(f"{cell.model} · {cell.guide} · {cell.objective} · seed {cell.seed}")
             shown.advance()
     table = pd.DataFrame([done[cell]["row"] for cell in cells], columns=COLUMNS)
+    own_scores = pd.DataFrame([done[cell]["row"].get("own_scores", {}) for cell in cells])
+    table = pd.concat([table, own_scores], axis=1)
     noise = pd.DataFrame([row for cell in cells for row in done[cell]["gradient_noise"]])
     if folder is not None:
         write_swap_report(folder, table, noise, asdict(settings))
@@ -268,16 +260,21 @@ class _Makers:
     guides: Mapping[str, Callable[[nn.Module], nn.Module] | None]
     objectives: Mapping[str, Callable[[], pyro.infer.ELBO] | None]
 
-    def model(self, cell: _Cell, task: TaskShape) -> nn.Module:
-        return (self.models[cell.model] or MODELS[cell.model][1])(task)
-
-    def guide(self, cell: _Cell, model: nn.Module, width: int) -> nn.Module:
+    def pair(self, cell: _Cell, task: TaskShape) -> tuple[nn.Module, nn.Module]:
+        """Model and guide of a cell."""
+        if cell.guide == ITS_OWN:
+            method = build(cell.model, task)
+            return method.model, method.guide
+        model = (self.models[cell.model] or MODELS[cell.model][1])(task)
         own = self.guides[cell.guide]
-        return GUIDES[cell.guide](model, width) if own is None else own(model)
+        return model, GUIDES[cell.guide](model, task.width) if own is None else own(model)
 
-    def objective(self, cell: _Cell, num_particles: int | None) -> Any:
-        own = self.objectives[cell.objective]
-        found: Any = make(cell.objective, normalize=True) if own is None else own()
+    def objective(self, cell: _Cell, task: TaskShape, num_particles: int | None) -> Any:
+        if cell.objective == ITS_OWN:
+            found: Any = build(cell.model, task).objective
+        else:
+            own = self.objectives[cell.objective]
+            found = make(cell.objective, normalize=True) if own is None else own()
         if num_particles is not None:
             found.num_particles = num_particles
         return found
@@ -297,44 +294,9 @@ def _chosen(argument: str, given: Any, known: Registry) -> dict[str, Any]:
     return found
 
 
-class _Streams:
-    """Training and test tasks of a seed."""
-
-    def __init__(self, tasks: str | TaskStream, test: TaskStream | None, settings: GridSettings) -> None:
-        self.tasks, self.test, self.settings = tasks, test, settings
-        self.training(0)  # an unknown name is refused before anything runs
-
-    def training(self, seed: int) -> TaskStream:
-        if isinstance(self.tasks, str):
-            return task_stream(self.tasks, self.settings.batch_size, seed)
-        return self.tasks
-
-    @cached_property
-    def test_batches(self) -> list[Any]:
-        """The same for every cell."""
-        stream, start = self.test, 0
-        if stream is None and isinstance(self.tasks, str):
-            stream = task_stream(self.tasks, 8, 0, test=True)
-        elif stream is None:
-            stream, start = self.tasks, TEST_BATCH  # type: ignore[assignment]
-        return batches_of(stream, start, self.settings.test_tasks)
-
-    @cached_property
-    def held_out(self) -> list[Any]:
-        """Tasks of the training distribution that no training reaches, for verdicts."""
-        if isinstance(self.tasks, str):
-            return held_out_tasks(task_stream(self.tasks, HELD_OUT_BATCH_SIZE, 0))
-        return held_out_tasks(self.tasks)
-
-    @cached_property
-    def task(self) -> TaskShape:
-        """Widths of the tasks."""
-        return TaskShape.of(self.training(0), self.settings.width)
-
-
 def _empty_row(cell: _Cell) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(COLUMNS, math.nan) | asdict(cell)
-    return row | {"status": "ok", "reason": "", "verdict": "", "why": ""}
+    return row | {"status": "ok", "reason": "", "verdict": "", "why": "", "own_scores": {}}
 
 
 def _on_ray(work: Callable[[_Cell], dict], cells: list[_Cell], address: str) -> Iterator[tuple[_Cell, dict]]:
@@ -350,7 +312,9 @@ def _on_ray(work: Callable[[_Cell], dict], cells: list[_Cell], address: str) -> 
         yield cell, found
 
 
-def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings, folder: Path | None) -> dict:
+def _run(
+    cell: _Cell, makers: _Makers, streams: GridTasks, settings: GridSettings, folder: Path | None, device: Any = "auto"
+) -> dict:
     """Trains and scores one cell; its row and gradient noise, which are also on disk when it returns."""
     row = _empty_row(cell)
     noise: list[dict[str, Any]] = []
@@ -360,9 +324,8 @@ def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings
             write_atomically(own / SETTINGS, sealed_json(asdict(settings)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cell.seed)
-            model = makers.model(cell, streams.task)
-            guide = makers.guide(cell, model, settings.width)
-        objective = makers.objective(cell, settings.num_particles)
+            model, guide = makers.pair(cell, streams.task)
+        objective = makers.objective(cell, streams.task, settings.num_particles)
         result = fit(
             model,
             guide,
@@ -372,12 +335,12 @@ def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings
             seed=cell.seed,
             optimizer=partial(torch.optim.Adam, lr=settings.learning_rate, fused=True),
             max_grad_norm=settings.max_grad_norm,
+            device=device,
             checkpoint_dir=None if own is None else own / "fit",
             resume=True,
             progress=False,
         )
-        scores = score_tasks(model, guide, streams.test_batches, weights="samples", num_samples=settings.draws)
-        row |= {name: float(scores[name].mean()) for name in ("pll", "joint_pll", "ll", "rmse")}
+        row |= scores_of_tasks(model, guide, streams, settings.draws)
         row |= {"loss": result.history[-1].get("loss", math.nan), "seconds": result.seconds}
         row |= {"steps": result.steps, "skipped": len(result.skipped)}
         if not math.isfinite(row["pll"]):
@@ -397,7 +360,7 @@ def _run(cell: _Cell, makers: _Makers, streams: _Streams, settings: GridSettings
 
 
 def _verdict(
-    model: nn.Module, guide: nn.Module, objective: Any, streams: _Streams, settings: GridSettings
+    model: nn.Module, guide: nn.Module, objective: Any, streams: GridTasks, settings: GridSettings
 ) -> dict[str, str]:
     """Level and reason; a fit that cannot be tested has its scores all the same."""
     count = settings.num_simulations
@@ -414,17 +377,15 @@ def _gradient_noise(
     makers: _Makers,
     model: nn.Module,
     guide: nn.Module,
-    streams: _Streams,
+    streams: GridTasks,
     settings: GridSettings,
     row: dict,
 ) -> list[dict[str, Any]]:
     """Noise of the fitted pair's gradient over numbers of particles; fills in the row at the objective's own."""
-    own = makers.objective(cell, settings.num_particles).num_particles
+    own = makers.objective(cell, streams.task, settings.num_particles).num_particles
     sizes = sorted({*settings.snr_particles, own})
-    table = compare_objectives(
-        model, guide, streams.test_batches[0], {cell.objective: lambda k: makers.objective(cell, k)}, sizes,
-        settings.snr_repeats,
-    )  # fmt: skip
+    objective = {cell.objective: lambda k: makers.objective(cell, streams.task, k)}
+    table = compare_objectives(model, guide, streams.test_batches[0], objective, sizes, settings.snr_repeats)
     rows = [asdict(cell) | {c: r[c] for c in table.columns if c != "objective"} for _, r in table.iterrows()]
     plain = [{k: v.item() if hasattr(v, "item") else v for k, v in r.items()} for r in rows]
     at_own = next(r for r in plain if r["num_particles"] == own)

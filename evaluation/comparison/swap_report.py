@@ -24,6 +24,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     keys = ["model", "guide", "objective"]
     scores = ["pll", "joint_pll", "rmse", "ess", "snr_guide", "seconds"]
     groups = table.groupby(keys, sort=False)
+    scores += [name for name in table.columns if str(name).startswith("rmse ") or name == "accuracy"]  # of own data
     found = groups[scores].mean()
     found.insert(1, "pll_sd", groups["pll"].std())
     found.insert(0, "runs", groups["status"].apply(lambda s: int((s == "ok").sum())))
@@ -113,7 +114,11 @@ def write_swap_report(folder: Path, table: pd.DataFrame, noise: pd.DataFrame, se
     sections += [Heading("Every run"), Table(table.drop(columns=["reason", "verdict", "why"]))]
     names = {n: list(dict.fromkeys(table[n])) for n in ("model", "guide", "objective", "seed")}
     words = " ".join(f"--{n}s {shlex.quote(','.join(map(str, values)))}" for n, values in names.items())
-    own = ("tasks", "steps", "num_particles", "width", "batch_size", "learning_rate")
+    if settings["tasks"].startswith("own-data"):
+        words += " --data FILE --task COLUMN --x COLUMNS --y COLUMNS"
+    else:
+        words += f" --tasks {shlex.quote(settings['tasks'])}"
+    own = ("steps", "num_particles", "width", "batch_size", "learning_rate")
     options = {name.replace("_", "-"): settings[name] for name in own if settings[name] is not None}
     options |= {"simulations": settings["num_simulations"], "out": folder.name}
     more = (f"--{name} {shlex.quote(str(value))}" for name, value in options.items())

@@ -49,7 +49,7 @@ def density_plot(densities: Mapping[str, Tensor], batch: TaskBatch, x: Tensor, y
                 axes.imshow(shade, origin="lower", aspect="auto", extent=extent, cmap="Greys", vmin=0, vmax=top)
                 known = batch.context[task]
                 assert known.y is not None
-                there = known.full_mask()
+                there = known.output_mask()[:, 0]
                 axes.scatter(known.x[there, 0].cpu(), known.y[there, 0].cpu(), s=14, color="#d55e00", zorder=3)
                 axes.grid(False)
                 axes.set(xlim=extent[:2], ylim=extent[2:])

@@ -62,12 +62,12 @@ def _draw_prediction(
 def _draw_data(axes: Axes, batch: TaskBatch, task: int, output: int, show_target: bool) -> None:
     context, target = batch.context[task], batch.target[task]
     if show_target and target.y is not None:
-        seen = target.full_mask()
+        seen = target.output_mask()[:, output]
         axes.scatter(
             _numbers(target.x[seen, 0]), _numbers(target.y[seen, output]), s=5, color=SOFT, linewidth=0, alpha=0.5
         )
-    seen = context.full_mask()
     assert context.y is not None
+    seen = context.output_mask()[:, output]
     axes.scatter(
         _numbers(context.x[seen, 0]),
         _numbers(context.y[seen, output]),
@@ -160,7 +160,7 @@ def fan_plot(
                     axes.plot(line, _curve(truth[task, :, output], order), color=INK, linewidth=1.2)
                 _draw_data(axes, batch, task, output, show_target=truth is None)
                 full = batch.full[task]
-                shown = full.y[full.full_mask(), output] if full.y is not None else prediction.mean[task]
+                shown = full.y[full.output_mask()[:, output], output] if full.y is not None else prediction.mean[task]
                 axes.set_ylim(*_limits(shown))
                 axes.set_xlim(line[0], line[-1])
             row[0].set_ylabel(f"{name}\ny")

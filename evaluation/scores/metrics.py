@@ -33,7 +33,7 @@ class Prediction(Protocol):
     @property
     def samples(self) -> Tensor: ...  # [S, *B, N, Dy]
 
-    def log_prob(self, y: Tensor) -> Tensor: ...  # [*B, N]
+    def log_prob(self, y: Tensor, mask: Tensor | None = None) -> Tensor: ...  # [*B, N]
 
     def joint_log_prob(self, y: Tensor, mask: Tensor | None = None) -> Tensor: ...  # [*B]
 
@@ -80,7 +80,7 @@ def log_likelihoods(prediction: Prediction, batch: TaskBatch) -> LogLikelihoods:
 
     Args:
         prediction: at the N = N_context + N_target points of ``batch.full``.
-        batch: the observed points; masked points count nowhere.
+        batch: the observed points; masked points and missing outputs count nowhere.
 
     Raises:
         ValueError: the target's y is unknown, or the prediction is at another number of points.
@@ -88,9 +88,9 @@ def log_likelihoods(prediction: Prediction, batch: TaskBatch) -> LogLikelihoods:
     full = batch.full
     if full.y is None:
         raise ValueError("batch: target.y is None; outputs must be known to be scored")
-    existing = full.full_mask()
-    y = _without_padding(full.y, existing)
-    log_prob = prediction.log_prob(y)
+    existing, observed = full.full_mask(), full.observed
+    y = _without_padding(full.y, full.output_mask())
+    log_prob = prediction.log_prob(y) if observed is None else prediction.log_prob(y, observed)
     if log_prob.shape != existing.shape:
         raise ValueError(
             f"prediction: log_prob has shape {list(log_prob.shape)}; it must be made at batch.full.x, "
@@ -101,9 +101,11 @@ def log_likelihoods(prediction: Prediction, batch: TaskBatch) -> LogLikelihoods:
     outputs = 1 if full.y.dtype == torch.long else full.y.shape[-1]
     scores = {}
     for name, mask in parts.items():
-        joint = prediction.joint_log_prob(y, mask)
-        scores[name] = _masked_mean(log_prob, mask) / outputs
-        scores["joint_" + name] = torch.where(mask.any(-1), joint / mask.sum(-1) / outputs, torch.nan)
+        known = mask if observed is None else mask.unsqueeze(-1) & observed
+        count = mask.sum(-1) * outputs if observed is None else known.sum((-1, -2))
+        total = torch.where(mask, log_prob, torch.zeros_like(log_prob)).sum(-1)
+        for score, value in ((name, total), ("joint_" + name, prediction.joint_log_prob(y, known))):
+            scores[score] = torch.where(mask.any(-1), value / count, torch.nan)
     return LogLikelihoods(**scores)
 
 
@@ -118,7 +120,7 @@ def sigma_coverage(
     Args:
         prediction: at N points.
         y: ``[*B, N, Dy]``.
-        mask: ``[*B, N]``, True where the point exists.
+        mask: True where the point ``[*B, N]``, or the single output ``[*B, N, Dy]``, is known.
         sigmas: the values of k.
 
     Raises:
@@ -159,7 +161,7 @@ def calibration_error(prediction: Prediction, y: Tensor, mask: Tensor | None = N
     Args:
         prediction: at N points; its draws are used.
         y: ``[*B, N, Dy]``.
-        mask: ``[*B, N]``, True where the point exists.
+        mask: True where the point ``[*B, N]``, or the single output ``[*B, N, Dy]``, is known.
         levels: evenly spaced between 0 and 1, ends left out.
 
     Raises:
@@ -277,7 +279,7 @@ def crps(prediction: Prediction, y: Tensor, mask: Tensor | None = None, method: 
     Args:
         prediction: at N points.
         y: ``[*B, N, Dy]``.
-        mask: ``[*B, N]``, True where the point exists.
+        mask: True where the point ``[*B, N]``, or the single output ``[*B, N, Dy]``, is known.
         method: "samples" (fair estimate from the draws), "gaussian" (closed form from mean and std) or "mixture"
             (closed form for a mixture of Gaussian experts predicted with mean weights).
 
@@ -403,8 +405,8 @@ def rate_spread(guide: Any, data: Dataset) -> dict[str, RateSpread]:
 
 
 def _without_padding(y: Tensor, mask: Tensor) -> Tensor:
-    """y with zeros where no point exists, so that padding (possibly NaN) reaches no density."""
-    return torch.where(mask if y.dtype == torch.long else mask.unsqueeze(-1), y, torch.zeros_like(y))
+    """y with zeros where nothing is known, so that padding (possibly NaN) reaches no density."""
+    return torch.where(mask, y, torch.zeros_like(y))
 
 
 def _share(value: Tensor, most: float | Tensor) -> Tensor:
@@ -413,10 +415,12 @@ def _share(value: Tensor, most: float | Tensor) -> Tensor:
 
 
 def _masked_mean(value: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean of ``[*B, N, D]`` (or, with a mask, ``[*B, N]``) over existing points, ``[*B]``; NaN where none is."""
+    """The mean of ``[*B, N, D]`` over what exists by a mask of points or outputs, ``[*B]``; NaN where nothing does."""
     if mask is None:
         mask = torch.ones(value.shape[:-1], dtype=torch.bool, device=value.device)
-    if value.dim() > mask.dim():
+    if mask.shape == value.shape:
+        value, mask = value.flatten(-2), mask.flatten(-2)
+    else:
         value = value.mean(-1)
     total = torch.where(mask, value, torch.zeros_like(value)).sum(-1)
     return torch.where(mask.any(-1), total / mask.sum(-1), torch.nan)

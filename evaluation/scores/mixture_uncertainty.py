@@ -114,10 +114,8 @@ def context_typicality(model: Any, guide: Any, data: Dataset, *, held_out: bool 
     seen = data.points(slice(1, None, 2)) if held_out else data
     scored = data.points(slice(0, None, 2)) if held_out else data
     assert scored.y is not None
-    log_prob = predict(model, guide, seen, scored, 1, weights="mean").log_prob(scored.y)
-    exists = scored.full_mask()
-    outputs = 1 if data.y.dtype == torch.long else data.y.shape[-1]
-    return (log_prob * exists).sum(-1) / exists.sum(-1).clamp_min(1) / outputs
+    log_prob = predict(model, guide, seen, scored, 1, weights="mean").log_prob(scored.y, scored.known_mask())
+    return log_prob.sum(-1) / scored.output_mask().flatten(len(data.batch_shape)).sum(-1).clamp_min(1)
 
 
 @checked()

@@ -9,29 +9,36 @@ from torch import Tensor
 IGNORED = -100
 
 
-def check_mask(mask: Tensor | None, points: torch.Size) -> Tensor | None:
+def check_mask(mask: Tensor | None, outputs: torch.Size) -> Tensor | None:
     """The mask itself.
 
+    Args:
+        mask: of points ``[*B, N]`` or of single outputs ``[*B, N, Dy]``.
+        outputs: ``[*B, N, Dy]``.
+
     Raises:
-        ValueError: it is not of dtype bool (integers would pick rows), or not of the points' shape.
+        ValueError: it is not of dtype bool (integers would pick rows), or not of a shape that fits.
     """
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"mask: got {kind}; it must be a tensor of dtype torch.bool, True where the point is scored")
-    if mask.shape != points:
-        raise ValueError(f"mask: got shape {list(mask.shape)}; it must be that of the points, {list(points)}")
+    if mask.shape not in (outputs[:-1], outputs):
+        raise ValueError(
+            f"mask: got shape {list(mask.shape)}; it must be that of the points, {list(outputs[:-1])}, or of the "
+            f"outputs, {list(outputs)}"
+        )
     return mask
 
 
 def check_outputs(y: Tensor, predicted: torch.Size, mask: Tensor | None = None) -> Tensor:
-    """Real outputs ``[*B, N, Dy]`` as they can be scored: zeros where the mask says that no point is.
+    """Real outputs ``[*B, N, Dy]`` as they can be scored: zeros where the mask says that nothing is.
 
     Args:
         y: outputs.
         predicted: the shape of what is predicted, which must be theirs: nothing is broadcast.
-        mask: ``[*B, N]``, True where the point is scored.
+        mask: True where the point ``[*B, N]``, or the single output ``[*B, N, Dy]``, is scored.
 
     Raises:
         ValueError: another shape, dtype, or mask; or a NaN or infinity at a point that is scored.
@@ -41,8 +48,8 @@ def check_outputs(y: Tensor, predicted: torch.Size, mask: Tensor | None = None) 
         raise ValueError(f"y: got {kind}; this score needs a floating-point tensor of outputs")
     if y.shape != predicted:
         raise ValueError(f"y: got shape {list(y.shape)}; the prediction has shape {list(predicted)}")
-    if check_mask(mask, y.shape[:-1]) is not None:
-        y = torch.where(mask.unsqueeze(-1), y, torch.zeros_like(y))  # type: ignore[union-attr]
+    if (kept := check_mask(mask, y.shape)) is not None:
+        y = torch.where(kept if kept.shape == y.shape else kept.unsqueeze(-1), y, torch.zeros_like(y))
     bad = int((~torch.isfinite(y)).sum())
     if bad:
         raise ValueError(f"y: {bad} value(s) are NaN or infinite; every scored output must be finite (mask the others)")

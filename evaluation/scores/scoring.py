@@ -19,6 +19,7 @@ from pp_models import (
     oracle_log_likelihood,
 )
 from pp_models.contract import as_guide
+from pp_models.tasks.table_columns import TableColumns
 
 #: of one draw (mean weights) the joint forms equal the marginal ones and say nothing more
 MARGINAL = ("ll", "rll", "pll")
@@ -33,6 +34,7 @@ def score_tasks(
     weights: str = "mean",
     num_samples: int = 1,
     seed: int = 0,
+    columns: TableColumns | None = None,
 ) -> pd.DataFrame:
     """Scores every task of some test batches.
 
@@ -43,6 +45,8 @@ def score_tasks(
         weights: ``"mean"`` (one pass, as NVDP's code evaluates) or ``"samples"``.
         num_samples: draws for ``"samples"``.
         seed: seed of those draws.
+        columns: of the table that the tasks are from: scores are then in its units, and the error is told by output
+            (``rmse y1``).
 
     Returns:
         One row a task: ``m`` (context points), ``ll``, ``rll``, ``pll`` and their joint forms (nats per point and
@@ -52,11 +56,17 @@ def score_tasks(
     for number, batch in enumerate(batches):
         full = batch.full
         prediction = predict(model, guide, batch.context, full, num_samples, weights=weights, seed=seed + number)
+        if columns is not None:
+            mean, scale = (torch.as_tensor(v).to(full.x.device) for v in (columns.y_mean, columns.y_scale))
+            prediction = prediction.in_units(mean, scale)
+            batch = _in_units(batch, mean, scale)
+            full = batch.full
         found = log_likelihoods(prediction, batch)
-        y, is_target = full.y, full.full_mask().clone()
-        is_target[..., : batch.context.num_points] = False
+        y = full.y
+        asked = torch.arange(full.num_points, device=full.x.device) >= batch.context.num_points
+        is_target = full.known_mask() & (asked if full.observed is None else asked.unsqueeze(-1))
         assert y is not None
-        columns = {
+        scores = {
             "m": batch.context.counts,
             **{name: getattr(found, name) for name in SCORES},
             "rmse": rmse(prediction, y, is_target),
@@ -65,8 +75,27 @@ def score_tasks(
             "within_2sd": sigma_coverage(prediction, y, is_target, (2.0,))[0],
             "sd": prediction.std.mean((-1, -2)),
         }
-        rows.append(pd.DataFrame({name: value.double().cpu().numpy() for name, value in columns.items()}))
+        for d, column in enumerate([] if columns is None else columns.y):
+            known = is_target if is_target.dim() < y.dim() else is_target[..., d]
+            scores[f"rmse {column.name}"] = _rmse_of(prediction.mean[..., d], y[..., d], known)
+        rows.append(pd.DataFrame({name: value.double().cpu().numpy() for name, value in scores.items()}))
     return pd.concat(rows, ignore_index=True)
+
+
+def _in_units(batch: TaskBatch, mean: torch.Tensor, scale: torch.Tensor) -> TaskBatch:
+    """Tasks with their outputs in the table's units."""
+
+    def part(data: Dataset) -> Dataset:
+        y = None if data.y is None else mean + scale * data.y.double()
+        return Dataset.unchecked(data.x, y, data.mask, data.observed)
+
+    return TaskBatch.unchecked(part(batch.context), part(batch.target), {})
+
+
+def _rmse_of(mean: torch.Tensor, y: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Of one output ``[*B, N]`` where it is known, ``[*B]``; NaN where it nowhere is."""
+    squares = torch.where(known, y - mean, torch.zeros_like(y)).square().sum(-1)
+    return torch.where(known.any(-1), (squares / known.sum(-1)).sqrt(), torch.nan)
 
 
 def mean_weights_predict(model: Any, guide: Any, context: Dataset) -> bool:

@@ -150,7 +150,9 @@ def context_features(data: Dataset) -> Tensor:
         raise ValueError(f"data: got inputs of width {data.x.shape[-1]}; one input and observed outputs are needed")
     if float(data.counts.min()) < 4:
         raise ValueError(f"data: got a task of {int(data.counts.min())} points; at least 4 are needed")
-    exists = data.full_mask()
+    exists = data.full_mask() if data.observed is None else data.observed[..., 0]
+    if float(exists.sum(-1).min()) < 4:
+        raise ValueError(f"data: got a task of {int(exists.sum(-1).min())} known values of y; at least 4 are needed")
     order = data.x[..., 0].masked_fill(~exists, math.inf).argsort(-1)
     y = data.y[..., 0].double().gather(-1, order)
     exists = exists.gather(-1, order).double()  # existing points come first
@@ -196,13 +198,13 @@ def match_amplitude(batch: TaskBatch, to: float = 0.5) -> TaskBatch:
     if float(context.counts.min()) < 2:
         raise ValueError(f"batch: got a task of {int(context.counts.min())} context points; at least 2 are needed")
     assert context.y is not None
-    exists = context.full_mask().unsqueeze(-1)
-    count = exists.sum(-2, keepdim=True)
+    exists = context.full_mask().unsqueeze(-1) if context.observed is None else context.observed
+    count = exists.sum(-2, keepdim=True).clamp_min(1)
     mean = (context.y * exists).sum(-2, keepdim=True) / count
     variance = ((context.y - mean) ** 2 * exists).sum(-2, keepdim=True) / count
     factor = to / variance.sqrt().clamp_min(1e-12)
 
     def scaled(data: Dataset) -> Dataset:
-        return Dataset(data.x, None if data.y is None else data.y * factor, data.mask)
+        return Dataset(data.x, None if data.y is None else data.y * factor, data.mask, data.observed)
 
     return TaskBatch(scaled(context), scaled(batch.target))

@@ -15,6 +15,7 @@ from guides.curvature import KroneckerMoments, check_structure, eigenbases, fish
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
 from pp_models.arguments import POSITIVE, checked
 from pp_models.data import Dataset
+from pp_models.likelihoods import of_observed
 
 #: points of one backward pass
 AT_ONCE = 64
@@ -78,14 +79,16 @@ class LaplaceAdapterGuide(AdapterGuide):
         points, and draw no labels where the likelihood's own curvature is known (:func:`fisher_roots`).
 
         Args:
-            data: inputs of training points (y is not looked at); task dimensions are flattened.
+            data: inputs of training points (of y only which outputs are missing); task dimensions are flattened.
             num_data: number of training points where these are only some of them.
             seed: of the labels drawn; the global random state is left as it was. None draws from that one.
         """
         model = self.model
         x = data.x.reshape(-1, data.x.shape[-1])
+        observed = None if data.observed is None else data.observed.reshape(len(x), -1)
         if data.mask is not None:
-            x = x[data.mask.reshape(-1)]
+            keep = data.mask.reshape(-1)
+            x, observed = x[keep], None if observed is None else observed[keep]
         scale = 1.0 if num_data is None else num_data / max(len(x), 1)
         training = model.training
         model.eval()
@@ -93,40 +96,41 @@ class LaplaceAdapterGuide(AdapterGuide):
         with torch.random.fork_rng(devices=devices, enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            (self._fit_diagonal if self.structure == "diagonal" else self._fit_kronecker)(x, scale)
+            (self._fit_diagonal if self.structure == "diagonal" else self._fit_kronecker)(x, observed, scale)
         model.train(training)
         with torch.no_grad():
             self.fitted.fill_(True)
         self._is_fitted = True
         return self
 
-    def _fit_diagonal(self, x: Tensor, scale: float) -> None:
+    def _fit_diagonal(self, x: Tensor, observed: Tensor | None, scale: float) -> None:
         factors = self._factors()
         totals = [torch.zeros_like(f) for f in factors]
         for i in range(len(x)):
             likelihood = self.model.likelihood(self.model.outputs(x[i : i + 1]))
-            gradients = torch.autograd.grad(likelihood.log_prob(likelihood.sample()).sum(), factors)
+            known = of_observed(likelihood, None if observed is None else observed[i : i + 1])
+            gradients = torch.autograd.grad(known.log_prob(likelihood.sample()).sum(), factors)
             for total, gradient in zip(totals, gradients, strict=True):
                 total += gradient.square()
         with torch.no_grad():
             for stored, total in zip(self.fisher, totals, strict=True):
                 stored.copy_(total * scale)
 
-    def _fit_kronecker(self, x: Tensor, scale: float) -> None:
+    def _fit_kronecker(self, x: Tensor, observed: Tensor | None, scale: float) -> None:
         modules: list[Any] = [m for m in self.model.rank_modules().values() if m.factors() is not None]
         moments = KroneckerMoments(self._factors())
 
-        def add(rows: Tensor) -> None:
+        def add(rows: Tensor, known: Tensor | None) -> None:
             outputs = self.model.outputs(rows)
             layers = calls.take()
             if len(rows) > 1 and not are_per_example(layers, len(rows)):
-                for row in rows.split(1):
-                    add(row)
+                for n in range(len(rows)):
+                    add(rows[n : n + 1], None if known is None else known[n : n + 1])
                 return
             flat = [_flat([inputs for inputs, _ in each], p) for each, p in zip(layers, self.inputs[::2], strict=True)]
             used = [torch.zeros_like(inputs[:, 0], dtype=torch.bool) for inputs in flat]
             at = [output for each in layers for _, output in each]
-            for roots in fisher_roots(self.model.likelihood(outputs), outputs):
+            for roots in fisher_roots(self.model.likelihood(outputs), outputs, known):
                 found = iter(torch.autograd.grad(outputs, at, roots, retain_graph=True))
                 for i, (module, each) in enumerate(zip(modules, layers, strict=True)):
                     lora_B = module.factors()[1].detach()
@@ -140,8 +144,9 @@ class LaplaceAdapterGuide(AdapterGuide):
                 moments.add_inputs(2 * i + 1, hidden, there)
 
         with recorded_calls(modules) as calls:
-            for rows in x.split(AT_ONCE):
-                add(rows)
+            for start in range(0, len(x), AT_ONCE):
+                part = slice(start, start + AT_ONCE)
+                add(x[part], None if observed is None else observed[part])
         with torch.no_grad():
             for gradients, inputs, (g, q) in zip(self.gradients, self.inputs, moments.factors(scale), strict=True):
                 gradients.copy_(g)

@@ -77,5 +77,12 @@ def default_encoder(
                     "num_classes), say"
                 )
             dim_y = y.shape[-1]
-        return SetEncoder(args[0].x.shape[-1], dim_y, width, width, pooling=pooling)
+        return SetEncoder(
+            args[0].x.shape[-1],
+            dim_y,
+            width,
+            width,
+            pooling=pooling,
+            missing_outputs=getattr(model, "missing_outputs", False),
+        )
     return FlatEncoder(args, kwargs, lead, width)

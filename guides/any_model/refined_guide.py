@@ -300,7 +300,7 @@ def _tensors(value: Any) -> list[Any]:
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Dataset):
-        return [t for t in (value.x, value.y, value.mask) if t is not None]
+        return [t for t in (value.x, value.y, value.mask, value.observed) if t is not None]
     if isinstance(value, TaskBatch):
         return [*_tensors(value.context), *_tensors(value.target)]
     if isinstance(value, Mapping):

@@ -30,11 +30,21 @@ class MixtureEncoder(nn.Module):
         outputs: numbers that come out.
         width: hidden width.
         pooling: see ``SetEncoder``.
+        missing_outputs: see ``SetEncoder``.
     """
 
-    def __init__(self, dim_x: int, dim_y: int, outputs: int, width: int = 128, *, pooling: str = "mean") -> None:
+    def __init__(
+        self,
+        dim_x: int,
+        dim_y: int,
+        outputs: int,
+        width: int = 128,
+        *,
+        pooling: str = "mean",
+        missing_outputs: bool = False,
+    ) -> None:
         super().__init__()
-        self.points = SetEncoder(dim_x, dim_y, width, width, depth=4, pooling=pooling)
+        self.points = SetEncoder(dim_x, dim_y, width, width, depth=4, pooling=pooling, missing_outputs=missing_outputs)
         self.head = mlp([width + 1, width, outputs])
         with torch.no_grad():
             self.head[-1].weight.mul_(0.1)  # type: ignore[operator, union-attr]
@@ -75,10 +85,12 @@ class MixtureGuide(Guide):
                 f"model: got {type(model).__name__}; {type(self).__name__} is a guide for a MixtureDensityNetwork"
             )
         self.num_experts, self.dim_x, self.dim_y = model.num_experts, model.dim_x, model.dim_y
-        self.width, self.pooling = width, pooling
+        self.width, self.pooling, self.missing_outputs = width, pooling, model.missing_outputs
         self.reads_memory = model.reads_memory
         if model.reads_memory:
-            self.path = MemoryEncoder(model.attend, model.dim_x, model.dim_y, width, 3, path_blocks)
+            self.path = MemoryEncoder(
+                model.attend, model.dim_x, model.dim_y, width, 3, path_blocks, missing_outputs=model.missing_outputs
+            )
 
     def weights_distribution(self, data: Dataset) -> TorchDistribution:
         """q(z | D), batch ``[*B]``, event ``[L]``."""
@@ -94,7 +106,9 @@ class MixtureGuide(Guide):
 
     def encoder(self, outputs: int) -> MixtureEncoder:
         """A new encoder of this guide's kind."""
-        return MixtureEncoder(self.dim_x, self.dim_y, outputs, self.width, pooling=self.pooling)
+        return MixtureEncoder(
+            self.dim_x, self.dim_y, outputs, self.width, pooling=self.pooling, missing_outputs=self.missing_outputs
+        )
 
     def keep(self, experts: list[int]) -> None:
         """Drops all experts but these, in place, keeping the relative weights of the others.

@@ -36,7 +36,9 @@ class AmortisedMeanFieldGuide(WeightGuide):
         self, model: BayesianNetwork, width: int = 128, *, pooling: str = "mean", initial_scale: float = 0.1
     ) -> None:
         super().__init__(model, width, pooling=pooling)
-        self.encoder = SetEncoder(model.dim_x, model.dim_y, width, width, pooling=pooling)
+        self.encoder = SetEncoder(
+            model.dim_x, model.dim_y, width, width, pooling=pooling, missing_outputs=model.missing_outputs
+        )
         self.heads = nn.ModuleList()
         for shape in self.shapes:
             head = nn.Linear(width, 2 * shape[0] * shape[1])

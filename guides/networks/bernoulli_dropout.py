@@ -135,7 +135,9 @@ class BernoulliExpertGuide(WeightGuide):
         super().__init__(model, width, pooling=pooling)
         self.clip = clip
         self.rate_structure = rates
-        self.encoder = SetEncoder(model.dim_x, model.dim_y, width, width, pooling=pooling)
+        self.encoder = SetEncoder(
+            model.dim_x, model.dim_y, width, width, pooling=pooling, missing_outputs=model.missing_outputs
+        )
         self.share_encoder = share_encoder
         if share_encoder:
             if model.representation_dim != width:

@@ -9,7 +9,6 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 from torch.utils.checkpoint import checkpoint
 
 from guides.networks.conjugate_layer import SOLVERS, layer_posterior, posterior_of_statistics, statistics, with_bias
@@ -21,7 +20,7 @@ from pp_models.data import DataError, Dataset
 from pp_models.likelihoods import GaussianLikelihood
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.networks.linear import linear
-from pp_models.observation_model import ACTIVATIONS
+from pp_models.observation_model import ACTIVATIONS, seen_outputs
 from pp_models.parameter_module import mlp
 from pp_models.single_precision import single
 from pp_models.task_plates import task_plates
@@ -145,7 +144,7 @@ class BNNWeightGuide(WeightGuide):
         self.networks = nn.ModuleList()
         for i, (k_out, columns) in enumerate(self.shapes):
             outputs = k_out * self.amortised(i)
-            read = model.dim_x + self.dim_y + (columns - 1 if use_activation and i else 0)
+            read = model.dim_x + model.dim_seen + (columns - 1 if use_activation and i else 0)
             network: nn.Module = nn.Identity()
             if outputs and inference == "transformer":
                 network = ContextTransformer(read, outputs, width, num_blocks, num_heads)
@@ -235,13 +234,14 @@ class BNNWeightGuide(WeightGuide):
         return features
 
     def pseudo_observations(self, index: int, data: Dataset, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Targets and precisions ``[*B, N, k_out]`` of a layer; precision 0 where a point does not exist."""
+        """Targets and precisions ``[*B, N, k_out]`` of a layer; precision 0 where a point does not exist,
+        and in a last layer of real targets where an output is missing."""
         assert data.y is not None
-        y = one_hot(data.y, self.dim_y).to(data.x.dtype) if self.discrete else data.y
+        y = seen_outputs(data, self.dim_y)
         last = index == len(self.shapes) - 1
         parts: Iterator[Tensor] = iter(())
         if self.amortised(index):
-            read = torch.cat([data.x, y], -1)
+            read = torch.cat([data.x, self.model.seen(data)], -1)
             if self.use_activation and index:
                 read = read.expand(*features.shape[:-1], read.shape[-1])
                 read = torch.cat([read, features], -1)
@@ -256,7 +256,9 @@ class BNNWeightGuide(WeightGuide):
         else:
             # up to e^12, which 16 bits do not hold
             precision = (-2 * (single(next(parts)) - LOG_NOISE_SHIFT).clamp(*LOG_NOISE_RANGE)).exp()
-        if data.mask is not None:
+        if last and self.real_targets and data.observed is not None:
+            precision = precision * data.observed
+        elif data.mask is not None:
             precision = precision * data.mask.unsqueeze(-1)
         return target, precision
 

@@ -85,7 +85,7 @@ class LastLayerGuide(FittedLaterGuide):
             DataError: no points, or no y.
         """
         model = self._model[0]
-        x, y = rows_of(data)
+        x, y, observed = rows_of(data)
         if y is None:
             raise DataError("data: y is None; a posterior needs observed points")
         model.likelihood.check(y, self.layer.out_features)
@@ -95,7 +95,10 @@ class LastLayerGuide(FittedLaterGuide):
         model.train(training)
         noise = torch.as_tensor(model.likelihood.scale(), dtype=torch.float64, device=x.device)  # type: ignore[operator]
         mean, precision = (self._by_output(part).double() for part in self.prior_moments())
-        full = torch.diag_embed(precision) + phi.mT @ phi / noise**2  # [K, k, k]
+        pairs = phi.mT @ phi
+        if observed is not None:  # of each output the points where it is known
+            pairs = torch.einsum("nd,nk,nl->dkl", observed.double(), phi, phi)
+        full = torch.diag_embed(precision) + pairs / noise**2  # [K, k, k]
         right = precision * mean + (y.double().mT @ phi) / noise**2
         lower = torch.linalg.cholesky(full)
         loc = torch.cholesky_solve(right.unsqueeze(-1), lower).squeeze(-1)

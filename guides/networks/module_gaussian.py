@@ -145,13 +145,14 @@ class FittedLaterGuide(JointModuleGuide):
         return torch.cat(means).detach(), torch.cat(precisions).detach()
 
 
-def rows_of(data: Dataset) -> tuple[Tensor, Tensor | None]:
-    """All points that exist, x ``[rows, Dx]`` and y."""
+def rows_of(data: Dataset) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """All points that exist, x ``[rows, Dx]``, y, and which of its outputs are known (None where all are)."""
     x = data.x.reshape(-1, data.x.shape[-1])
     y = None if data.y is None else data.y.reshape(len(x), *data.y.shape[data.x.dim() - 1 :])
+    observed = None if data.observed is None else data.observed.reshape(len(x), -1)
     if data.mask is not None:
         keep = data.mask.reshape(-1)
-        x, y = x[keep], None if y is None else y[keep]
+        x, y, observed = x[keep], *(None if t is None else t[keep] for t in (y, observed))
     if not len(x):
         raise DataError("data: it has no points, and a posterior needs some")
-    return x, y
+    return x, y, observed

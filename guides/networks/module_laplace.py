@@ -63,7 +63,7 @@ class ModuleLaplaceGuide(FittedLaterGuide):
         """Sums the curvature over points; from then on draws are Gaussian.
 
         Args:
-            data: inputs of training points (y is not looked at); task dimensions are flattened.
+            data: inputs of training points (of y only which outputs are missing); task dimensions are flattened.
             num_data: number of training points where these are only some of them.
             seed: of labels, which are drawn where the likelihood's own curvature is not known.
 
@@ -71,7 +71,7 @@ class ModuleLaplaceGuide(FittedLaterGuide):
             DataError: no points.
         """
         model = self._model[0]
-        x, _ = rows_of(data)
+        x, _, observed = rows_of(data)
         weights = {site: loc.detach() for site, loc in zip(self.sites, self.loc, strict=True)}
         training = model.training
         model.eval()
@@ -80,10 +80,12 @@ class ModuleLaplaceGuide(FittedLaterGuide):
         with torch.random.fork_rng(devices=devices, enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
-            for rows in x.split(AT_ONCE):
+            for start in range(0, len(x), AT_ONCE):
+                rows = x[start : start + AT_ONCE]
+                known = None if observed is None else observed[start : start + AT_ONCE]
                 with torch.enable_grad():
                     outputs = model.outputs(rows, weights).detach().requires_grad_(True)
-                    roots = [root.detach() for root in fisher_roots(model.likelihood(outputs), outputs)]
+                    roots = [root.detach() for root in fisher_roots(model.likelihood(outputs), outputs, known)]
 
                 def pulled(row: Tensor, root: Tensor) -> Tensor:
                     """Jᵀ v of one point ``[P]``."""

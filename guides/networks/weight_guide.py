@@ -44,11 +44,22 @@ class WeightGuide(Guide):
         self.shapes = model.weight_shapes
         self.dim_x, self.dim_y, self.discrete = model.dim_x, model.dim_y, model.likelihood.discrete
         self.representation_encoder = (
-            SetEncoder(model.dim_x, model.dim_y, width, model.representation_dim, pooling=pooling)
+            SetEncoder(
+                model.dim_x,
+                model.dim_y,
+                width,
+                model.representation_dim,
+                pooling=pooling,
+                missing_outputs=model.missing_outputs,
+            )
             if model.representation_dim
             else None
         )
-        self.memory_encoder = MemoryEncoder(model.path, model.dim_x, model.dim_y, width) if model.path else None
+        self.memory_encoder = (
+            MemoryEncoder(model.path, model.dim_x, model.dim_y, width, missing_outputs=model.missing_outputs)
+            if model.path
+            else None
+        )
 
     def layer_distributions(self, data: Dataset) -> list[TorchDistribution]:
         """The distribution of each layer's weights, batch ``*B`` (or empty), event ``[k_out, k_in + 1]``."""

@@ -16,6 +16,7 @@ from pp_models.arguments import WIDTH, checked
 from pp_models.contract import Guide
 from pp_models.data import Dataset
 from pp_models.observation_model import decode_jointly
+from pp_models.outputs_apart import apart
 from pp_models.processes.neural_process import NeuralProcess
 from pp_models.task_plates import task_plates
 
@@ -56,7 +57,7 @@ class BootstrapGuide(Guide):
         self._shared = (model,)  # in a tuple: its parameters are the model's, not the guide's
         self.residual = residual and not model.likelihood.discrete
         size = model.representation_dim
-        self.encoder = SetEncoder(model.dim_x, model.dim_y, width, size)
+        self.encoder = SetEncoder(model.dim_x, model.dim_y, width, size, missing_outputs=model.missing_outputs)
         self.adapt = nn.Linear(size, size, bias=False)
 
     def representation(self, data: Dataset, resample: Dataset) -> Tensor:
@@ -73,6 +74,7 @@ class BootstrapGuide(Guide):
             data.x.expand(*shape, *data.x.shape[-2:]),
             None if data.y is None else data.y.expand(*shape, *data.y.shape[len(data.batch_shape) :]),
             data.full_mask().expand(*shape, -1),
+            None if data.observed is None else data.observed.expand(*shape, *data.observed.shape[-2:]),
         )
         if not data.num_points:
             return wide
@@ -83,11 +85,17 @@ class BootstrapGuide(Guide):
         model = self._shared[0]
         predicted = model.likelihood(decode_jointly(model.decoder, wide.x, [self.representation(points, points)]))
         mean, std = predicted.mean, predicted.stddev
-        mask = wide.mask.unsqueeze(-1).to(mean.dtype)
+        mask = (wide.mask.unsqueeze(-1) if wide.observed is None else wide.observed).to(mean.dtype)
         residuals = (wide.y - mean) / std
-        centre = (residuals * mask).sum(-2, keepdim=True) / mask.sum(-2, keepdim=True).clamp_min(1.0)
-        drawn = with_replacement(Dataset.unchecked(wide.x, residuals - centre, wide.mask)).y
-        return Dataset.unchecked(wide.x, (mean + std * drawn) * mask, wide.mask)
+        residuals = residuals - (residuals * mask).sum(-2, keepdim=True) / mask.sum(-2, keepdim=True).clamp_min(1.0)
+        if wide.observed is None:
+            drawn = with_replacement(Dataset.unchecked(wide.x, residuals, wide.mask)).y
+        else:  # of each output the residuals that there are
+            each, there = apart(residuals, wide.observed)
+            found = with_replacement(Dataset.unchecked(each, each, there)).y
+            assert found is not None
+            drawn = found.squeeze(-1).mT
+        return Dataset.unchecked(wide.x, (mean + std * drawn) * mask, wide.mask, wide.observed)
 
     def forward(self, data: Dataset) -> dict[str, Tensor]:
         """Draws the site ``representation`` ``[*B, R]``; returns it by name."""
@@ -118,7 +126,7 @@ def with_replacement(data: Dataset) -> Dataset:
     assert data.y is not None
     flat = data.y.dtype == torch.long
     y = pick(data.y.unsqueeze(-1)).squeeze(-1) if flat else pick(data.y)
-    return Dataset.unchecked(pick(data.x), y, mask)
+    return Dataset.unchecked(pick(data.x), y, mask, None if data.observed is None else pick(data.observed))
 
 
 class NoDensityError(NotImplementedError, ValueError):

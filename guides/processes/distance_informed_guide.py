@@ -43,9 +43,13 @@ class DistanceInformedGuide(Guide):
             raise TypeError(
                 f"model: got {type(model).__name__}; DistanceInformedGuide is a guide for a DistanceInformedProcess"
             )
-        self.set_encoder = SetEncoder(model.dim_x, model.dim_y, width, width, depth=3)
+        self.set_encoder = SetEncoder(
+            model.dim_x, model.dim_y, width, width, depth=3, missing_outputs=model.missing_outputs
+        )
         self.set_head = mlp([width, width, 2 * model.latent_dim])
-        self.point_encoder = PointEncoder(model.dim_x, model.dim_y, width, width, depth=3, num_blocks=2)
+        self.point_encoder = PointEncoder(
+            model.dim_x, model.dim_y, width, width, depth=3, num_blocks=2, missing_outputs=model.missing_outputs
+        )
         self.point_head = mlp([width, 2 * model.local_dim])
 
     def forward(self, data: Dataset) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from guides.processes.neural_process_guide import require_representation_alone
 from pp_models.arguments import MOST_LAYERS, POSITIVE, checked, integer
 from pp_models.contract import Guide
 from pp_models.data import Dataset
-from pp_models.likelihoods import Likelihood
+from pp_models.likelihoods import Likelihood, of_observed
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.observation_model import decode_jointly
 from pp_models.processes.neural_process import NeuralProcess
@@ -99,7 +99,7 @@ class InnerGradientDescent(nn.Module):
 def context_loss(distribution: TorchDistribution, data: Dataset) -> Tensor:
     """Mean negative log-density over the existing points of each task ``[*B]``, 0 for a task without points."""
     assert data.y is not None
-    log_density = distribution.log_prob(data.y)
+    log_density = of_observed(distribution, data.observed).log_prob(data.y)
     if data.mask is not None:
         log_density = torch.where(data.mask, log_density, torch.zeros_like(log_density))
     return -log_density.sum(-1) / data.counts.clamp_min(1.0)

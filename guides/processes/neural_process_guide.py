@@ -47,14 +47,23 @@ class NeuralProcessGuide(Guide):
         self.latent_dim, self.representation_dim = model.latent_dim, model.representation_dim
         self.point_mass = not model.latent_dim
         if model.latent_dim:
-            self.latent_encoder = SetEncoder(model.dim_x, model.dim_y, width, width, depth=3, pooling=pooling)
+            self.latent_encoder = SetEncoder(
+                model.dim_x, model.dim_y, width, width, depth=3, pooling=pooling, missing_outputs=model.missing_outputs
+            )
             self.latent_head = mlp([width, width, 2 * model.latent_dim])
         if model.representation_dim:
             if model.reads_memory:  # the decoder reads every point, so nothing is pooled
-                self.memory_encoder = MemoryEncoder(model.attend, model.dim_x, model.dim_y, width, 6, 2)
+                self.memory_encoder = MemoryEncoder(
+                    model.attend, model.dim_x, model.dim_y, width, 6, 2, missing_outputs=model.missing_outputs
+                )
             else:
                 self.path_encoder = SetEncoder(
-                    model.dim_x, model.dim_y, width, model.representation_dim, pooling=path_pooling
+                    model.dim_x,
+                    model.dim_y,
+                    width,
+                    model.representation_dim,
+                    pooling=path_pooling,
+                    missing_outputs=model.missing_outputs,
                 )
         self.reads_memory = model.reads_memory
 

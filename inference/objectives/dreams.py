@@ -20,14 +20,15 @@ from pp_models.data import Dataset
 def repeated(data: Dataset, count: int) -> Dataset:
     """``count`` copies of every task along a new first dimension."""
     x = data.x.expand(count, *data.x.shape)
-    return Dataset(x, mask=None if data.mask is None else data.mask.expand(count, *data.mask.shape))
+    masks = (None if mask is None else mask.expand(count, *mask.shape) for mask in (data.mask, data.observed))
+    return Dataset.unchecked(x, None, *masks)  # what is drawn will miss the outputs that the data miss
 
 
 def simulate_data_set(model: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict, Trace]:
     """Draws latents and observations at the inputs of a Dataset."""
     trace = poutine.trace(model).get_trace(*args, **kwargs)
     data: Dataset = args[0]
-    return (Dataset(data.x, trace.nodes["y"]["value"], data.mask), *args[1:]), kwargs, trace
+    return (Dataset(data.x, trace.nodes["y"]["value"], data.mask, data.observed), *args[1:]), kwargs, trace
 
 
 class _Anew(Messenger):

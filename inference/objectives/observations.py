@@ -66,7 +66,8 @@ def num_values(fn: Any) -> Tensor:
         inner = inner.expand(torch.broadcast_shapes(inner.shape, fn.base_dist.batch_shape[-ndims:] if ndims else ()))
         return inner.sum(dim=tuple(range(-ndims, 0))) if ndims else inner
     if isinstance(fn, ExpertMixture):
-        return torch.tensor(float(fn.event_shape.numel()), dtype=fn.log_weights.dtype, device=fn.log_weights.device)
+        each = num_values(fn.experts).to(fn.log_weights)
+        return each[..., 0] if each.dim() else each
     parameter = next((p for p in vars(fn).values() if isinstance(p, Tensor)), torch.zeros(()))
     dtype = parameter.dtype if parameter.dtype.is_floating_point else torch.get_default_dtype()
     return torch.tensor(float(fn.event_shape.numel()), dtype=dtype, device=parameter.device)

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from inference.reference.numpyro_twin import activation_twins, as_array, likelihood_twin, precision_of, twin_plates
+from inference.reference.numpyro_twin import (
+    activation_twins,
+    as_array,
+    likelihood_twin,
+    observe_twin,
+    precision_of,
+    twin_plates,
+)
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
 from pp_models.adapters.low_rank_layer import LowRankLinear
 from pp_models.data import Dataset
@@ -61,11 +68,9 @@ def adapter_twin(model: LowRankAdapted) -> Callable[[Dataset], None]:
                 drawn[site] = numpyro.sample(site, prior)
         each = likelihood(network(as_array(data.x), drawn))
         y = None if data.y is None else as_array(data.y)
-        if data.mask is not None and y is not None:
-            each = each.mask(as_array(data.mask))
         weight = float(model.data_scale(data))
         with twin_plates(data.batch_shape), numpyro.handlers.scale(scale=weight):
-            numpyro.sample("y", each.to_event(1), obs=y)
+            observe_twin(each, data, y)
 
     return twin
 

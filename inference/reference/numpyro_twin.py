@@ -132,12 +132,26 @@ def numpyro_twin(model: BayesianNetwork) -> Callable[[Dataset], None]:
                 hidden = hidden @ jnp.swapaxes(weight[..., :-1], -1, -2) + weight[..., None, :, -1]
                 if i < len(shapes) - 1:
                     hidden = activation(hidden)
-            each = likelihood(hidden)
-            if data.mask is not None and y is not None:
-                each = each.mask(as_array(data.mask))
-            numpyro.sample("y", each.to_event(1), obs=y)
+            observe_twin(likelihood(hidden), data, y)
 
     return twin
+
+
+def observe_twin(each: Any, data: Dataset, y: Any) -> None:
+    """The observation site of a twin: what does not exist, points or single outputs, is left out.
+
+    Args:
+        each: the NumPyro distribution of the points' y.
+        data: whose masks count.
+        y: its outputs as an array; None to draw them.
+    """
+    import numpyro
+
+    if y is not None and data.observed is not None:
+        each = each.base_dist.mask(as_array(data.observed)).to_event(1)
+    if y is not None and data.mask is not None:
+        each = each.mask(as_array(data.mask))
+    numpyro.sample("y", each.to_event(1), obs=y)
 
 
 def activation_twins() -> dict[str, Callable]:

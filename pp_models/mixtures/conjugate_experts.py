@@ -56,12 +56,12 @@ class ConjugateExperts(nn.Module):
 
     def forward(self, x: Tensor, memory: Tensor) -> dist.TorchDistribution:
         """The experts at inputs ``[*B, N, Dx]``: Gaussians of batch ``[*B, N, L]``, event ``[Dy]``."""
-        mean, variance, state = read_regressions(self.regression, x, memory)  # [*B, L, N, Dy], [*B, L, N]
-        total = variance + self.regression.noise_variance.unsqueeze(-1)
+        mean, variance, state = read_regressions(self.regression, x, memory)  # [*B, L, N, Dy], [*B, L, N, 1]
+        total = variance + self.regression.noise_variance[:, None, None]
         told = described(mean, total, state, x.shape[-2])
         delta = self.correction(torch.cat([x.expand(*told.shape[:-1], x.shape[-1]), told], -1))
         delta = delta.unflatten(-1, (self.regression.heads, -1))
-        own = total.sqrt().movedim(-2, -1).unsqueeze(-1)  # [*B, N, L, 1]
+        own = total.sqrt().movedim(-3, -2)  # [*B, N, L, 1]
         loc = mean.movedim(-3, -2) + MEAN_SHARE * delta[..., :-1] * own
         scale = self.floor + own * delta[..., -1:].clamp(-SCALE_RANGE, SCALE_RANGE).exp()
         return dist.Normal(loc, scale.expand_as(loc)).to_event(1)

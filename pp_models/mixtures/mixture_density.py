@@ -12,11 +12,11 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from pp_models.arguments import FEATURES, LAYERS, POSITIVE, SHARE, WIDTH, checked, number, one_of, tensor
+from pp_models.arguments import FEATURES, FLAG, LAYERS, POSITIVE, SHARE, WIDTH, checked, number, one_of, tensor
 from pp_models.context_path import FEATURES as BASES
 from pp_models.context_path import make_path
 from pp_models.data import Dataset
-from pp_models.likelihoods import GaussianHeadLikelihood, Likelihood, categorical, make_likelihood
+from pp_models.likelihoods import GaussianHeadLikelihood, Likelihood, categorical, make_likelihood, of_observed
 from pp_models.mixtures.conjugate_experts import ConjugateExperts
 from pp_models.mixtures.conjugate_sweeps import dirichlet_sweeps, stick_breaking_sweeps
 from pp_models.mixtures.simplex_distributions import (
@@ -74,6 +74,7 @@ class MixtureDensityNetwork(ObservationModel):
             ``"kernels"`` (:mod:`pp_models.context_path`).
         features: of each conjugate expert, ``"fourier"`` or ``"learned"``; ``"kernels"``: each is a Gaussian process
             with a kernel of its own (:class:`pp_models.kernel_bank.KernelBank`).
+        missing_outputs: as for BayesianNetwork.
 
     Raises:
         ValueError: an argument out of range.
@@ -92,6 +93,7 @@ class MixtureDensityNetwork(ObservationModel):
         concentration=POSITIVE,
         spread=POSITIVE,
         features=one_of(*BASES),
+        missing_outputs=FLAG,
     )
     def __init__(
         self,
@@ -110,8 +112,10 @@ class MixtureDensityNetwork(ObservationModel):
         spread: float = 1.0,
         path: str = "attention",
         features: str = "fourier",
+        missing_outputs: bool = False,
     ) -> None:
         super().__init__()
+        self.missing_outputs = missing_outputs
         self.num_experts, self.dim_x, self.dim_y, self.experts = num_experts, dim_x, dim_y, experts
         self.representation_dim = representation_dim if experts == "context" else 0
         self.reads_memory = experts != "strict"
@@ -153,7 +157,9 @@ class MixtureDensityNetwork(ObservationModel):
         """log p_l(y_i | x_i, r) ``[*B, N, L]`` of observed data."""
         assert data.y is not None
         event = 1 if data.y.dtype.is_floating_point else 0
-        return log_density_of_events(self.expert_distribution(data.x, memory), data.y.unsqueeze(-1 - event))
+        observed = None if data.observed is None else data.observed.unsqueeze(-2)
+        experts = of_observed(self.expert_distribution(data.x, memory), observed)
+        return log_density_of_events(experts, data.y.unsqueeze(-1 - event))
 
     def mixture(self, weights: Tensor, experts: dist.TorchDistribution) -> dist.TorchDistribution:
         """The experts mixed by weights ``[*B, L]``: batch ``[*B, N]``."""

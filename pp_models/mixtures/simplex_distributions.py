@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 
+from pp_models.likelihoods import PartlyObserved, of_observed
+
 #: below this concentration's reach, exp(-700), even a float64 weight would be subnormal
 SMALLEST = 1e-304
 
@@ -175,7 +177,7 @@ def log_density_of_events(fn: Any, value: Tensor) -> Tensor:
     return fn.log_prob(value)
 
 
-class ExpertMixture(torch.distributions.Distribution, TorchDistributionMixin):
+class ExpertMixture(torch.distributions.Distribution, TorchDistributionMixin, PartlyObserved):
     """At each point Σ_l z_l p_l: one expert is picked for every point anew (docs/papers/nmdp.md, eq. 2).
 
     Unlike ``MixtureSameFamily`` the experts may lack the batch dimensions of the weights: K draws of the weights then
@@ -204,6 +206,10 @@ class ExpertMixture(torch.distributions.Distribution, TorchDistributionMixin):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ExpertMixture:
         return ExpertMixture(self.log_weights.expand(*batch_shape, self.num_experts), self.experts)
+
+    def observed(self, observed: Tensor) -> ExpertMixture:
+        """The mixture of the experts' marginals over what is observed of each point ``[*B, N, Dy]``."""
+        return ExpertMixture(self.log_weights, of_observed(self.experts, observed.unsqueeze(-2)))
 
     def _over_experts(self, values: Tensor) -> Tensor:
         """Σ_l z_l times values of the experts ``[*B, L, *event]``."""

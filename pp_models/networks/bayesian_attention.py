@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from pp_models.arguments import FEATURES, LAYERS, SCALE, WIDTH, checked, instance, one_of
+from pp_models.arguments import FEATURES, FLAG, LAYERS, SCALE, WIDTH, checked, instance, one_of
 from pp_models.attention import attend
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.networks.bayesian_network import BayesianNetwork, Layer
@@ -39,6 +39,7 @@ class BayesianAttentionNetwork(BayesianNetwork):
         likelihood: as for BayesianNetwork.
         noise_scale: noise standard deviation of the shared-noise Gaussian likelihood.
         activation: ``"relu"``, ``"tanh"``, ``"silu"`` or ``"gelu"``.
+        missing_outputs: as for BayesianNetwork.
 
     Raises:
         ValueError: a size below 1, a width that the heads cannot divide, or an unknown name.
@@ -55,6 +56,7 @@ class BayesianAttentionNetwork(BayesianNetwork):
         prior=instance(WeightPrior),
         noise_scale=SCALE,
         activation=one_of(*ACTIVATIONS),
+        missing_outputs=FLAG,
     )
     def __init__(
         self,
@@ -67,6 +69,8 @@ class BayesianAttentionNetwork(BayesianNetwork):
         likelihood: str | Likelihood = "gaussian",
         noise_scale: float = 0.1,
         activation: str = "relu",
+        *,
+        missing_outputs: bool = False,
     ) -> None:
         if width % num_heads:
             raise ValueError(f"width: got {width}; attention needs a multiple of num_heads, {num_heads}")
@@ -74,7 +78,8 @@ class BayesianAttentionNetwork(BayesianNetwork):
         outputs = network_outputs(likelihood, dim_y)
         # every inner matrix is square, so that the shapes are those of a perceptron with as many layers
         inner = [width] * (MATRICES_OF_A_BLOCK * num_blocks + 1)
-        super().__init__([dim_x, *inner, outputs], prior, likelihood, noise_scale, activation)
+        sizes = [dim_x, *inner, outputs]
+        super().__init__(sizes, prior, likelihood, noise_scale, activation, missing_outputs=missing_outputs)
         self.width, self.num_blocks, self.num_heads = width, num_blocks, num_heads
         self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(2 * num_blocks)])
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pp_models.arguments import (
     FEATURES,
+    FLAG,
     MOST_LAYERS,
     MOST_WIDTH,
     SCALE,
@@ -61,6 +62,8 @@ class BayesianNetwork(ObservationModel):
         path_dim: width of what the path finds.
         input_features: a number of sines and cosines of x, at learned frequencies, that the first layer reads beside
             x; or a module ``[*B, N, Dx]`` to ``[*B, N, dim_out]``.
+        missing_outputs: for data in which single outputs of a point may be missing (``Dataset.observed``): guides are
+            built to be told which. Without it they read a missing output as 0; densities leave it out in either case.
 
     Raises:
         ValueError: fewer than two widths, a width below 1, an unknown name, or a representation beside a path.
@@ -74,6 +77,7 @@ class BayesianNetwork(ObservationModel):
         representation_dim=integer(0, MOST_WIDTH),
         path_dim=WIDTH,
         input_features=either(nn.Module, other=integer(0, MOST_WIDTH)),
+        missing_outputs=FLAG,
     )
     def __init__(
         self,
@@ -87,8 +91,10 @@ class BayesianNetwork(ObservationModel):
         path: str | ContextPath | None = None,
         path_dim: int = 64,
         input_features: int | nn.Module = 0,
+        missing_outputs: bool = False,
     ) -> None:
         super().__init__()
+        self.missing_outputs = missing_outputs
         if path is not None and not isinstance(path, str) and not hasattr(path, "representation_dim"):
             raise ValueError(f"path: got {type(path).__name__}; it must be a name, or a ContextPath")
         sizes = list(layer_sizes)

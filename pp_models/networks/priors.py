@@ -299,6 +299,35 @@ class GivenGaussianPrior(GaussianPrior):
             )
         return lower
 
+    @property
+    def built_with(self) -> dict[str, Any]:
+        """Shapes alone: the numbers are in the state."""
+        shapes = [list(getattr(self, f"loc_{i}").shape) for i in range(self.count)]
+        return {"class": type(self).__name__, "arguments": {"granularity": self.granularity, "shapes": shapes}}
+
+    @classmethod
+    def rebuilt(cls, granularity: str, shapes: list[list[int]]) -> GivenGaussianPrior:  # type: ignore[override]
+        """Standard normal numbers of those shapes, in place of which a state is loaded.
+
+        Raises:
+            ValueError: a granularity that there is not.
+        """
+        if granularity not in GRANULARITIES or not shapes:
+            raise ValueError(f"granularity: got {granularity!r}; it must be one of {', '.join(GRANULARITIES)}")
+        found = []
+        for shape in shapes:
+            loc = torch.zeros(*shape)
+            factor = torch.ones(*shape)
+            if granularity != "weight":
+                units, k = (shape[0], shape[1]) if granularity == "unit" else (1, shape[0])
+                factor = torch.zeros(units, k, k) + torch.eye(k)
+                factor = factor if granularity == "unit" else factor[0]
+            found.append((loc, factor))
+        given = cls.__new__(cls)
+        WeightPrior.__init__(given)
+        given._keep(granularity, found)
+        return given
+
     def _keep(self, granularity: str, found: list[tuple[Tensor, Tensor]]) -> None:
         self.granularity = granularity
         self.independent_layers = granularity != "network"

@@ -6,17 +6,19 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
-from pp_models.arguments import FEATURES, checked
+from pp_models.arguments import FEATURES, FLAG, checked
+from pp_models.context_path import split_memory
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
-from pp_models.observation_model import ObservationModel, network_outputs, observe
+from pp_models.observation_model import ObservationModel, network_outputs, observe, seen_outputs
 from pp_models.task_plates import task_plates, without_repeats
 
 
 def context_memory(data: Dataset, dim_y: int) -> Tensor:
     """Points as one tensor ``[*B, N, Dx + dim_y + 1]``: input, output (classes one-hot), 1 where the point exists.
+
+    Where single outputs are missing it has dim_y more columns: 1 where an output is known.
 
     Args:
         data: the points, y present.
@@ -25,10 +27,9 @@ def context_memory(data: Dataset, dim_y: int) -> Tensor:
     Raises:
         ValueError: y is None.
     """
-    if data.y is None:
-        raise ValueError("data: y is None; a guide reads observed points")
-    y = data.y if data.y.dtype.is_floating_point else one_hot(data.y, dim_y).to(data.x.dtype)
-    return torch.cat([data.x, y, data.full_mask().unsqueeze(-1).to(data.x.dtype)], -1)
+    y = seen_outputs(data, dim_y)
+    masks = [data.full_mask().unsqueeze(-1), *([] if data.observed is None else [data.observed])]
+    return torch.cat([data.x, y, *(mask.to(data.x.dtype) for mask in masks)], -1)
 
 
 def flat_memory(data: Dataset, width: int) -> dist.TorchDistribution:
@@ -52,19 +53,28 @@ class ConditionalProcess(ObservationModel):
         dim_x: input width.
         dim_y: output width (number of classes for a categorical likelihood).
         likelihood: as for BayesianNetwork; the per-point Gaussian head (floor 0.1) by default.
+        missing_outputs: as for BayesianNetwork.
     """
 
-    @checked(dim_x=FEATURES, dim_y=FEATURES)
-    def __init__(self, dim_x: int, dim_y: int, likelihood: str | Likelihood = "gaussian-head") -> None:
+    @checked(dim_x=FEATURES, dim_y=FEATURES, missing_outputs=FLAG)
+    def __init__(
+        self,
+        dim_x: int,
+        dim_y: int,
+        likelihood: str | Likelihood = "gaussian-head",
+        *,
+        missing_outputs: bool = False,
+    ) -> None:
         super().__init__()
-        self.dim_x, self.dim_y = dim_x, dim_y
+        self.dim_x, self.dim_y, self.missing_outputs = dim_x, dim_y, missing_outputs
         self.likelihood = make_likelihood(likelihood)
         self.outputs = network_outputs(self.likelihood, dim_y)
 
     def decode(self, asked: Dataset, context: Dataset) -> Tensor:
         """The network's outputs ``[P, N, outputs]`` at the inputs asked ``[P, N]`` given contexts ``[P, M]``.
 
-        Both have a mask, and the context's y is ``[P, M, Dy]`` (classes one-hot).
+        Both have a mask, and the context's y is ``[P, M, Dy]`` (classes one-hot), with a mask of outputs where some are
+        missing.
         """
         raise NotImplementedError
 
@@ -75,14 +85,14 @@ class ConditionalProcess(ObservationModel):
             memory = without_repeats(pyro.sample("memory", flat_memory(data, self.dim_x + self.dim_y + 1)), 2)
             shape = torch.broadcast_shapes(data.batch_shape, memory.shape[:-2])
             memory = memory.expand(*shape, -1, -1).reshape(shape.numel(), *memory.shape[-2:])
-            x, y, exists = memory.split([self.dim_x, self.dim_y, 1], -1)
+            context = Dataset.unchecked(*split_memory(memory, self.dim_x, self.dim_y))
             count = data.num_points
             asked = Dataset.unchecked(
                 data.x.expand(*shape, -1, -1).reshape(shape.numel(), count, self.dim_x),
                 None,
                 data.full_mask().expand(*shape, -1).reshape(shape.numel(), count),
             )
-            outputs = self.decode(asked, Dataset.unchecked(x, y, exists.squeeze(-1) > 0.5))
+            outputs = self.decode(asked, context)
             outputs = outputs.reshape(*shape, count, self.outputs)
             observe(self.likelihood(outputs), data)
         return outputs

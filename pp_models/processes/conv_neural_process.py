@@ -181,7 +181,10 @@ class LineConvolution(nn.Module):
         inward, outward = -0.5 * (-2 * self.log_scales).exp()
         near = torch.exp(inward * (lattice.unsqueeze(-1) - context.x.mT).square()) * context.mask.unsqueeze(-2)
         density = near.sum(-1, keepdim=True)
-        mean = share(near @ context.y, density)
+        if context.observed is None:
+            mean = share(near @ context.y, density)
+        else:  # of each output the mean of the points where it is known
+            mean = share(near @ context.y, near @ context.observed.to(near.dtype))
         features = self.net(self.lift(torch.cat([density, mean], -1).mT))
         weights = torch.softmax(outward * (asked.x - lattice.unsqueeze(-2)).square(), -1)
         return weights @ features.mT
@@ -234,14 +237,19 @@ class ImageConvolution(nn.Module):
         # points that do not exist go to one more place, which is then dropped
         index = self.pixel(context.x).masked_fill(~context.mask, pixels).unsqueeze(-1)
         values = torch.cat([torch.ones_like(context.y[..., :1]), context.y], -1)
+        if context.observed is not None:
+            values = torch.cat([values, context.observed.to(values.dtype)], -1)
         image = values.new_zeros(values.shape[0], pixels + 1, values.shape[-1])
         image = image.scatter(-2, index.expand(values.shape), values)[:, :-1]
         image = image.mT.unflatten(-1, (self.height, self.width))
         smoothed = torch.nn.functional.conv2d(
             single(image.flatten(0, 1).unsqueeze(1)), single(self.smooth.weight.abs()), padding=self.smooth.padding
         ).reshape(image.shape)
-        density = smoothed[:, :1]
-        hidden = self.lift(torch.cat([density, share(smoothed[:, 1:], density)], 1).to(image.dtype))
+        channels = context.y.shape[-1]
+        density, sums, known = smoothed.split([1, channels, smoothed.shape[1] - 1 - channels], 1)
+        # of each output the mean of the pixels where it is known
+        mean = share(sums, known if known.shape[1] else density)
+        hidden = self.lift(torch.cat([density, mean], 1).to(image.dtype))
         for block in self.blocks:
             hidden = block(hidden)
         hidden = hidden.flatten(-2).mT

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 
-from pp_models.arguments import FEATURES, LAYERS, POSITIVE, WIDTH, checked, interval
+from pp_models.arguments import FEATURES, FLAG, LAYERS, POSITIVE, WIDTH, checked, interval
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.observation_model import ObservationModel, decode_jointly, network_outputs, observe
@@ -51,6 +51,7 @@ class DistanceInformedProcess(ObservationModel):
         num_heads: attention heads; each has its own length scale.
         singular_values: bounds of the embedding's singular values (0.1 and 1 in the paper).
         likelihood: as for BayesianNetwork; the per-point Gaussian head (floor 0.1) by default.
+        missing_outputs: as for BayesianNetwork.
 
     Raises:
         ValueError: a size below 1, a width that the heads cannot divide, or bounds that are not 0 < low < high.
@@ -66,6 +67,7 @@ class DistanceInformedProcess(ObservationModel):
         depth=LAYERS,
         num_heads=LAYERS,
         singular_values=interval(POSITIVE),
+        missing_outputs=FLAG,
     )
     def __init__(
         self,
@@ -79,8 +81,11 @@ class DistanceInformedProcess(ObservationModel):
         num_heads: int = 4,
         singular_values: tuple[float, float] = (0.1, 1.0),
         likelihood: str | Likelihood = "gaussian-head",
+        *,
+        missing_outputs: bool = False,
     ) -> None:
         super().__init__()
+        self.missing_outputs = missing_outputs
         if local_dim % num_heads:
             raise ValueError(f"local_dim: got {local_dim}; attention needs a multiple of num_heads, {num_heads}")
         if width < dim_x:

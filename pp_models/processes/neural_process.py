@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pp_models.arguments import FEATURES, LAYERS, MOST_WIDTH, WIDTH, checked, integer
+from pp_models.arguments import FEATURES, FLAG, LAYERS, MOST_WIDTH, WIDTH, checked, integer
 from pp_models.context_path import make_path
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
@@ -48,6 +48,7 @@ class NeuralProcess(ObservationModel):
         num_heads: attention heads.
         path: ``"attention"``, ``"regression"``, ``"learned-regression"`` or ``"kernels"``; see
             :mod:`pp_models.context_path`.
+        missing_outputs: as for BayesianNetwork.
 
     Raises:
         ValueError: neither path, an unknown one, or attention without a representation that its heads can divide.
@@ -61,6 +62,7 @@ class NeuralProcess(ObservationModel):
         width=WIDTH,
         depth=LAYERS,
         num_heads=LAYERS,
+        missing_outputs=FLAG,
     )
     def __init__(
         self,
@@ -74,8 +76,11 @@ class NeuralProcess(ObservationModel):
         likelihood: str | Likelihood = "gaussian-head",
         num_heads: int = 8,
         path: str | None = None,
+        *,
+        missing_outputs: bool = False,
     ) -> None:
         super().__init__()
+        self.missing_outputs = missing_outputs
         if attention and path not in (None, "attention"):
             raise ValueError(f"path: got {path!r} beside attention=True; take one of them")
         path = "attention" if attention else path

@@ -28,6 +28,7 @@ class TransformerNeuralProcess(ConditionalProcess):
         num_heads: attention heads.
         feedforward: hidden width of a layer's MLP, and of the head.
         likelihood: as for BayesianNetwork; the per-point Gaussian head (floor 0.1) by default.
+        missing_outputs: as for BayesianNetwork; a flag each in a context's token.
 
     Raises:
         ValueError: a size below 1, or a width that the heads cannot divide.
@@ -43,12 +44,14 @@ class TransformerNeuralProcess(ConditionalProcess):
         num_heads: int = 4,
         feedforward: int = 128,
         likelihood: str | Likelihood = "gaussian-head",
+        *,
+        missing_outputs: bool = False,
     ) -> None:
-        super().__init__(dim_x, dim_y, likelihood)
+        super().__init__(dim_x, dim_y, likelihood, missing_outputs=missing_outputs)
         if width % num_heads:
             raise ValueError(f"width: got {width}; attention needs a multiple of num_heads, {num_heads}")
         # torch's own initial values throughout, as the released code has them: larger ones cost half a nat and more
-        self.embed = mlp([dim_x + dim_y + 1, width, width, width, width], kaiming=False)
+        self.embed = mlp([dim_x + self.dim_seen + 1, width, width, width, width], kaiming=False)
         self.layers = nn.ModuleList([TokenLayer(width, num_heads, feedforward) for _ in range(num_layers)])
         self.head = mlp([width, feedforward, self.outputs], kaiming=False)
 
@@ -56,9 +59,9 @@ class TransformerNeuralProcess(ConditionalProcess):
         """See :meth:`ConditionalProcess.decode`."""
         assert context.y is not None and context.mask is not None
         x = asked.x
-        unknown = x.new_zeros(*x.shape[:-1], self.dim_y)
+        unknown = x.new_zeros(*x.shape[:-1], self.dim_seen)
         targets = self.embed(torch.cat([x, unknown, torch.ones_like(x[..., :1])], -1))
-        known = self.embed(torch.cat([context.x, context.y, torch.zeros_like(context.x[..., :1])], -1))
+        known = self.embed(torch.cat([context.x, self.seen(context), torch.zeros_like(context.x[..., :1])], -1))
         for layer in self.layers:
             known, targets = layer(known, targets, context.mask)
         return self.head(targets)

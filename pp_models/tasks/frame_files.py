@@ -69,6 +69,8 @@ def rows_bytes(tasks: FrameTasks) -> bytes:
             outputs = [data.y for data in pool if data.y is not None]
             tensors[f"{split}.x"] = torch.cat([data.x for data in pool])
             tensors[f"{split}.y"] = torch.cat(outputs)
+            if tasks.missing_outputs:
+                tensors[f"{split}.observed"] = torch.cat([data.output_mask() for data in pool])
             tensors[f"{split}.points"] = torch.tensor([data.num_points for data in pool])
     return sealed_tensors(tensors, {"names": tasks.task_names})
 
@@ -108,7 +110,7 @@ def read_tasks(folder: Path, description: FrameDescription) -> FrameTasks | None
         for split in SPLITS:
             if description.num_tasks.get(split, 0):
                 parts = tensors.pop(f"{split}.x"), tensors.pop(f"{split}.y"), tensors.pop(f"{split}.points")
-                pools[split] = _tasks_of(*parts, description, split)
+                pools[split] = _tasks_of(*parts, tensors.pop(f"{split}.observed", None), description, split)
                 names[split] = [str(name) for name in facts["names"][split]]
         if tensors or any(len(names[s]) != len(pools[s]) for s in SPLITS):
             raise ValueError("it holds what the description does not say")
@@ -120,7 +122,9 @@ def read_tasks(folder: Path, description: FrameDescription) -> FrameTasks | None
         raise FileError(f"{path}: does not fit {DESCRIPTION} ({str(error)[:150]})") from None
 
 
-def _tasks_of(x: Tensor, y: Tensor, points: Tensor, description: FrameDescription, split: str) -> list[Dataset]:
+def _tasks_of(
+    x: Tensor, y: Tensor, points: Tensor, observed: Tensor | None, description: FrameDescription, split: str
+) -> list[Dataset]:
     columns = description.columns
     shape = [len(x)] if columns.classes else [len(x), columns.dim_y]
     if points.dtype != torch.long or points.dim() != 1 or int(points.min()) < 1 or int(points.sum()) != len(x):
@@ -132,5 +136,9 @@ def _tasks_of(x: Tensor, y: Tensor, points: Tensor, description: FrameDescriptio
     if columns.classes and (y.dtype != torch.long or int(y.min()) < 0 or int(y.max()) >= len(columns.classes)):
         raise ValueError(f"{split}.y holds no class indices")
     check_finite(f"{split}.x", x, ROWS)
+    if observed is not None and not bool(observed.any(-1).all()):
+        raise ValueError(f"{split}.observed has rows without outputs")
     sizes: Any = points.tolist()
-    return [Dataset(a, b) for a, b in zip(x.split(sizes), y.split(sizes), strict=True)]
+    known: Any = [None] * len(sizes) if observed is None else observed.split(sizes)
+    parts = zip(x.split(sizes), y.split(sizes), known, strict=True)
+    return [Dataset(a, b, observed=there) for a, b, there in parts]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -122,6 +121,11 @@ class FrameTasks(TaskStream):
         )
 
     @property
+    def missing_outputs(self) -> bool:
+        """Whether a row lacks one output and has another: the option of this name of a model."""
+        return any(data.observed is not None for pool in self.pools.values() for data in pool)
+
+    @property
     def train(self) -> FrameTasks:
         """The training tasks."""
         return self.of("train")
@@ -213,8 +217,10 @@ def from_dataframe(
 
     Numbers and dates are brought to mean 0 and standard deviation 1 over the training rows (scikit-learn's
     ``StandardScaler``), texts become one-hot inputs; both are remembered in ``tasks.columns``, and a prediction by
-    :func:`inference.predict_frame` is in the table's own units. A row that lacks an output, one of several too, is no
-    point: it is neither context nor target (a warning says how many lack some), and can be predicted. Rows that are
+    :func:`inference.predict_frame` is in the table's own units. A row without
+    outputs is no point: it is neither context nor target, and can be predicted. One that lacks some of several is a
+    point of the others (``Dataset.observed``): what is missing has no density, and no encoder sees it; build models
+    with ``missing_outputs=tasks.missing_outputs`` so that their guides are told which. Rows that are
     there twice are two measurements.
 
     Args:
@@ -304,18 +310,11 @@ def _streams(
 ) -> FrameTasks:
     inputs = columns.inputs(table)
     outputs, there = columns.outputs(table)
-    complete = there.all(1)
+    some = there.any(1)
     order = np.argsort(inputs[:, 0], kind="stable") if columns.time else np.arange(len(table))
-    partial = int((there.any(1) & ~complete).sum())
-    if partial:
-        warnings.warn(
-            f"y: {partial} row(s) have some outputs and lack others; such a row is neither context nor target (a mask "
-            "is of points, not of single outputs)",
-            UserWarning,
-            stacklevel=4,
-        )
-    if not complete.any():
-        raise DataError(f"y: no row has all of {', '.join(c.name for c in columns.y)}; some must")
+    if not some.any():
+        raise DataError(f"y: no row has any of {', '.join(c.name for c in columns.y)}; some must")
+    lacking = bool((some & ~there.all(1)).any())
     if not np.isfinite(inputs.astype(np.float32)).all() or not np.isfinite(outputs.astype(np.float32)).all():
         raise DataError("x, y: a value is too far from the training rows to be scaled; it must be finite in float32")
     x = torch.from_numpy(inputs).to(dtype)
@@ -323,11 +322,12 @@ def _streams(
     pools: dict[str, list[Dataset]] = {name: [] for name in SPLITS}
     found: dict[str, list[str]] = {name: [] for name in SPLITS}
     frame = pd.DataFrame({"task": names.to_numpy(), "split": part_of.to_numpy(), "row": np.arange(len(table))})
-    frame = frame.iloc[order[np.asarray(complete)[order]]]
+    frame = frame.iloc[order[np.asarray(some)[order]]]
+    known = torch.from_numpy(there) if lacking else None
     for (task, split), rows in frame.groupby(["task", "split"], sort=False)["row"]:
         index = torch.from_numpy(rows.to_numpy())
-        pools[str(split)].append(Dataset(x[index], y[index]))
+        pools[str(split)].append(Dataset(x[index], y[index], observed=None if known is None else known[index]))
         found[str(split)].append(str(task))
     if not pools["train"]:
-        raise DataError("y: no training task has a row with all outputs; some must")
+        raise DataError("y: no training task has a row with outputs; some must")
     return FrameTasks(columns, pools, found, **options)

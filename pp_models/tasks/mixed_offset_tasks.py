@@ -117,7 +117,7 @@ def _without_step(batch: TaskBatch, sign: float) -> TaskBatch:
 
     def part(data: Dataset) -> Dataset:
         y = None if data.y is None else data.y.double() - step(data.x, torch.full_like(offset, sign), offset)
-        return Dataset(data.x.double(), y, data.mask)
+        return Dataset(data.x.double(), y, data.mask, data.observed)
 
     return TaskBatch(part(batch.context), part(batch.target), batch.truth)
 

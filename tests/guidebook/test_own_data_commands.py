@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import guidebook as gb
+from evaluation.scores.scoring import score_tasks
 from guidebook import command_line
 from tests.sensor_table import sensor_table
 
@@ -49,7 +50,7 @@ def test_a_csv_goes_to_predictions_with_intervals_in_two_commands(guidebook, csv
     run, out = tmp_path / "run", tmp_path / "predictions.csv"
     status, said, _ = guidebook("fit", "--data", data, *COLUMNS, *TINY, "--steps", 4, "--out", run)
     assert status == 0 and f"guidebook predict {run} --data new.csv" in said
-    assert "note: y: 2 row(s) have some outputs and lack others" in said
+    assert gb.load(run).model.missing_outputs  # 2 rows have some outputs and lack others
     status, said, _ = guidebook("predict", run, "--data", new, "--out", out, "--quantiles", "0.1,0.5,0.9")
     assert status == 0 and f"wrote {out}" in said
     found, asked = pd.read_csv(out), pd.read_csv(new)[lambda t: t["y1"].isna()].reset_index(drop=True)
@@ -130,3 +131,36 @@ def test_a_fit_is_watched_on_the_tables_tasks_of_validation(guidebook, csv, tmp_
         "fit", "--model", "cnp", *TINY[2:], "--steps", 4, "--patience", 1, "--out", tmp_path / "gp"
     )
     assert status == 0 and "held-out loss" in said
+
+
+def test_methods_are_compared_on_a_table_in_its_units_and_again_from_what_stands(guidebook, csv, tmp_path):
+    out = tmp_path / "grid"
+    options = ("--data", csv[0], *COLUMNS, "--methods", "bnnp,nmdp", "--steps", 2, "--width", 8, "--simulations", 0)
+    status, said, _ = guidebook("compare", *options, "--out", out)
+    assert status == 0 and "rmse y1" in said and "bnnp · its own" in said
+    table = pd.read_csv(out / "compare.csv")
+    assert list(table["status"]) == ["ok", "ok"] and bool((table["rmse y1"] > 1).all())  # y1 is about 1000, its sd 40
+    assert bool((table["rmse y2"] < 1).all()) and table["rmse"].isna().all()
+    status, said, _ = guidebook("compare", *options, "--out", out)
+    assert status == 0
+    pd.testing.assert_frame_equal(pd.read_csv(out / "compare.csv"), table, check_dtype=False)
+    changed = pd.read_csv(csv[0]).assign(y1=lambda t: t["y1"] + t["x1"])
+    changed.to_csv(tmp_path / "other.csv", index=False)
+    status, _, wrong = guidebook("compare", "--data", tmp_path / "other.csv", *options[2:], "--out", out)
+    assert status != 0 and "tasks: got 'own-data, rows" in wrong
+    status, _, wrong = guidebook("compare", *options, "--tasks", "gp-rbf", "--out", out)
+    assert status != 0 and "take one of them" in wrong
+
+
+def test_scores_in_a_tables_units_are_the_scaled_ones_moved():
+    tasks = gb.tasks.from_dataframe(sensor_table().dropna(), "id", ["x1"], ["y1", "y2"], batch_size=4)
+    model = gb.BayesianNetwork([1, 4], likelihood="gaussian-head")
+    guide = gb.guides.AmortisedMeanFieldGuide(model, 8)
+    batches = [tasks.test.batch(0)]
+    scaled = score_tasks(model, guide, batches, weights="samples", num_samples=5)
+    found = score_tasks(model, guide, batches, weights="samples", num_samples=5, columns=tasks.columns)
+    move = np.log(tasks.columns.y_scale).mean()
+    np.testing.assert_allclose(found["pll"], scaled["pll"] - move, rtol=1e-4)
+    np.testing.assert_allclose(found["joint_pll"], scaled["joint_pll"] - move, rtol=1e-4)
+    both = (found[["rmse y1", "rmse y2"]] / tasks.columns.y_scale) ** 2
+    np.testing.assert_allclose(np.sqrt(both.mean(axis=1)), scaled["rmse"], rtol=1e-4)

@@ -55,6 +55,34 @@ def test_a_pair_comes_back_as_it_was_with_nothing_else_changed(tmp_path, dtype):
         saved.predict("new.csv")
 
 
+@pytest.mark.parametrize("granularity", ["weight", "unit", "layer", "network"])
+def test_a_given_prior_is_kept_with_its_numbers(tmp_path, granularity):
+    learned = gb.LearnedGaussianPrior(granularity)
+    gb.BayesianNetwork([1, 4, 2], prior=learned)
+    with torch.no_grad():
+        for p in learned.parameters():
+            p.add_(0.1 * torch.randn(p.shape))
+    model, guide = pair(width=4, prior=learned.as_given())
+    gb.save(tmp_path / "fit", model, guide)
+    saved = gb.load(tmp_path / "fit")
+    assert_same(saved, model, guide)
+    for index in range(saved.model.prior.count):
+        for found, expected in zip(saved.model.prior.moments(index), model.prior.moments(index), strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_models_around_a_module_of_ones_own_name_the_remedy_in_one_line(tmp_path):
+    backbone = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+    adapted = gb.LowRankAdapted(backbone, ["0"], rank=2, likelihood="gaussian")
+    module = gb.BayesianModule(backbone, "last", likelihood="gaussian")
+    for model, guide in ((adapted, gb.guides.RankwiseGuide(adapted)), (module, gb.guides.ModuleMeanFieldGuide(module))):
+        with pytest.raises(
+            ValueError, match=r"which is a Sequential, cannot be said in a file; save the state_dict\(\)"
+        ) as e:
+            gb.save(tmp_path / "fit", model, guide)
+        assert "\n" not in str(e.value) and not (tmp_path / "fit").exists()
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in ("convcnp", "nvdp-class")])
 def test_every_method_is_said_by_its_arguments(name, tmp_path):
     method = build(name, TaskShape(2, 1, width=8))
@@ -136,10 +164,14 @@ def test_a_folder_opens_in_another_process(tmp_path):
     torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), prediction(model, guide).mean.flatten())
 
 
-def test_folders_of_this_version_are_opened_by_later_ones():
-    saved = gb.load(FIXTURE)
-    expected = json.loads((FIXTURE.parent / "saved_by_0_1.json").read_text())
-    table = sensor_table(6).dropna().reset_index(drop=True)
+@pytest.mark.parametrize("version", ["0_1", "0_2"])
+def test_folders_of_released_versions_are_opened_by_later_ones(version):
+    """0.2 has a given prior and rows that lack an output."""
+    saved = gb.load(FIXTURE.with_name(f"saved_by_{version}"))
+    expected = json.loads((FIXTURE.parent / f"saved_by_{version}.json").read_text())
+    table = sensor_table(6)
+    table = (table.dropna() if version == "0_1" else table).reset_index(drop=True)
+    assert saved.tasks.missing_outputs == (version != "0_1")
     table.loc[::2, Y] = None
     found = saved.predict(table, weights="mean").to_dataframe()
     assert found["y1_mean"].tolist() == pytest.approx(expected["y1_mean"], rel=1e-6)

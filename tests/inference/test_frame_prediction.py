@@ -175,8 +175,31 @@ def test_what_cannot_be_predicted_is_refused_in_one_line(fitted):
         assert "\n" not in str(caught.value)
     table = asked()
     table.loc[table["y1"].notna(), "y2"] = np.nan
-    with pytest.warns(UserWarning, match="they are predicted, and are no context"):
-        assert len(gb.predict_frame(model, guide, table, tasks).rows) == len(table)
+    assert len(gb.predict_frame(model, guide, table, tasks).rows) == len(table)
+
+
+def test_a_row_with_some_outputs_is_context_and_its_others_are_predicted():
+    table = sensor_table(40).drop(index=[3, 5, 17])
+    tasks = gb.tasks.from_dataframe(table.assign(y2=3 * table["y1"]), "id", ["x1", "x2"], ["y1", "y2"])
+    model = gb.BayesianNetwork([2, 2], likelihood="gaussian", noise_scale=0.01, missing_outputs=True)
+    guide = gb.guides.BNNWeightGuide(model, 8, final_noise="real")
+    new = sensor_table(4, seed=1).drop(index=[3, 5, 17])
+    new["y2"] = 3 * new["y1"]
+    truth = new.copy()
+    new["y1"] = np.nan  # of y1 nothing is known: the guide's prior; of y2 every row, which it goes through
+    found = gb.predict_frame(model, guide, new, tasks, num_samples=200, seed=0)
+    assert (
+        len(found.rows) == len(new)
+        and gb.tasks.from_dataframe(
+            new.assign(y1=truth["y1"].where(truth.index % 2 == 0)), "id", ["x1", "x2"], ["y1", "y2"], split=(1, 0, 0)
+        ).missing_outputs
+    )
+    spread = found.std.mean(0) / torch.as_tensor(tasks.columns.y_scale)
+    assert spread[1] < 0.5 * spread[0]
+    score = found.log_prob(
+        torch.as_tensor(new[["y1", "y2"]].to_numpy()), torch.as_tensor(new.notna()[["y1", "y2"]].to_numpy())
+    )
+    assert bool(torch.isfinite(score).all())
 
 
 def test_classes_are_predicted_with_their_names_and_probabilities():

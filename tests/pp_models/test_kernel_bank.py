@@ -142,7 +142,7 @@ def test_the_average_over_models_has_the_moments_of_the_mixture():
     bank, x, y, at = parts()
     state = bank.fit(x, y)
     mean, variance = bank.predict(at, state)
-    centre, log_spread = averaged(mean, variance, state)
+    centre, log_spread = averaged(mean, variance.unsqueeze(-1), state)
     weights = state.log_evidence.softmax(-1)
     parts_ = torch.distributions.Normal(mean.movedim(1, -1), variance.sqrt().unsqueeze(-1).movedim(1, -1))
     mixture = torch.distributions.MixtureSameFamily(

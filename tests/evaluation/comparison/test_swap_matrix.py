@@ -9,7 +9,7 @@ import torch
 
 import evaluation
 from evaluation import plots
-from evaluation.comparison import swap_matrix
+from evaluation.comparison import grid_tasks, swap_matrix
 from evaluation.comparison.families import MODELS
 from evaluation.comparison.swap_matrix import COLUMNS
 from evaluation.comparison.swap_report import failures, summarise, verdicts
@@ -163,7 +163,7 @@ def test_a_finished_grid_is_read_and_files_are_written(tmp_path, monkeypatch):
 def test_an_interrupted_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
     whole = grid(out=tmp_path / "whole", steps=6)
     calls = []
-    train, score = swap_matrix.fit, swap_matrix.score_tasks
+    train, score = swap_matrix.fit, grid_tasks.score_tasks
 
     def interrupted(*args, **options):
         result = train(*args, **{**options, "checkpoint_every": 2, "steps": 4 if len(calls) == 1 else 6})
@@ -176,7 +176,7 @@ def test_an_interrupted_grid_goes_on_where_it_stopped(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         grid(out=tmp_path / "halves", steps=6)
     monkeypatch.setattr(swap_matrix, "fit", train)
-    monkeypatch.setattr(swap_matrix, "score_tasks", score)
+    monkeypatch.setattr(grid_tasks, "score_tasks", score)
     same(grid(out=tmp_path / "halves", steps=6), whole)
 
 

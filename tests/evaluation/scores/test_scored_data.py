@@ -50,8 +50,10 @@ def test_a_mask_is_bool_and_of_the_points(score):
     mask = torch.ones(3, 4, dtype=torch.long)
     with pytest.raises(ValueError, match=r"^mask: got torch.int64; it must be a tensor of dtype torch.bool"):
         score(prediction, y, mask)
-    for other in (mask.bool()[0], mask.bool().T, torch.ones(3, 4, 2).bool()):
-        with pytest.raises(ValueError, match=r"^mask: got shape \[.*\]; it must be that of the points, \[3, 4\]$"):
+    for other in (mask.bool()[0], mask.bool().T, torch.ones(3, 4, 3).bool()):
+        with pytest.raises(
+            ValueError, match=r"^mask: got shape \[.*\]; it must be that of the points, \[3, 4\], or of the outputs"
+        ):
             score(prediction, y, other)
 
 

@@ -16,8 +16,7 @@ X, Y = ["x1", "x2", "site"], ["y1", "y2"]
 
 
 def sensors(**options):
-    with pytest.warns(UserWarning, match=r"y: 2 row\(s\) have some outputs and lack others"):
-        return tasks.from_dataframe(sensor_table(), "id", X, Y, **options)
+    return tasks.from_dataframe(sensor_table(), "id", X, Y, **options)
 
 
 def test_a_table_becomes_ragged_scaled_tasks_divided_by_task():
@@ -30,12 +29,17 @@ def test_a_table_becomes_ragged_scaled_tasks_divided_by_task():
     column = next(c for c in stream.columns.x if c.name == "x1")
     assert column.mean == pytest.approx(trained["x1"].mean())
     assert column.scale == pytest.approx(trained["x1"].std(ddof=0))
-    # 2 rows lack one output and 1 lacks both: no points
-    assert sum(d.num_points for pool in stream.pools.values() for d in pool) == len(table) - 3
+    # 1 row lacks both outputs: no point; 2 lack one, which is what their mask says
+    held = [d for pool in stream.pools.values() for d in pool]
+    assert sum(d.num_points for d in held) == len(table) - 1 and stream.missing_outputs
+    assert [int((~torch.cat([d.observed for d in held])[:, i]).sum()) for i in (0, 1)] == [2, 0]
+    assert not tasks.from_dataframe(table.dropna(), "id", X, Y).missing_outputs
     x = torch.cat([d.x for d in stream.pool])
     assert torch.equal(x[:, 2:].sum(1), torch.ones(len(x)))
     y = torch.cat([d.y for d in stream.pool]).double()
-    torch.testing.assert_close(y.mean(0), torch.zeros(2, dtype=y.dtype), rtol=0, atol=0.02)  # and 2 rows
+    known = torch.cat([d.observed for d in stream.pool])
+    mean = (y * known).sum(0) / known.sum(0)
+    torch.testing.assert_close(mean, torch.zeros(2, dtype=y.dtype), rtol=0, atol=0.02)
 
 
 def test_batches_are_seeded_disjoint_contexts_of_the_chosen_sizes():
