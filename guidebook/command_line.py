@@ -241,7 +241,9 @@ def fit_command(
         raise Stopped(line, 128 + stop.number) from None
     last = result.history[-1]
     numbers = ", ".join(
-        f"{k} {last[k]:.4f}" if k in last else f"{k} not finite" for k in ("loss", "log_likelihood", "kl")
+        f"{k} {last[k]:.4f}" if k in last else f"{k} not finite"
+        for k in ("loss", "log_likelihood", "kl")
+        if k in last or k == "loss"
     )
     if "held_out_loss" in last:
         numbers += f", held-out loss {last['held_out_loss']:.4f}"
