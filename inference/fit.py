@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from inference import checkpoint
 from inference.architecture import ARCHITECTURE, architecture_bytes
+from inference.averaging import LastParameters
 from inference.data_dtype import parameter_dtype
 from inference.held_out import HeldOutLoss, held_out_batches, out_of_patience
 from inference.interruption import Interrupted, one_fit_at_a_time, until_asked
@@ -52,6 +53,7 @@ from pp_models.arguments import (
     instance,
     integer,
     named,
+    number,
     one_of,
 )
 from pp_models.contract import as_objective
@@ -72,10 +74,12 @@ class FitResult:
         history: one dict per logged step: ``step``, ``loss``, ``log_likelihood`` (nats per scored value), ``kl``,
             ``ess`` and ``ess_below_2`` (mean effective sample size of the tasks' importance weights, and the share of
             tasks below 2; where the objective forms weights), ``grad_norm``, ``skipped`` (so far), and
-            ``held_out_loss`` where there are tasks for validation.
+            ``held_out_loss`` where there are tasks for validation, ``averaged`` (steps so far whose parameters the mean
+            is of) with ``average``.
         skipped: ``(step, parameter)`` for every step that was skipped as not finite.
         seconds: wall time of this call.
         backend: ``"eager"``, or ``"inductor"`` for compiled steps.
+        averaged: steps whose parameters' mean the model and the guide are at; 0 where they are at the last ones.
     """
 
     model: nn.Module
@@ -86,6 +90,7 @@ class FitResult:
     skipped: list[tuple[int, str]] = field(default_factory=list)
     seconds: float = 0.0
     backend: str = EAGER
+    averaged: int = 0
 
 
 #: what trains a model that is a function
@@ -111,6 +116,7 @@ OF_FUNCTIONS = ". A function is trained by pyro.infer.SVI(model, guide, optimize
     checkpoint_dir=PATH,
     accumulate=integer(1),
     patience=integer(1),
+    average=number(0, 1, "(]"),
 )
 def fit(
     model: nn.Module,
@@ -140,6 +146,7 @@ def fit(
     accumulate: int = 1,
     validation: Any = None,
     patience: int | None = None,
+    average: float | None = None,
 ) -> FitResult:
     """Trains a model and guide on a stream of tasks.
 
@@ -188,6 +195,10 @@ def fit(
         validation: held-out tasks, a TaskBatch, a Dataset or several (of a stream the first eight batches): their loss
             by the same draws stands in every logged row as ``held_out_loss``.
         patience: ends the fit once that has not fallen for so many logged rows; parameters are then the last ones.
+        average: a share of the steps: model and guide end at the mean of the parameters after each of the last ones
+            (Polyak and Juditsky 1992), which noisy gradients leave nearer the optimum than the last step. Checkpoints
+            hold the mean, ``held_out_loss`` is at it, and a run goes on from what it was. A fit that ends before they
+            begin ends at its last parameters.
 
     Raises:
         ValueError: an argument out of range, or tasks that end early.
@@ -236,6 +247,7 @@ def fit(
         rates = LearningRates(inner, schedule, steps, warmup, final_learning_rate)
         wrapped, fabric_optimizer = fabric.setup(step_module, inner)
         dtype = parameter_dtype(model, guide)
+        last = LastParameters(parameters, average, steps)
 
         result = FitResult(model, guide, objective, 0)
         done, begun_with = 0, None
@@ -258,6 +270,7 @@ def fit(
             check_optimizer_state(state["optimizer"], inner, given, named, folder)
             rates.load_state_dict(state["schedule"])
             checkpoint.load_into(modules, tensors)
+            last.load(state["average"], done, folder)
             try:
                 inner.load_state_dict(state["optimizer"])
             except (ValueError, KeyError) as error:
@@ -277,17 +290,19 @@ def fit(
         def save(step: int, interim: bool = False) -> None:
             if folder is None or fabric.global_rank != 0:
                 return
-            tensors = {f"{key}.{name}": t for key, module in modules.items() for name, t in module.state_dict().items()}
-            state = {
-                "optimizer": inner.state_dict(),
-                "schedule": rates.state_dict(),
-                "history": result.history,
-                "skipped": [[s, n] for s, n in result.skipped],
-                "seed": seed,
-                "backend": result.backend,
-                "accumulate": accumulate,
-            }
-            checkpoint.save(folder, step, tensors, state, interim)
+            with last.in_place() as held:
+                tensors = {f"{key}.{name}": t for key, part in modules.items() for name, t in part.state_dict().items()}
+                state = {
+                    "optimizer": inner.state_dict(),
+                    "schedule": rates.state_dict(),
+                    "history": result.history,
+                    "skipped": [[s, n] for s, n in result.skipped],
+                    "seed": seed,
+                    "backend": result.backend,
+                    "accumulate": accumulate,
+                    "average": last.state_dict(held),
+                }
+                checkpoint.save(folder, step, tensors, state, interim)
 
         shown = progress and fabric.global_rank == 0
         precision_used = fabric.strategy.precision.precision
@@ -343,6 +358,7 @@ def fit(
                         elif not bool(bad):  # an optimizer that cannot skip by itself costs one host read a step
                             fabric_optimizer.step()
                 rates.after()
+                last.after(step)
                 bar.stepped(step + 1)
                 at_log = (step + 1) % log_every == 0 or step + 1 == steps
                 at_save = (step + 1) % checkpoint_every == 0 or step + 1 == steps
@@ -352,8 +368,10 @@ def fit(
                 if at_log:
                     of_all = of_all_tasks(fabric, loss, statistics, gradients.summed)
                     row = _metrics(step + 1, *of_all, grad_norm, len(result.skipped))
+                    if average is not None:
+                        row["averaged"] = last.count
                     if held_out is not None:
-                        with fabric.autocast():
+                        with fabric.autocast(), last.in_place():
                             row |= held_out()
                     result.history.append(row)
                     bar.update(step + 1, row)
@@ -370,6 +388,8 @@ def fit(
                         skipped.report(partial(scale_hint, group[0]))
                         save(step + 1, interim=True)
                     raise Interrupted(step + 1, folder, asked.number)
+            last.put()
+            result.averaged = last.count
         if not result.steps:
             result.steps = done
         result.seconds = time.perf_counter() - started
