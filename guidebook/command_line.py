@@ -489,7 +489,7 @@ def doctor() -> None:
     table.add_row("python", platform.python_version())
     for name, found in installed_versions():
         table.add_row(name, Text(found))
-    from evaluation.arviz.arviz_container import choose_container
+    from evaluation.arviz.pyro_converter import choose_container
 
     table.add_row("ArviZ container", choose_container("auto"))
     cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none usable"
