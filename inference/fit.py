@@ -21,6 +21,7 @@ from inference.averaging import LastParameters
 from inference.data_dtype import parameter_dtype
 from inference.held_out import HeldOutLoss, held_out_batches, out_of_patience
 from inference.interruption import Interrupted, one_fit_at_a_time, until_asked
+from inference.ivon import IVON, drawn_parameters, make_ivon
 from inference.objectives import TaskObjective, make
 from inference.optimizer_state import check_optimizer_state
 from inference.plateau import settled
@@ -79,6 +80,7 @@ class FitResult:
         skipped: ``(step, parameter)`` for every step that was skipped as not finite.
         seconds: wall time of this call.
         backend: ``"eager"``, or ``"inductor"`` for compiled steps.
+        optimizer: the optimizer, with its state.
         averaged: steps whose parameters' mean the model and the guide are at; 0 where they are at the last ones.
     """
 
@@ -91,6 +93,7 @@ class FitResult:
     seconds: float = 0.0
     backend: str = EAGER
     averaged: int = 0
+    optimizer: Any = None
 
 
 #: what trains a model that is a function
@@ -164,7 +167,8 @@ def fit(
             on the whole task).
         steps: optimizer steps in all.
         seed: seed of every draw made while fitting.
-        optimizer: None for Adam; a torch optimizer; a Pyro optimizer; or a function from parameters to an optimizer.
+        optimizer: None for Adam; ``"ivon"`` for :class:`inference.IVON`, which learns a Gaussian about the parameters
+            (:func:`inference.ivon_guide`); a torch optimizer; a Pyro optimizer; or a function from parameters to one.
         device: where to train: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or a launched Lightning ``Fabric``
             (several processes). Afterwards model and guide are back where they were.
         precision: a Fabric precision, such as ``"32-true"``, ``"64-true"`` or ``"bf16-mixed"``.
@@ -238,7 +242,11 @@ def fit(
         released_at = release_steps(release, names)
         home = next(step_module.parameters()).device
         fabric.to_device(step_module)
+        if isinstance(optimizer, str) and optimizer == "ivon":
+            optimizer = partial(make_ivon, learning_rate=learning_rate, objective=objective)
         inner = make_optimizer(optimizer, parameters, learning_rate)
+        if isinstance(inner, IVON) and fabric.world_size > 1:
+            raise ValueError("optimizer: got IVON in several processes, which would draw apart; it must be one process")
         given = [{name: value for name, value in group.items() if name != "params"} for group in inner.param_groups]
         if home != fabric.device:
             follow(inner)
@@ -249,7 +257,7 @@ def fit(
         dtype = parameter_dtype(model, guide)
         last = LastParameters(parameters, average, steps)
 
-        result = FitResult(model, guide, objective, 0)
+        result = FitResult(model, guide, objective, 0, optimizer=inner)
         done, begun_with = 0, None
         if folder is not None and resume and checkpoint.read_index(folder):
             which = 1 if resume == "previous" else 0
@@ -341,7 +349,8 @@ def fit(
                 with _repeated(objective) as repeats:
                     for _ in range(repeats):
                         fabric_optimizer.zero_grad()
-                        loss, statistics = gradients(group)
+                        with drawn_parameters(inner):
+                            loss, statistics = gradients(group)
                         for p, start in zip(parameters, released_at, strict=True):
                             if step < start:
                                 p.grad = None  # an optimizer leaves such parameters and their momentum alone
