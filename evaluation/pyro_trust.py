@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from evaluation.arviz.pyro_conversion import check_traces, is_factor, joint_densities
+from evaluation.arviz.pyro_converter import check_traces, is_factor, joint_densities
 from evaluation.diagnostics import ess, khat_threshold, psis, rhat
 from evaluation.findings import (
     LEAST_EFFICIENCY,

@@ -37,7 +37,7 @@ FIRST_OF_VALIDATION = 15_000_000
 #: what a recipe, or the run to resume, decides where it is not given
 RECIPE_FIELDS = (
     *("learning_rate", "schedule", "warmup", "max_grad_norm", "batch_size", "width"),
-    *("recipe", "pooling", "path", "input_features", "experts", "beta"),
+    *("recipe", "pooling", "path", "input_features", "experts", "beta", "average"),
 )
 #: how the methods of the papers are trained where nothing else is asked for
 OF_PAPERS = Recipe(1e-3, "constant", 0.0, None)
@@ -67,6 +67,7 @@ class RunConfiguration:
         path: of the decoder.
         input_features: sines and cosines of x, each, that a network reads.
         experts: of a mixture.
+        average: share of the steps, at their end, whose parameters' mean the run ends at; None for the last ones.
 
     Raises:
         ValueError: a value of another type, or out of range.
@@ -91,6 +92,7 @@ class RunConfiguration:
     path: str | None = None
     input_features: int | None = None
     experts: str | None = None
+    average: float | None = None
 
     __pydantic_config__ = STRICT
 
@@ -116,6 +118,8 @@ class RunConfiguration:
             raise ValueError(f"warmup: got {self.warmup}; it must be finite and not negative")
         if self.max_grad_norm is not None and not 0 < self.max_grad_norm < math.inf:
             raise ValueError(f"max_grad_norm: got {self.max_grad_norm}; it must be positive and finite")
+        if self.average is not None and not 0 < self.average <= 1:
+            raise ValueError(f"average: got {self.average}; it must lie in (0, 1]")
         if self.recipe not in RECIPES:
             raise ValueError(f"recipe: got {self.recipe!r}; it must be one of {', '.join(RECIPES)}")
         if self.input_features is not None and not 0 <= self.input_features <= MOST_FEATURES:
@@ -265,6 +269,7 @@ def train(configuration: RunConfiguration, method: Method, own: FrameTasks | Non
         schedule=configuration.schedule,
         warmup=configuration.warmup,
         max_grad_norm=configuration.max_grad_norm,
+        average=configuration.average,
         precision=configuration.precision,
         **options,
     )

@@ -25,6 +25,7 @@ from guidebook.gallery import pretrained as pretrained
 from guidebook.saving import Saved as Saved
 from guidebook.saving import load as load
 from guidebook.saving import save as save
+from inference import IVON as IVON
 from inference import CheckpointError as CheckpointError
 from inference import FitResult as FitResult
 from inference import FramePrediction as FramePrediction
@@ -40,6 +41,7 @@ from inference import acquire as acquire
 from inference import acquisition_scores as acquisition_scores
 from inference import compare_objectives as compare_objectives
 from inference import fit as fit
+from inference import ivon_guide as ivon_guide
 from inference import log_alpha_learning_rate as log_alpha_learning_rate
 from inference import nuts as nuts
 from inference import objectives as objectives

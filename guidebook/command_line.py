@@ -159,6 +159,9 @@ def fit_command(
     experts: Annotated[str | None, typer.Option(help="of a mixture: conjugate, context or strict")] = None,
     beta: Annotated[float | None, typer.Option(help="weight of the KL")] = None,
     num_particles: Annotated[int | None, typer.Option(help="draws of each task in the objective")] = None,
+    average: Annotated[
+        float | None, typer.Option(help="end at the mean parameters of this share of the steps, the last ones")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     precision: Annotated[str, typer.Option(help="32-true, 64-true, bf16-mixed …")] = "32-true",
     compile: Annotated[str, typer.Option(help="the step: yes, no, or auto, where the run is long enough")] = "auto",
@@ -209,7 +212,7 @@ def fit_command(
         model, named, continued, objective=objective, steps=3_000 if steps is None else steps, seed=seed, width=width,
         batch_size=batch_size, learning_rate=learning_rate, schedule=schedule, warmup=warmup,
         max_grad_norm=max_grad_norm, recipe=recipe, pooling=pooling, path=path, input_features=input_features,
-        experts=experts, beta=beta, num_particles=num_particles, precision=precision,
+        experts=experts, beta=beta, num_particles=num_particles, average=average, precision=precision,
     )  # fmt: skip
     if cpu_seconds is not None:
         if continued is None:
@@ -235,7 +238,9 @@ def fit_command(
         raise Stopped(line, 128 + stop.number) from None
     last = result.history[-1]
     numbers = ", ".join(
-        f"{k} {last[k]:.4f}" if k in last else f"{k} not finite" for k in ("loss", "log_likelihood", "kl")
+        f"{k} {last[k]:.4f}" if k in last else f"{k} not finite"
+        for k in ("loss", "log_likelihood", "kl")
+        if k in last or k == "loss"
     )
     if "held_out_loss" in last:
         numbers += f", held-out loss {last['held_out_loss']:.4f}"
@@ -559,7 +564,7 @@ def doctor() -> None:
     table.add_row("python", platform.python_version())
     for name, found in installed_versions():
         table.add_row(name, Text(found))
-    from evaluation.arviz.arviz_container import choose_container
+    from evaluation.arviz.pyro_converter import choose_container
 
     table.add_row("ArviZ container", choose_container("auto"))
     cuda = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none usable"

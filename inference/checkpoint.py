@@ -33,7 +33,9 @@ INDEX = "checkpoint.json"
 #: what the state of a fit holds
 STATE = {"optimizer", "schedule", "history", "skipped", "seed", "step", "format"}
 #: and may hold: those of earlier versions do not
-STATE_SINCE = {"backend", "accumulate"}
+STATE_SINCE = {"backend", "accumulate", "average"}
+#: and of these whoever reads them checks the contents
+CHECKED_BY_THEIR_OWN = ("optimizer", "schedule", "average")
 RETIRED = "retired.json"
 KEEP = 2
 
@@ -121,7 +123,9 @@ def _check_flat(state: dict[str, Any]) -> None:
             inner = row.values() if isinstance(row, dict) else row if isinstance(row, list | tuple) else ()
             if any(isinstance(value, deep) for value in inner):
                 raise ValueError(f"its {name} is nested")
-    if any(isinstance(state[name], deep) for name in ("seed", "step", "format", *(STATE_SINCE & set(state)))):
+    if any(
+        isinstance(state[name], deep) for name in ("seed", "step", "format", *(STATE_SINCE & set(state) - {"average"}))
+    ):
         raise ValueError("its counters are no numbers")
 
 
@@ -339,7 +343,7 @@ def _read_state(path: Path, content: bytes) -> dict[str, Any]:
         if not isinstance(state, dict) or set(state) - STATE_SINCE != STATE:
             raise ValueError("its keys are not a state's")
         _check_flat(state)
-        rest = {name: value for name, value in state.items() if name not in ("optimizer", "schedule")}
+        rest = {name: value for name, value in state.items() if name not in CHECKED_BY_THEIR_OWN}
         schedule = dict(state["schedule"])
         if schedule.get("scheduler") is not None:
             schedule["scheduler"] = {}  # torch's own, whatever it holds
@@ -349,7 +353,7 @@ def _read_state(path: Path, content: bytes) -> dict[str, Any]:
         raise CheckpointError(f"{path}: is not the state of a fit, or not readable ({reason[:200]})") from None
     if found.format != FORMAT:
         raise CheckpointError(f"{path}: is of format {found.format}; this version reads format {FORMAT}")
-    return {"backend": "eager", "accumulate": 1, **state}
+    return {"backend": "eager", "accumulate": 1, "average": None, **state}
 
 
 def check_fits(modules: dict[str, torch.nn.Module], tensors: dict[str, Tensor]) -> None:

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from inference import checkpoint
 from inference.architecture import ARCHITECTURE, architecture_bytes
+from inference.averaging import LastParameters
 from inference.data_dtype import parameter_dtype
 from inference.held_out import HeldOutLoss, held_out_batches, out_of_patience
 from inference.interruption import Interrupted, one_fit_at_a_time, until_asked
+from inference.ivon import IVON, drawn_parameters, make_ivon
 from inference.objectives import TaskObjective, make
 from inference.optimizer_state import check_optimizer_state
 from inference.plateau import settled
@@ -52,6 +54,7 @@ from pp_models.arguments import (
     instance,
     integer,
     named,
+    number,
     one_of,
 )
 from pp_models.contract import as_objective
@@ -72,10 +75,13 @@ class FitResult:
         history: one dict per logged step: ``step``, ``loss``, ``log_likelihood`` (nats per scored value), ``kl``,
             ``ess`` and ``ess_below_2`` (mean effective sample size of the tasks' importance weights, and the share of
             tasks below 2; where the objective forms weights), ``grad_norm``, ``skipped`` (so far), and
-            ``held_out_loss`` where there are tasks for validation.
+            ``held_out_loss`` where there are tasks for validation, ``averaged`` (steps so far whose parameters the mean
+            is of) with ``average``.
         skipped: ``(step, parameter)`` for every step that was skipped as not finite.
         seconds: wall time of this call.
         backend: ``"eager"``, or ``"inductor"`` for compiled steps.
+        optimizer: the optimizer, with its state.
+        averaged: steps whose parameters' mean the model and the guide are at; 0 where they are at the last ones.
     """
 
     model: nn.Module
@@ -86,6 +92,8 @@ class FitResult:
     skipped: list[tuple[int, str]] = field(default_factory=list)
     seconds: float = 0.0
     backend: str = EAGER
+    averaged: int = 0
+    optimizer: Any = None
 
 
 #: what trains a model that is a function
@@ -111,6 +119,7 @@ OF_FUNCTIONS = ". A function is trained by pyro.infer.SVI(model, guide, optimize
     checkpoint_dir=PATH,
     accumulate=integer(1),
     patience=integer(1),
+    average=number(0, 1, "(]"),
 )
 def fit(
     model: nn.Module,
@@ -140,6 +149,7 @@ def fit(
     accumulate: int = 1,
     validation: Any = None,
     patience: int | None = None,
+    average: float | None = None,
 ) -> FitResult:
     """Trains a model and guide on a stream of tasks.
 
@@ -157,7 +167,8 @@ def fit(
             on the whole task).
         steps: optimizer steps in all.
         seed: seed of every draw made while fitting.
-        optimizer: None for Adam; a torch optimizer; a Pyro optimizer; or a function from parameters to an optimizer.
+        optimizer: None for Adam; ``"ivon"`` for :class:`inference.IVON`, which learns a Gaussian about the parameters
+            (:func:`inference.ivon_guide`); a torch optimizer; a Pyro optimizer; or a function from parameters to one.
         device: where to train: ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or a launched Lightning ``Fabric``
             (several processes). Afterwards model and guide are back where they were.
         precision: a Fabric precision, such as ``"32-true"``, ``"64-true"`` or ``"bf16-mixed"``.
@@ -188,6 +199,10 @@ def fit(
         validation: held-out tasks, a TaskBatch, a Dataset or several (of a stream the first eight batches): their loss
             by the same draws stands in every logged row as ``held_out_loss``.
         patience: ends the fit once that has not fallen for so many logged rows; parameters are then the last ones.
+        average: a share of the steps: model and guide end at the mean of the parameters after each of the last ones
+            (Polyak and Juditsky 1992), which noisy gradients leave nearer the optimum than the last step. Checkpoints
+            hold the mean, ``held_out_loss`` is at it, and a run goes on from what it was. A fit that ends before they
+            begin ends at its last parameters.
 
     Raises:
         ValueError: an argument out of range, or tasks that end early.
@@ -227,7 +242,11 @@ def fit(
         released_at = release_steps(release, names)
         home = next(step_module.parameters()).device
         fabric.to_device(step_module)
+        if isinstance(optimizer, str) and optimizer == "ivon":
+            optimizer = partial(make_ivon, learning_rate=learning_rate, objective=objective)
         inner = make_optimizer(optimizer, parameters, learning_rate)
+        if isinstance(inner, IVON) and fabric.world_size > 1:
+            raise ValueError("optimizer: got IVON in several processes, which would draw apart; it must be one process")
         given = [{name: value for name, value in group.items() if name != "params"} for group in inner.param_groups]
         if home != fabric.device:
             follow(inner)
@@ -236,8 +255,9 @@ def fit(
         rates = LearningRates(inner, schedule, steps, warmup, final_learning_rate)
         wrapped, fabric_optimizer = fabric.setup(step_module, inner)
         dtype = parameter_dtype(model, guide)
+        last = LastParameters(parameters, average, steps)
 
-        result = FitResult(model, guide, objective, 0)
+        result = FitResult(model, guide, objective, 0, optimizer=inner)
         done, begun_with = 0, None
         if folder is not None and resume and checkpoint.read_index(folder):
             which = 1 if resume == "previous" else 0
@@ -258,6 +278,7 @@ def fit(
             check_optimizer_state(state["optimizer"], inner, given, named, folder)
             rates.load_state_dict(state["schedule"])
             checkpoint.load_into(modules, tensors)
+            last.load(state["average"], done, folder)
             try:
                 inner.load_state_dict(state["optimizer"])
             except (ValueError, KeyError) as error:
@@ -277,17 +298,19 @@ def fit(
         def save(step: int, interim: bool = False) -> None:
             if folder is None or fabric.global_rank != 0:
                 return
-            tensors = {f"{key}.{name}": t for key, module in modules.items() for name, t in module.state_dict().items()}
-            state = {
-                "optimizer": inner.state_dict(),
-                "schedule": rates.state_dict(),
-                "history": result.history,
-                "skipped": [[s, n] for s, n in result.skipped],
-                "seed": seed,
-                "backend": result.backend,
-                "accumulate": accumulate,
-            }
-            checkpoint.save(folder, step, tensors, state, interim)
+            with last.in_place() as held:
+                tensors = {f"{key}.{name}": t for key, part in modules.items() for name, t in part.state_dict().items()}
+                state = {
+                    "optimizer": inner.state_dict(),
+                    "schedule": rates.state_dict(),
+                    "history": result.history,
+                    "skipped": [[s, n] for s, n in result.skipped],
+                    "seed": seed,
+                    "backend": result.backend,
+                    "accumulate": accumulate,
+                    "average": last.state_dict(held),
+                }
+                checkpoint.save(folder, step, tensors, state, interim)
 
         shown = progress and fabric.global_rank == 0
         precision_used = fabric.strategy.precision.precision
@@ -326,7 +349,8 @@ def fit(
                 with _repeated(objective) as repeats:
                     for _ in range(repeats):
                         fabric_optimizer.zero_grad()
-                        loss, statistics = gradients(group)
+                        with drawn_parameters(inner):
+                            loss, statistics = gradients(group)
                         for p, start in zip(parameters, released_at, strict=True):
                             if step < start:
                                 p.grad = None  # an optimizer leaves such parameters and their momentum alone
@@ -343,6 +367,7 @@ def fit(
                         elif not bool(bad):  # an optimizer that cannot skip by itself costs one host read a step
                             fabric_optimizer.step()
                 rates.after()
+                last.after(step)
                 bar.stepped(step + 1)
                 at_log = (step + 1) % log_every == 0 or step + 1 == steps
                 at_save = (step + 1) % checkpoint_every == 0 or step + 1 == steps
@@ -352,8 +377,10 @@ def fit(
                 if at_log:
                     of_all = of_all_tasks(fabric, loss, statistics, gradients.summed)
                     row = _metrics(step + 1, *of_all, grad_norm, len(result.skipped))
+                    if average is not None:
+                        row["averaged"] = last.count
                     if held_out is not None:
-                        with fabric.autocast():
+                        with fabric.autocast(), last.in_place():
                             row |= held_out()
                     result.history.append(row)
                     bar.update(step + 1, row)
@@ -370,6 +397,8 @@ def fit(
                         skipped.report(partial(scale_hint, group[0]))
                         save(step + 1, interim=True)
                     raise Interrupted(step + 1, folder, asked.number)
+            last.put()
+            result.averaged = last.count
         if not result.steps:
             result.steps = done
         result.seconds = time.perf_counter() - started

@@ -69,8 +69,8 @@ def _given_optimizer(optimizer: Any, parameters: list[nn.Parameter]) -> torch.op
         build: Any = optimizer
         return build(parameters)
     raise ValueError(
-        f"optimizer: got {type(optimizer).__name__}; it must be a torch.optim.Optimizer, a Pyro optimizer, or a "
-        "function from parameters to an optimizer"
+        f"optimizer: got {type(optimizer).__name__}; it must be 'ivon', a torch.optim.Optimizer, a Pyro optimizer, or "
+        "a function from parameters to an optimizer"
     )
 
 

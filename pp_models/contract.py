@@ -140,6 +140,8 @@ class ObjectiveOffers:
     weighs_particles: bool = False
     #: ``"posterior"``, or ``"predictor"`` where the guide is a conditional prior or only predicts
     guide_is: str = "posterior"
+    #: it trains the guide on what the model draws, whatever y is; the model itself it does not train
+    simulates: bool = False
     #: ``"anything"`` that model and guide take, or a ``"data set"``: a TaskBatch or a Dataset
     needs: str = "anything"
     #: what draws its particles in place of the guide
@@ -214,11 +216,17 @@ class Guide(GuideOffers, ParameterModule):
 
 
 def refuse_data_ties(guide: GuideOffers, objective: ObjectiveOffers) -> None:
-    """For a guide that is the same whatever the data: no divergence between two of them trains it.
+    """For a guide that is the same whatever the data: no divergence between two of them trains it, no simulation does.
 
     Raises:
-        ValueError: the objective's only divergence is between the guide on the context and on the whole task.
+        ValueError: the objective's only divergence is between the guide on the context and on the whole task; or it
+            shows the guide other data than it is to be the posterior of.
     """
+    if objective.simulates:
+        raise ValueError(
+            f"objective: {objective.name!r} shows the guide data of the model's own, and {type(guide).__name__} is the "
+            "same whatever the data: it would become the prior. Use 'elbo'"
+        )
     if objective.name in ("npvi", "conditional-prior"):
         raise ValueError(
             f"objective: {objective.name!r} ties the guide on the context to the guide on the whole task, and "

@@ -174,6 +174,14 @@ class Dataset:
         """The same inputs with unknown outputs."""
         return self.unchecked(self.x, None, self.mask)
 
+    def with_y(self, y: Tensor) -> Dataset:
+        """The same inputs with outputs that a model drew, which are not looked at; 0 where one does not exist."""
+        if self.mask is not None:
+            y = y.masked_fill(~self.mask if y.dtype == torch.long else ~self.mask.unsqueeze(-1), 0)
+        if self.observed is not None:
+            y = y.masked_fill(~self.observed, 0)
+        return self.unchecked(self.x, y, self.mask, self.observed)
+
     def points(self, index) -> Dataset:
         """Selects points (a slice or an index tensor over N) in every task."""
         y = self.y

@@ -6,7 +6,7 @@ import arviz
 import arviz_stats
 import xarray
 
-from evaluation.arviz.arviz_container import choose_container
+from evaluation.arviz.pyro_converter import choose_container
 
 #: what the installed ArviZ reads, and what it can be given
 NATIVE = choose_container("auto")

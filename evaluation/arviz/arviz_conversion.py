@@ -17,8 +17,9 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch import Tensor
 from torch.distributions import Independent, biject_to, constraints
 
-from evaluation.arviz.arviz_container import COORDS, SAMPLE_DIMS, Variable, choose_container, choose_sample_dims, pack
+from evaluation.arviz.arviz_container import COORDS, pack
 from evaluation.arviz.observation_layout import LAYOUTS, as_observations
+from evaluation.arviz.pyro_converter import SAMPLE_DIMS, Variable, choose_container, choose_sample_dims
 from inference.data_dtype import as_computed
 from inference.objectives.independent_plates import sample_sites
 from inference.pareto_smoothing import psis

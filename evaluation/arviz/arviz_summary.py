@@ -9,7 +9,7 @@ import pandas as pd
 import xarray
 from matplotlib.figure import Figure
 
-from evaluation.arviz.arviz_container import choose_container
+from evaluation.arviz.pyro_converter import choose_container
 
 
 def summarise(container: Any, **options: Any) -> pd.DataFrame:

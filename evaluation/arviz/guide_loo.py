@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import xarray
 
-from evaluation.arviz.arviz_container import SAMPLE_DIMS
+from evaluation.arviz.pyro_converter import SAMPLE_DIMS
 from evaluation.arviz.resampling import groups_of
 from evaluation.diagnostics.leave_one_out import loo
 

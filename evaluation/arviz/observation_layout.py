@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from evaluation.arviz.arviz_container import Variable
+from evaluation.arviz.pyro_converter import Variable
 
 LAYOUTS = ("task", "observation")
 #: dimension that stacks what is scored

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import xarray
 
-from evaluation.arviz.arviz_container import SAMPLE_DIMS
+from evaluation.arviz.pyro_converter import SAMPLE_DIMS
 from inference.pareto_smoothing import khat_threshold, psis_weights
 from pp_models.arguments import DRAWS, SEED, checked
 

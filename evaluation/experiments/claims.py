@@ -30,153 +30,153 @@ class Claim(NamedTuple):
 
 
 NVDP = (
-    Claim("N1", "GP regression: LL, RLL, PLL above the other processes", MIXED,
+    Claim("nvdp-1", "GP regression: LL, RLL, PLL above the other processes", MIXED,
           "above NP and NP+CNP+VP in every seed; CNP ahead in 5 of 6; with the closed-form encoder above CNP, far below "
           "ConvCNP, DNP, TNP-D", ("nvdp/gp-random", "nvdp/gp-fixed", "common/gp")),
-    Claim("N2", "image completion: MNIST, Omniglot to MNIST", MIXED,
+    Claim("nvdp-2", "image completion: MNIST, Omniglot to MNIST", MIXED,
           "below CNP; above NP on MNIST, level with it on Omniglot", ("nvdp/inpainting-mnist",
           "nvdp/inpainting-omniglot-mnist", "nvdp/inpainting-digits", "common/images")),
-    Claim("N3", "image completion: CelebA", NOT_RUN, "the data are not to be had here; the loader is tested on stand-ins",
+    Claim("nvdp-3", "image completion: CelebA", NOT_RUN, "the data are not to be had here; the loader is tested on stand-ins",
           ("nvdp/inpainting-celeba",)),
-    Claim("N4", "few-shot classification", MIXED, "row-times-column rates stay at chance when classes are renumbered in "
+    Claim("nvdp-4", "few-shot classification", MIXED, "row-times-column rates stay at chance when classes are renumbered in "
           "every task; rates of a class's weights from its own examples (a reconstruction) learn", ("common/few-shot",)),
-    Claim("N5", "mitigates under-fitting and collapse", HOLDS, "against latent neural processes",
+    Claim("nvdp-5", "mitigates under-fitting and collapse", HOLDS, "against latent neural processes",
           ("nvdp/gp-random", "nvdp/trigonometric")),
-    Claim("N6", "strong active learning", REFUTED, "queries by its own sd lose 0.68 nats to random ones, NP's 0.56, CNP's "
+    Claim("nvdp-6", "strong active learning", REFUTED, "queries by its own sd lose 0.68 nats to random ones, NP's 0.56, CNP's "
           "0.31", ("nvdp/active-learning",)),
-    Claim("N7", "a low-rank product of Bernoulli experts", HOLDS, "exact", (), ("identities/test_nvdp_identities.py",)),
-    Claim("N8", "O(K + D) outputs in place of O(K D)", PARTLY, "shapes are tested; memory and time beside full rates are not "
+    Claim("nvdp-7", "a low-rank product of Bernoulli experts", HOLDS, "exact", (), ("identities/test_nvdp_identities.py",)),
+    Claim("nvdp-8", "O(K + D) outputs in place of O(K D)", PARTLY, "shapes are tested; memory and time beside full rates are not "
           "measured", (), ("identities/test_nvdp_identities.py",)),
-    Claim("N9", "the variational prior helps", HOLDS, "+0.10 nats; KL a weight below 1 against above 50",
+    Claim("nvdp-9", "the variational prior helps", HOLDS, "+0.10 nats; KL a weight below 1 against above 50",
           ("nvdp/ablations",)),
-    Claim("N10", "the KL distils the whole task into the context's branch", HOLDS, "exact", ("nvdp/ablations",),
+    Claim("nvdp-10", "the KL distils the whole task into the context's branch", HOLDS, "exact", ("nvdp/ablations",),
           ("identities/test_nvdp_identities.py",)),
-    Claim("N11", "uncertainty without an ensemble", NOT_RUN, "no ensemble of networks stands beside it"),
-    Claim("N12", "Gaussian moments suffice for Bernoulli masks", PARTLY, "moments are exact by test; a network trained "
+    Claim("nvdp-11", "uncertainty without an ensemble", NOT_RUN, "no ensemble of networks stands beside it"),
+    Claim("nvdp-12", "Gaussian moments suffice for Bernoulli masks", PARTLY, "moments are exact by test; a network trained "
           "with masks is not compared", (), ("identities/test_nvdp_identities.py",)),
-    Claim("N13", "training: from a context to its whole task in one step", HOLDS, "trains from nothing, by test", (),
+    Claim("nvdp-13", "training: from a context to its whole task in one step", HOLDS, "trains from nothing, by test", (),
           ("end_to_end/test_nvdp_small_training.py",)),
-    Claim("N14", "low-rank against full rates", PARTLY, "nvdp-full runs by name; one rate a layer loses 0.19 to 0.28 nats",
+    Claim("nvdp-14", "low-rank against full rates", PARTLY, "nvdp-full runs by name; one rate a layer loses 0.19 to 0.28 nats",
           ("nvdp/ablations",)),
-    Claim("N15", "cost of the whole-task pass of the variational prior", PARTLY, "one encoder pass serves both branches "
+    Claim("nvdp-15", "cost of the whole-task pass of the variational prior", PARTLY, "one encoder pass serves both branches "
           "(docs/performance.md); the pass by itself is not timed", (), ("guides/test_shared_points.py",)),
-    Claim("N16", "failure sign: rates collapse to 0 or 1", HOLDS, "seen with the summed KL and with any path, and said by the "
+    Claim("nvdp-16", "failure sign: rates collapse to 0 or 1", HOLDS, "seen with the summed KL and with any path, and said by the "
           "verdict's note on rates", ("nvdp/ablations",), ("evaluation/test_latent_findings.py",)),
-    Claim("N17", "failure sign: a low RLL", HOLDS, "a finding of the verdict", (), ("evaluation/test_latent_findings.py",)),
-    Claim("N18", "failure sign: posterior collapse", HOLDS, "a finding of the verdict", (),
+    Claim("nvdp-17", "failure sign: a low RLL", HOLDS, "a finding of the verdict", (), ("evaluation/test_latent_findings.py",)),
+    Claim("nvdp-18", "failure sign: posterior collapse", HOLDS, "a finding of the verdict", (),
           ("evaluation/test_latent_findings.py",)),
-    Claim("N19", "bands with and without the variational prior", HOLDS, "pictures and a table", ("nvdp/ablations",)),
-    Claim("N20", "layer-wise rates", PARTLY, "on GP tasks; on MNIST not run", ("nvdp/ablations", "nvdp/gp-fixed")),
-    Claim("N22", "open: a set transformer as the encoder", MIXED, "trains as the mean does (-0.372, -0.382); closed-form "
+    Claim("nvdp-19", "bands with and without the variational prior", HOLDS, "pictures and a table", ("nvdp/ablations",)),
+    Claim("nvdp-20", "layer-wise rates", PARTLY, "on GP tasks; on MNIST not run", ("nvdp/ablations", "nvdp/gp-fixed")),
+    Claim("nvdp-22", "open: a set transformer as the encoder", MIXED, "trains as the mean does (-0.372, -0.382); closed-form "
           "regressions are far better", (), ("guides/test_context_parts.py",)),
-    Claim("N23", "open: aleatoric and epistemic parts", PARTLY, "mutual information of any latent model; no experiment of "
+    Claim("nvdp-23", "open: aleatoric and epistemic parts", PARTLY, "mutual information of any latent model; no experiment of "
           "NVDP's", ("nmdp/active-context",)),
-    Claim("N24", "next check: tasks that need full-rank rates", MIXED, "renumbered classes are such tasks",
+    Claim("nvdp-24", "next check: tasks that need full-rank rates", MIXED, "renumbered classes are such tasks",
           ("common/few-shot",)),
-    Claim("N25", "limitation: large scale", NOT_RUN, "the papers' sizes take days of a GPU"),
-    Claim("N26", "next check: mini-ImageNet, CIFAR-FS", NOT_RUN, "the data are not to be had here; the loader is tested on "
+    Claim("nvdp-25", "limitation: large scale", NOT_RUN, "the papers' sizes take days of a GPU"),
+    Claim("nvdp-26", "next check: mini-ImageNet, CIFAR-FS", NOT_RUN, "the data are not to be had here; the loader is tested on "
           "stand-ins", (), ("pp_models/tasks/test_few_shot_data.py",)),
-    Claim("N27", "next check: label noise in the whole task", PARTLY, "10, 20, 40 % of labels, by command", ("nvdp/label-noise",)),
-    Claim("N28", "which weights change at test", HOLDS, "pictures of rates", ("nvdp/gp-random",)),
+    Claim("nvdp-27", "next check: label noise in the whole task", PARTLY, "10, 20, 40 % of labels, by command", ("nvdp/label-noise",)),
+    Claim("nvdp-28", "which weights change at test", HOLDS, "pictures of rates", ("nvdp/gp-random",)),
 )  # fmt: skip
 
 BNNP = (
-    Claim("B1", "weights as the latent of a neural process", HOLDS, "exact", (), ("identities/test_bnn_identities.py",)),
-    Claim("B2", "accurate approximate posteriors", MIXED, "bound within 0.37 nats of the evidence; its mean misses NUTS's in "
+    Claim("bnnp-1", "weights as the latent of a neural process", HOLDS, "exact", (), ("identities/test_bnn_identities.py",)),
+    Claim("bnnp-2", "accurate approximate posteriors", MIXED, "bound within 0.37 nats of the evidence; its mean misses NUTS's in "
           "one seed of three", ("bnnp/elbo-quality", "bnnp/against-nuts")),
-    Claim("B3", "PP-AVI", HOLDS, "exact, by enumeration", (), ("identities/test_objective_enumeration.py",)),
-    Claim("B4", "PP-AVI ahead of AVI, NPML, NPVI", REFUTED, "NPVI is ahead by 0.3 to 0.7; ahead of AVI with a fixed prior "
+    Claim("bnnp-3", "PP-AVI", HOLDS, "exact, by enumeration", (), ("identities/test_objective_enumeration.py",)),
+    Claim("bnnp-4", "PP-AVI ahead of AVI, NPML, NPVI", REFUTED, "NPVI is ahead by 0.3 to 0.7; ahead of AVI with a fixed prior "
           "alone", ("bnnp/objectives",)),
-    Claim("B5", "a learned prior helps few-shot regression", HOLDS, "by 0.8 to 5 nats a point", ("bnnp/good-prior-ecg200",)),
-    Claim("B6", "a prior learned from many data sets, as a generator", REFUTED, "most of seven families miss at this budget; "
+    Claim("bnnp-5", "a learned prior helps few-shot regression", HOLDS, "by 0.8 to 5 nats a point", ("bnnp/good-prior-ecg200",)),
+    Claim("bnnp-6", "a prior learned from many data sets, as a generator", REFUTED, "most of seven families miss at this budget; "
           "four of them were run with one seed", ("bnnp/prior-sawtooth", "bnnp/prior-heaviside",
           "bnnp/prior-squared-exponential", "bnnp/prior-network-draws", "bnnp/prior-ecg-simulated",
           "bnnp/prior-ecg200", "bnnp/prior-ecg5000")),
-    Claim("B7", "minibatches within a task", PARTLY, "the posterior in chunks is exact; no experiment trains so", (),
+    Claim("bnnp-7", "minibatches within a task", PARTLY, "the posterior in chunks is exact; no experiment trains so", (),
           ("identities/test_bnn_identities.py",)),
-    Claim("B8", "online update of the last layer", PARTLY, "exact by test; no experiment of streams", (),
+    Claim("bnnp-8", "online update of the last layer", PARTLY, "exact by test; no experiment of streams", (),
           ("identities/test_bnn_identities.py",)),
-    Claim("B9", "electrocardiograms", REFUTED, "learned priors come no nearer the recorded ones",
+    Claim("bnnp-9", "electrocardiograms", REFUTED, "learned priors come no nearer the recorded ones",
           ("bnnp/prior-ecg200", "bnnp/prior-ecg5000", "bnnp/prior-ecg-simulated")),
-    Claim("B10", "image completion at any resolution", REFUTED, "blobs at this budget, one seed",
+    Claim("bnnp-10", "image completion at any resolution", REFUTED, "blobs at this budget, one seed",
           ("bnnp/images-mnist", "bnnp/images-digits")),
-    Claim("B11", "a good prior replaces inference", MIXED, "helps every method; does not rescue mean-field VI in every seed",
+    Claim("bnnp-11", "a good prior replaces inference", MIXED, "helps every method; does not rescue mean-field VI in every seed",
           ("bnnp/good-prior-ecg200",)),
-    Claim("B12", "BNNs as flexible generators", REFUTED, "draws of learned priors miss", ("bnnp/prior-sawtooth",)),
-    Claim("B13", "two training tasks: shares of the prior trained", PARTLY, "one seed; no over-fitting seen", ("bnnp/abalone",)),
-    Claim("B14", "calibrated uncertainty", HOLDS, "coverage by objective", ("bnnp/objectives",)),
-    Claim("B15", "limitation: cost of full-rank priors", PARTLY, "both covariances are tested; no table of time", (),
+    Claim("bnnp-12", "BNNs as flexible generators", REFUTED, "draws of learned priors miss", ("bnnp/prior-sawtooth",)),
+    Claim("bnnp-13", "two training tasks: shares of the prior trained", PARTLY, "one seed; no over-fitting seen", ("bnnp/abalone",)),
+    Claim("bnnp-14", "calibrated uncertainty", HOLDS, "coverage by objective", ("bnnp/objectives",)),
+    Claim("bnnp-15", "limitation: cost of full-rank priors", PARTLY, "both covariances are tested; no table of time", (),
           ("identities/test_bnn_identities.py",)),
-    Claim("B16", "limitation: the attention network is inconsistent", PARTLY, "shown by test; in no experiment", (),
+    Claim("bnnp-16", "limitation: the attention network is inconsistent", PARTLY, "shown by test; in no experiment", (),
           ("identities/test_bnn_identities.py",)),
-    Claim("B17", "limitation: sensitive to S", NOT_RUN, "one number of draws everywhere"),
-    Claim("B18", "future: non-Gaussian priors", NOT_RUN, "the layerwise posterior needs a Gaussian, and says so"),
-    Claim("B19", "future: sequences", NOT_RUN, "time is an input like another"),
-    Claim("B20", "future: few-shot benchmarks", MIXED, "trains on an embedding, below prototypes", ("common/few-shot",)),
-    Claim("B21", "ERA5 precipitation", NOT_RUN, "the data are not to be had here", ("bnnp/good-prior-era5",)),
+    Claim("bnnp-17", "limitation: sensitive to S", NOT_RUN, "one number of draws everywhere"),
+    Claim("bnnp-18", "future: non-Gaussian priors", NOT_RUN, "the layerwise posterior needs a Gaussian, and says so"),
+    Claim("bnnp-19", "future: sequences", NOT_RUN, "time is an input like another"),
+    Claim("bnnp-20", "future: few-shot benchmarks", MIXED, "trains on an embedding, below prototypes", ("common/few-shot",)),
+    Claim("bnnp-21", "ERA5 precipitation", NOT_RUN, "the data are not to be had here", ("bnnp/good-prior-era5",)),
 )  # fmt: skip
 
 NMDP = (
-    Claim("D1", "a Dirichlet latent over shared experts", HOLDS, "exact", (), ("identities/test_nmdp_identities.py",)),
-    Claim("D2", "a large L approximates anything; choice of L", PARTLY, "the sweep was run at smoke size alone",
+    Claim("nmdp-1", "a Dirichlet latent over shared experts", HOLDS, "exact", (), ("identities/test_nmdp_identities.py",)),
+    Claim("nmdp-2", "a large L approximates anything; choice of L", PARTLY, "the sweep was run at smoke size alone",
           ("nmdp/sweep",)),
-    Claim("D3", "adaptation is one forward pass", HOLDS, "exact", (), ("identities/test_nmdp_identities.py",)),
-    Claim("D4", "lighter than MAML and CAVIA at test time", NOT_RUN, "both are in the tables; adaptation was not timed"),
-    Claim("D5", "importance-weighted EM, the prior as proposal", HOLDS, "exact", (), ("identities/test_iw_em.py",)),
-    Claim("D6", "self-normalised weights", HOLDS, "exact", (), ("identities/test_iw_em.py",)),
-    Claim("D7", "monotone improvement", HOLDS, "exact EM never lowers the evidence", (), ("identities/test_iw_em.py",)),
-    Claim("D8", "a predictive in closed form", HOLDS, "exact", (), ("identities/test_nmdp_identities.py",)),
-    Claim("D9", "best on GP tasks of three kernels", HOLDS, "with experts that are regressions or Gaussian processes; with "
+    Claim("nmdp-3", "adaptation is one forward pass", HOLDS, "exact", (), ("identities/test_nmdp_identities.py",)),
+    Claim("nmdp-4", "lighter than MAML and CAVIA at test time", NOT_RUN, "both are in the tables; adaptation was not timed"),
+    Claim("nmdp-5", "importance-weighted EM, the prior as proposal", HOLDS, "exact", (), ("identities/test_iw_em.py",)),
+    Claim("nmdp-6", "self-normalised weights", HOLDS, "exact", (), ("identities/test_iw_em.py",)),
+    Claim("nmdp-7", "monotone improvement", HOLDS, "exact EM never lowers the evidence", (), ("identities/test_iw_em.py",)),
+    Claim("nmdp-8", "a predictive in closed form", HOLDS, "exact", (), ("identities/test_nmdp_identities.py",)),
+    Claim("nmdp-9", "best on GP tasks of three kernels", HOLDS, "with experts that are regressions or Gaussian processes; with "
           "the paper's experts behind ConvCNP, TNP-D and DNP", ("common/gp", "nmdp/gp-mix")),
-    Claim("D10", "images", PARTLY, "digits on common ground; CIFAR-10, SVHN and EMNIST at smoke size alone",
+    Claim("nmdp-10", "images", PARTLY, "digits on common ground; CIFAR-10, SVHN and EMNIST at smoke size alone",
           ("common/images", "nmdp/images-digits", "nmdp/images-mnist", "nmdp/images-cifar10-subset",
            "nmdp/images-emnist", "nmdp/images-svhn")),
-    Claim("D11", "SARCOS, WQ, SCM20D", PARTLY, "WQ with one seed, where every reader of a context overfits; the others at "
+    Claim("nmdp-11", "SARCOS, WQ, SCM20D", PARTLY, "WQ with one seed, where every reader of a context overfits; the others at "
           "smoke size", ("nmdp/multi-output-wq", "nmdp/multi-output-sarcos", "nmdp/multi-output-scm20d",
           "nmdp/multi-output-synthetic")),
-    Claim("D12", "the ladder A1 < … < A5", REFUTED, "A2 to A5 lie within their errors", ("nmdp/ablations",)),
-    Claim("D13", "A4 is robust with sparse contexts", HOLDS, "jointly", ("nmdp/branches",)),
-    Claim("D14", "A5 converges faster", NOT_RUN, "final scores alone"),
-    Claim("D15", "weights know the kernel: NMI 0.42, ARI 0.44, probe 84 % (the paper's)", REFUTED, "at chance with the paper's "
+    Claim("nmdp-12", "the ladder A1 < … < A5", REFUTED, "A2 to A5 lie within their errors", ("nmdp/ablations",)),
+    Claim("nmdp-13", "A4 is robust with sparse contexts", HOLDS, "jointly", ("nmdp/branches",)),
+    Claim("nmdp-14", "A5 converges faster", NOT_RUN, "final scores alone"),
+    Claim("nmdp-15", "weights know the kernel: NMI 0.42, ARI 0.44, probe 84 % (the paper's)", REFUTED, "at chance with the paper's "
           "experts, one seed", ("nmdp/representation", "nmdp/representation-convcnp")),
-    Claim("D16", "a picture of the weights by UMAP", PARTLY, "PCA, and UMAP where umap-learn is installed; neither separates "
+    Claim("nmdp-16", "a picture of the weights by UMAP", PARTLY, "PCA, and UMAP where umap-learn is installed; neither separates "
           "the kernels", ("nmdp/representation",)),
-    Claim("D17", "entropy of the Dirichlet as a sign of odd tasks", REFUTED, "it points the other way", ("nmdp/ood",)),
-    Claim("D18", "near-uniform weights where a context is short", PARTLY, "smoke size", ("nmdp/active-context",)),
-    Claim("D19", "particles, and their collapse in many targets", HOLDS, "the conjugate proposal keeps 14 of 16 effective, the "
+    Claim("nmdp-17", "entropy of the Dirichlet as a sign of odd tasks", REFUTED, "it points the other way", ("nmdp/ood",)),
+    Claim("nmdp-18", "near-uniform weights where a context is short", PARTLY, "smoke size", ("nmdp/active-context",)),
+    Claim("nmdp-19", "particles, and their collapse in many targets", HOLDS, "the conjugate proposal keeps 14 of 16 effective, the "
           "prior 4", ("nmdp/branches",)),
-    Claim("D20", "overhead of particles", HOLDS, "linear; docs/performance.md"),
-    Claim("D21", "future: stick-breaking", PARTLY, "the guide is tested; results at smoke size", (),
+    Claim("nmdp-20", "overhead of particles", HOLDS, "linear; docs/performance.md"),
+    Claim("nmdp-21", "future: stick-breaking", PARTLY, "the guide is tested; results at smoke size", (),
           ("identities/test_nmdp_identities.py",)),
-    Claim("D22", "future: entropy for choosing contexts", PARTLY, "smoke size", ("nmdp/active-context",)),
-    Claim("D23", "a multimodal predictive", HOLDS, "0.72 nats a point above the CNP jointly", ("nmdp/bimodal",)),
+    Claim("nmdp-22", "future: entropy for choosing contexts", PARTLY, "smoke size", ("nmdp/active-context",)),
+    Claim("nmdp-23", "a multimodal predictive", HOLDS, "0.72 nats a point above the CNP jointly", ("nmdp/bimodal",)),
 )  # fmt: skip
 
 LRVD = (
-    Claim("L1", "log-uniform prior, rank-tied family", HOLDS, "exact; planted ranks are found", ("lrvd/planted",)),
-    Claim("L2", "uncertainty and rank with O(r) numbers", HOLDS, "planted ranks", ("lrvd/planted",)),
-    Claim("L3", "a stable rank over seeds", MIXED, "5 to 9 %, MRPC 18 %", ("lrvd/minilm-cola", "lrvd/minilm-sst2",
+    Claim("lrvd-1", "log-uniform prior, rank-tied family", HOLDS, "exact; planted ranks are found", ("lrvd/planted",)),
+    Claim("lrvd-2", "uncertainty and rank with O(r) numbers", HOLDS, "planted ranks", ("lrvd/planted",)),
+    Claim("lrvd-3", "a stable rank over seeds", MIXED, "5 to 9 %, MRPC 18 %", ("lrvd/minilm-cola", "lrvd/minilm-sst2",
           "lrvd/minilm-mrpc", "lrvd/minilm-docstrings")),
-    Claim("L4", "aligned with singular directions", MIXED, "SST-2, docstrings and planted; not CoLA, MRPC",
+    Claim("lrvd-4", "aligned with singular directions", MIXED, "SST-2, docstrings and planted; not CoLA, MRPC",
           ("lrvd/minilm-cola", "lrvd/minilm-sst2", "lrvd/planted")),
-    Claim("L5", "ahead of sparsification in accuracy", HOLDS, "on four sets, within errors on two",
+    Claim("lrvd-5", "ahead of sparsification in accuracy", HOLDS, "on four sets, within errors on two",
           ("lrvd/minilm-cola", "lrvd/minilm-sst2")),
-    Claim("L6", "far better calibrated", MIXED, "NLL on 3 of 4, ECE on 1; behind temperature scaling of LoRA on 3",
+    Claim("lrvd-6", "far better calibrated", MIXED, "NLL on 3 of 4, ECE on 1; behind temperature scaling of LoRA on 3",
           ("lrvd/minilm-cola", "lrvd/minilm-mrpc")),
-    Claim("L7", "negligible overhead", HOLDS, "1.03 on a CPU core (python -m benchmarks.adapter_overhead)"),
-    Claim("L8", "figure 1: DeBERTa-v3-base on GLUE", NOT_RUN, "weights and a GPU are not to be had here; smoke runs on a tiny "
+    Claim("lrvd-7", "negligible overhead", HOLDS, "1.03 on a CPU core (python -m benchmarks.adapter_overhead)"),
+    Claim("lrvd-8", "figure 1: DeBERTa-v3-base on GLUE", NOT_RUN, "weights and a GPU are not to be had here; smoke runs on a tiny "
           "random network", tuple(f"lrvd/deberta-{t}" for t in ("cola", "mrpc", "sst2", "rte", "qnli", "qqp", "mnli"))),
-    Claim("L9", "figure 3: sweep of the threshold", HOLDS, "on MiniLM", ("lrvd/minilm-docstrings",)),
-    Claim("L10", "figure 4: energy in the order of log α", MIXED, "by module, see L4", ("lrvd/minilm-docstrings",)),
-    Claim("L11", "figure 5: stability of ranks on ARC and WinoGrande", NOT_RUN, "by MiniLM's sets instead, see L3",
+    Claim("lrvd-9", "figure 3: sweep of the threshold", HOLDS, "on MiniLM", ("lrvd/minilm-docstrings",)),
+    Claim("lrvd-10", "figure 4: energy in the order of log α", MIXED, "by module, see lrvd-4", ("lrvd/minilm-docstrings",)),
+    Claim("lrvd-11", "figure 5: stability of ranks on ARC and WinoGrande", NOT_RUN, "by MiniLM's sets instead, see lrvd-3",
           ("lrvd/llama-arc-challenge", "lrvd/llama-winogrande-s")),
-    Claim("L12", "commonsense tables on LLaMA", NOT_RUN, "weights and a GPU are not to be had here",
+    Claim("lrvd-12", "commonsense tables on LLaMA", NOT_RUN, "weights and a GPU are not to be had here",
           tuple(f"lrvd/llama-{t}" for t in ("winogrande-s", "winogrande-m", "arc-challenge", "arc-easy", "obqa", "boolq"))),
-    Claim("L13", "scale invariance", HOLDS, "exact", (), ("pp_models/test_log_uniform.py",)),
-    Claim("L14", "a language model of GPT-2's class", NOT_RUN, "a tiny random network alone", ("lrvd/gpt2",)),
-    Claim("L15", "open: other low-rank structures, quantised bases", NOT_RUN, "refused in one line", (),
+    Claim("lrvd-13", "scale invariance", HOLDS, "exact", (), ("pp_models/test_log_uniform.py",)),
+    Claim("lrvd-14", "a language model of GPT-2's class", NOT_RUN, "a tiny random network alone", ("lrvd/gpt2",)),
+    Claim("lrvd-15", "open: other low-rank structures, quantised bases", NOT_RUN, "refused in one line", (),
           ("guides/adapters/test_lrvd_peft.py",)),
-    Claim("L16", "how heavy a rank's KL should be", MIXED, "κ = 1 for calibration, 3 to 10 for ranks", ("lrvd/kappa",)),
+    Claim("lrvd-16", "how heavy a rank's KL should be", MIXED, "κ = 1 for calibration, 3 to 10 for ranks", ("lrvd/kappa",)),
 )  # fmt: skip
 
 #: by family, under the words that head its part of the index

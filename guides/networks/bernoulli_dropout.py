@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from guides.networks.dropout_normal import DropoutNormal, DropRates
 from guides.networks.weight_guide import WeightGuide, initial_weight
-from guides.set_encoder import SetEncoder, observed
+from guides.set_encoder import SetEncoder
 from pp_models.arguments import checked, number, one_of
 from pp_models.data import Dataset
 from pp_models.likelihoods import CategoricalLikelihood
 from pp_models.networks.bayesian_network import BayesianNetwork
+from pp_models.observation_model import seen_outputs
 from pp_models.parameter_module import mlp
 
 CLIPS = ("logit", "probability")
@@ -74,7 +75,7 @@ class ClassRates(nn.Module):
 
     def forward(self, data: Dataset) -> Tensor:
         """Logits ``[*B, C, columns]`` given examples ``[*B, N]``; those of a class without any read zeros."""
-        y = observed(data, self.num_classes)
+        y = seen_outputs(data, self.num_classes)
         shown = y * data.full_mask().unsqueeze(-1).to(y.dtype)  # [*B, N, C]
         count = shown.sum(-2).unsqueeze(-1)
         embedded = self.embed(data.x)

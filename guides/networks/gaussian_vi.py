@@ -32,6 +32,7 @@ class GaussianVIGuide(WeightGuide):
     """
 
     independent_sites = False
+    of_given_tasks = True
 
     @checked(
         correlation=one_of(*GRANULARITIES),

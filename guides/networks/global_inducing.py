@@ -37,6 +37,7 @@ class GlobalInducingGuide(WeightGuide):
     """
 
     independent_sites = False
+    of_given_tasks = True
 
     @checked(num_inducing=POINTS, initial_noise=SCALE)
     def __init__(

@@ -37,6 +37,7 @@ class SWAGGuide(WeightGuide):
     mean: Tensor
     variance: Tensor
     deviations: Tensor
+    of_given_tasks = True
 
     @checked()
     def __init__(self, model: BayesianNetwork, mean: Tensor, variance: Tensor, deviations: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from guides.set_encoder import POOLINGS, MemoryEncoder, SetEncoder
 from pp_models.arguments import WIDTH, checked, one_of
-from pp_models.contract import Guide
+from pp_models.contract import Guide, ObjectiveOffers, refuse_data_ties
 from pp_models.data import Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.task_plates import task_plates
@@ -32,6 +32,8 @@ class WeightGuide(Guide):
 
     #: no site's distribution depends on another's value: objectives need not run the guide twice for its densities
     independent_sites = True
+    #: each task that it was made for has numbers of its own, whatever the data
+    of_given_tasks = False
 
     @checked(width=WIDTH, pooling=one_of(*POOLINGS))
     def __init__(self, model: BayesianNetwork, width: int = 128, *, pooling: str = "mean") -> None:
@@ -64,6 +66,15 @@ class WeightGuide(Guide):
     def layer_distributions(self, data: Dataset) -> list[TorchDistribution]:
         """The distribution of each layer's weights, batch ``*B`` (or empty), event ``[k_out, k_in + 1]``."""
         raise NotImplementedError
+
+    def check_objective(self, objective: ObjectiveOffers) -> None:
+        """Refuses, where the data are not looked at, what needs a guide that looks.
+
+        Raises:
+            ValueError: see :func:`pp_models.contract.refuse_data_ties`.
+        """
+        if self.of_given_tasks:
+            refuse_data_ties(self, objective)
 
     def representation(self, data: Dataset) -> Tensor | None:
         """The task representation ``[*B, R]`` of the deterministic path, None without one."""

@@ -27,8 +27,7 @@ def repeated(data: Dataset, count: int) -> Dataset:
 def simulate_data_set(model: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict, Trace]:
     """Draws latents and observations at the inputs of a Dataset."""
     trace = poutine.trace(model).get_trace(*args, **kwargs)
-    data: Dataset = args[0]
-    return (Dataset(data.x, trace.nodes["y"]["value"], data.mask, data.observed), *args[1:]), kwargs, trace
+    return (args[0].with_y(trace.nodes["y"]["value"]), *args[1:]), kwargs, trace
 
 
 class _Anew(Messenger):
@@ -83,8 +82,8 @@ def guide_at(guide: Callable, dream: Trace, args: tuple, kwargs: Mapping[str, An
     for name, site in sample_sites(dream):
         if getattr(site["fn"], "_mask", None) is False:
             raise ValueError(
-                f"site {name!r}: its prior is flat, so that nothing can be simulated; set sleep_phi=0, or take a model "
-                "with a proper prior"
+                f"site {name!r}: its prior is flat, so that nothing can be simulated; take a model with a proper "
+                "prior, or an objective that does not simulate (rws with sleep_phi=0)"
             )
     values = {name: site["value"] for name, site in sample_sites(dream)}
     auxiliary: Mapping[str, Tensor] = as_guide(guide).auxiliary_values(values)

@@ -28,7 +28,7 @@ from inference.objectives.task_objective import BoundTerms, TaskObjective, data_
 from inference.objectives.ties import alike
 from inference.random_state import seeded
 from pp_models.arguments import DRAWS, SEED, checked, one_of
-from pp_models.contract import Guide
+from pp_models.contract import Guide, as_guide
 from pp_models.data import Dataset
 
 
@@ -56,18 +56,22 @@ class NPE(TaskObjective):
             kwargs)`` with what was drawn, and the trace it came from; simulations are then made one by one.
         **options: see :class:`TaskObjective`.
 
+    The model is not trained. ``bound`` is E[log q], no bound on the evidence of the data given; likelihood and KL are
+    NaN.
+
     Raises:
-        ValueError: a model with a flat prior, or an observed site that no argument is called by.
+        ValueError: a model with a flat prior, or an observed site that no argument is called by; a guide that is a
+            point mass, or the same whatever the data.
 
     Example:
         >>> svi = SVI(simulator, FlowGuide(simulator, example=(x,)), pyro.optim.Adam({"lr": 1e-3}), NPE(256))
         >>> svi.step(x)
     """
 
-    # annotated, so that the table of objectives leaves it out: it bounds no evidence of the data that it is given
-    name: str = "npe"
-    description: str = "neural posterior estimation: log q of what the model itself draws"
-    reference: str = "Papamakarios and Murray 2016"
+    name = "npe"
+    description = "neural posterior estimation: log q of what the model itself draws"
+    reference = "Papamakarios and Murray 2016"
+    simulates = True
 
     @checked(on=one_of("full", "context"))
     def __init__(
@@ -81,6 +85,8 @@ class NPE(TaskObjective):
     def draw(
         self, model: Any, guide: Any, args: tuple, kwargs: dict, particles: AbstractContextManager, diagnostics: bool
     ) -> Simulated:
+        if as_guide(guide).point_mass:
+            raise ValueError(_NO_DENSITY)
         args = data_set(args, self.on)
         at_once = isinstance(particles, pyro.plate)
         of_data = self.simulate is None and bool(args) and isinstance(args[0], Dataset)
@@ -109,14 +115,18 @@ class NPE(TaskObjective):
             if not site["is_observed"]
         ]
         if all(is_point_mass(site["fn"]) for _, site in sample_sites(trace)):
-            raise ValueError("guide: it draws nothing, and a point mass has no density of what was simulated")
+            raise ValueError(_NO_DENSITY)
         total = sum(found[1:], found[0])
         return Simulated(total.squeeze(0) if of_data else total)
 
     def combine(self, draws: Simulated) -> BoundTerms:
         bound = draws.log_q.mean(0)
-        nothing = torch.zeros_like(bound.detach())
-        return BoundTerms(bound, nothing, nothing, torch.ones_like(nothing))
+        unknown = torch.full_like(bound.detach(), torch.nan)
+        return BoundTerms(bound, unknown, unknown, torch.ones_like(unknown))
+
+
+#: why a guide without spread is refused
+_NO_DENSITY = "guide: it draws nothing, and a point mass has no density of what was simulated; take another objective"
 
 
 class Simulations:

@@ -19,13 +19,14 @@ from inference.reference.numpyro_mixture import mixture_twin
 from inference.reference.numpyro_twin import numpyro_twin, precision_of
 from inference.reference.pyro_nuts import pyro_nuts
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
-from pp_models.arguments import CALLABLE, DRAWS, OPEN_SHARE, SEED, checked, data_set, integer
+from pp_models.arguments import CALLABLE, DRAWS, OPEN_SHARE, SEED, checked, data_set, integer, one_of
 from pp_models.contract import Model
 from pp_models.data import Dataset, require_tasks
 from pp_models.mixtures.mixture_density import MixtureDensityNetwork
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.task_plates import PARTICLE_PLATE
 
+CHAIN_METHODS = ("sequential", "vectorized", "parallel")
 #: models that NumPyro samples, by a twin
 TWINS = (BayesianNetwork, MixtureDensityNetwork, LowRankAdapted)
 
@@ -99,6 +100,7 @@ def _one_masked_point(data: Dataset) -> Dataset:
     num_chains=integer(1, 1024),
     seed=SEED,
     target_accept=OPEN_SHARE,
+    chain_method=one_of(*CHAIN_METHODS),
 )
 def nuts(
     model: Callable,
@@ -109,6 +111,7 @@ def nuts(
     seed: int = 0,
     target_accept: float = 0.8,
     progress: bool = False,
+    chain_method: str = "sequential",
     **kwargs: Any,
 ) -> NutsResult:
     """Samples a model's posterior by NUTS (Hoffman and Gelman 2014).
@@ -124,14 +127,18 @@ def nuts(
         *args: what it is called with. For the models above the observed points with y, cast to the model's dtype.
         num_warmup: adaptation steps of each chain.
         num_samples: draws of each chain.
-        num_chains: chains, one after the other.
+        num_chains: chains.
         seed: seed of the sampler.
         target_accept: target acceptance probability; nearer 1 for smaller steps.
         progress: show the sampler's progress bar.
+        chain_method: how chains are run, in NumPyro's words: ``"sequential"``; ``"vectorized"``, side by side in one
+            pass, of NumPyro's twins; ``"parallel"``, each in a process of its own, of all other models. Each chain's
+            draws are the same either way (but for rounding).
         **kwargs: what it is called with by name.
 
     Raises:
-        ValueError: a number out of range, data without y, a model without a twin or without latents.
+        ValueError: a number out of range, data without y, a model without a twin or without latents, or a chain method
+            that its sampler has not.
 
     Example:
         >>> draws = nuts(schools, y, num_chains=4).draws["mu"]
@@ -149,16 +156,28 @@ def nuts(
             "seed": seed,
             "target_accept": target_accept,
             "progress": progress,
+            "chain_method": chain_method,
         }
+        if chain_method == "parallel":
+            raise ValueError(
+                f"chain_method: got 'parallel'; of a {type(model).__name__}, which NumPyro samples, it must be "
+                "'sequential' or 'vectorized'"
+            )
         return _twin_nuts(model, **given, **chains)
+    if chain_method == "vectorized":
+        raise ValueError(
+            f"chain_method: got 'vectorized'; of a {type(model).__name__}, which Pyro samples one chain at a time, it "
+            "must be 'sequential' or 'parallel'"
+        )
     if isinstance(model, Model) and args and isinstance(args[0], Dataset):
         require_tasks(args[0], "data")
         if args[0].y is None:
             raise ValueError("data: y is None; a posterior needs observed points")
         model.check(args[0])
     draws, divergent = pyro_nuts(
-        model, args, kwargs, num_warmup, num_samples, num_chains, seed, target_accept, progress=progress
-    )
+        model, args, kwargs, num_warmup, num_samples, num_chains, seed, target_accept, progress=progress,
+        parallel=chain_method == "parallel",
+    )  # fmt: skip
     flat = {name: value.flatten(0, 1) for name, value in draws.items()}
     return NutsResult(flat, num_chains, int(divergent.sum()), None, model, args, kwargs, divergent)
 
@@ -173,6 +192,7 @@ def _twin_nuts(
     seed: int,
     target_accept: float,
     progress: bool,
+    chain_method: str,
 ) -> NutsResult:
     """NUTS on the NumPyro twin of a model."""
     require_tasks(data, "data")
@@ -199,7 +219,7 @@ def _twin_nuts(
             num_warmup=num_warmup,
             num_samples=num_samples,
             num_chains=num_chains,
-            chain_method="sequential",
+            chain_method=chain_method,
             progress_bar=progress,
         )
         mcmc.run(jax.random.PRNGKey(seed), data, extra_fields=("diverging",))

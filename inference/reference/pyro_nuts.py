@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
+import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer import MCMC, NUTS
 from pyro.infer.mcmc.util import initialize_model
@@ -46,8 +49,9 @@ def pyro_nuts(
     max_tree_depth: int = 10,
     progress: bool = False,
     hook: Callable | None = None,
+    parallel: bool = False,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Chains of Pyro's NUTS, one after the other, of one potential that is compiled once.
+    """Chains of Pyro's NUTS, one after the other, of one potential that is compiled once; or each in a process.
 
     Args:
         model: any Pyro model; discrete sites are summed out where they say ``infer={"enumerate": "parallel"}``.
@@ -61,13 +65,24 @@ def pyro_nuts(
         max_tree_depth: doublings of a trajectory.
         progress: show Pyro's progress bar.
         hook: called at each step as Pyro's MCMC calls ``hook_fn``.
+        parallel: one process a chain, as many as there are cores; the draws are those of one after the other.
 
     Returns:
         Draws by site ``[chains, samples, *value]``, and which were divergent ``[chains, samples]``.
 
     Raises:
-        ValueError: the model has no latent, or its density is not finite wherever it is started.
+        ValueError: the model has no latent, or its density is not finite wherever it is started; or, in parallel, it
+            cannot be sent to another process.
     """
+    options: dict[str, Any] = {"target_accept": target_accept, "max_tree_depth": max_tree_depth, "progress": progress}
+    numbers: tuple = (num_warmup, num_samples)
+    if parallel and num_chains > 1:
+        seeds = [None if seed is None else seed + chain for chain in range(num_chains)]
+        if seed is None:  # each process has a generator of its own
+            seeds = [int(torch.randint(2**62, ())) for _ in seeds]
+        parts = _in_processes([(model, args, dict(kwargs), *numbers, 1, each) for each in seeds], options)
+        names = parts[0][0]
+        return {n: torch.cat([draws[n] for draws, _ in parts]) for n in names}, torch.cat([bad for _, bad in parts])
     chains, divergent = [], torch.zeros(num_chains, num_samples, dtype=torch.bool)
     compiled: Callable | None = None
     for chain in range(num_chains):
@@ -101,6 +116,35 @@ def pyro_nuts(
         for index in (i for each in mcmc.diagnostics()["divergences"].values() for i in each):
             divergent[chain, index] = True
     return {name: torch.stack([chain[name] for chain in chains]) for name in chains[0]}, divergent
+
+
+def _in_processes(calls: list[tuple], options: Mapping[str, Any]) -> list[tuple[dict[str, Tensor], Tensor]]:
+    """The calls of :func:`pyro_nuts`, each in a process that has this one's parameters and default dtype.
+
+    Raises:
+        ValueError: what is called cannot be sent.
+    """
+    from joblib import Parallel, delayed, parallel_config  # here, for few runs need it
+
+    count = min(len(calls), os.cpu_count() or 1)
+    here = pyro.get_param_store().get_state(), torch.get_default_dtype(), max(1, torch.get_num_threads() // count)
+    try:
+        with parallel_config("loky", n_jobs=count):
+            return list(Parallel()(delayed(_in_process)(here, call, dict(options)) for call in calls))
+    except pickle.PicklingError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"chain_method: got 'parallel', but the model cannot be sent to another process ({reason[:120]}); it must "
+            "be 'sequential'"
+        ) from None
+
+
+def _in_process(here: tuple, call: tuple, options: Mapping[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
+    state, dtype, threads = here
+    torch.set_default_dtype(dtype)
+    torch.set_num_threads(threads)
+    pyro.get_param_store().set_state(state)
+    return pyro_nuts(*call, **options)
 
 
 def _compiled(

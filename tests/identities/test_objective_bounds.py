@@ -399,7 +399,8 @@ class HostReads(TorchDispatchMode):
 @pytest.mark.parametrize("kind", ["mean-field", "dropout", "np"])
 def test_no_objective_reads_a_tensor_on_the_host(name, kind):
     if kind == "np":
-        model = NeuralProcess(1, 1, latent_dim=4, representation_dim=4, width=8)
+        path = 0 if name == "npe" else 4  # a deterministic path cannot be simulated
+        model = NeuralProcess(1, 1, latent_dim=4, representation_dim=path, width=8)
         guide = NeuralProcessGuide(model, 8)
     else:
         model = BayesianNetwork([1, 8, 2], likelihood="gaussian-head")

@@ -159,7 +159,8 @@ def guide_log_q(guide, data):
 #: which data the particles are drawn given
 SAMPLER = {"npml": "context", "pp-avi": "context", "iw-em": "context", "conditional-prior": "context"}
 OPTIONS = {"renyi": {"alpha": 0.4}, "conditional-prior": {"kl_reduction": "sum", "local_reparameterization": False}}
-DISCRETE = [name for name in REGISTRY if name != "dreg"]
+#: npe has no value at data that are given: tests/inference/test_npe.py
+DISCRETE = [name for name in REGISTRY if name not in ("dreg", "npe")]
 
 
 def found_gradient(name, model, guide, batch, exact, **options):

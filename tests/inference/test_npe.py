@@ -9,9 +9,17 @@ import torch
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from benchmarks import simulators
-from guides import AmortisedMultivariateNormalGuide, AmortisedNormalGuide, BernoulliExpertGuide, FlowGuide
+from guides import (
+    AmortisedMultivariateNormalGuide,
+    AmortisedNormalGuide,
+    BernoulliExpertGuide,
+    DirichletMixtureGuide,
+    FlowGuide,
+    NeuralProcessGuide,
+)
+from inference import fit
 from inference.objectives import NPE, Simulations, make
-from pp_models import BayesianNetwork, Dataset
+from pp_models import BayesianNetwork, Dataset, LearnedGaussianPrior, MixtureDensityNetwork, NeuralProcess
 from tests.guides.any_model.linear_gaussian import DESIGN, NOISE, PRIOR, draw, posterior
 
 
@@ -77,6 +85,28 @@ def test_tasks_of_a_dataset_are_simulated_at_its_inputs(kind):
     guide, d = kind(net, 8), Dataset(torch.randn(2, 5, 1), torch.randn(2, 5, 1))
     terms = NPE(6).terms(net, guide, d)
     assert terms.bound.shape == (2,)
+
+
+def test_fit_knows_it_by_name_and_trains_the_guide_alone():
+    net = BayesianNetwork([1, 3, 1], noise_scale=0.3, prior=LearnedGaussianPrior("layer"))
+    guide = AmortisedNormalGuide(net, 8)
+    d = Dataset(torch.randn(4, 5, 1), torch.randn(4, 5, 1), torch.arange(5) < torch.tensor([[5], [3], [1], [0]]))
+    before = [p.detach().clone() for p in net.parameters()]
+    row = fit(net, guide, d, "npe", steps=150, learning_rate=1e-2, progress=False).history
+    assert row[-1]["loss"] < row[0]["loss"] and not {"log_likelihood", "kl", "ess"} & row[-1].keys()
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_a_mixture_of_strict_experts_is_simulated():
+    model = MixtureDensityNetwork(3, 1, 1, "strict", width=8)
+    terms = make("npe", num_particles=5).terms(model, DirichletMixtureGuide(model, 8), Dataset(torch.randn(2, 4, 1)))
+    assert terms.bound.shape == (2,) and terms.log_weights is None
+
+
+def test_a_point_mass_is_refused():
+    model = NeuralProcess(1, 1, latent_dim=0, representation_dim=4, width=8)
+    with pytest.raises(ValueError, match=r"^guide: it draws nothing, and a point mass has no density"):
+        make("npe").terms(model, NeuralProcessGuide(model, 8), Dataset(torch.randn(2, 4, 1)))
 
 
 def tied(x):

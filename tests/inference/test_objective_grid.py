@@ -55,6 +55,12 @@ def test_ten_steps_stay_finite_and_lower_the_loss(pair, name):
     model, guide = PAIRS[pair]()
     batch = tasks.gp("rbf", 4).batch(0)
     objective = make(name, num_particles=K, normalize=True)
+    if name == "npe" and pair in ("bernoulli-expert+path", "np+cnp", "cnp", "anp"):
+        with pytest.raises(
+            ValueError, match=r"^site '(representation|memory)': its prior is flat|^guide: it draws nothing"
+        ):
+            objective.terms(model, guide, batch)
+        return
     # a self-normalised score in weight space is a weak signal; a larger step spoils it where few particles count
     learning_rate = 1e-2 if name == "iw-em" else 3e-3
     before = loss(model, guide, objective, batch)
@@ -66,7 +72,7 @@ def test_ten_steps_stay_finite_and_lower_the_loss(pair, name):
     assert result.skipped == []
     assert torch.isfinite(after)
     assert after < before
-    has_weights = name not in ("elbo", "tempered-elbo", "npvi", "conditional-prior")
+    has_weights = name not in ("elbo", "tempered-elbo", "npvi", "conditional-prior", "npe")
     assert ("ess" in result.history[-1]) == has_weights
     if has_weights:
         assert 1.0 <= result.history[-1]["ess"] <= K + 1e-4
@@ -88,7 +94,7 @@ def test_every_objective_through_svi_and_as_a_module(name):
     assert sum(p.grad.abs().sum() for p in guide.parameters() if p.grad is not None) > 0
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", [name for name in REGISTRY if name != "npe"])  # which forms no weights
 @pytest.mark.parametrize("pair", ["bernoulli-expert", "mean-field", "bnn", "np"])
 def test_diagnostics_come_from_the_same_pass(pair, name):
     model, guide = PAIRS[pair]()

@@ -434,12 +434,12 @@ def test_data_without_y_is_refused():
 
 
 def test_inferencedata_is_refused_where_arviz_has_none(monkeypatch):
-    from evaluation.arviz import arviz_container
+    from evaluation.arviz import pyro_converter
 
-    monkeypatch.setattr(arviz_container, "version", lambda name: "1.2.0")
-    assert arviz_container.choose_container("auto") == "datatree"
+    monkeypatch.setattr(pyro_converter, "version", lambda name: "1.2.0")
+    assert pyro_converter.choose_container("auto") == "datatree"
     with pytest.raises(ValueError, match=r"ArviZ 1\.2\.0 no longer has"):
-        arviz_container.choose_container("inferencedata")
+        pyro_converter.choose_container("inferencedata")
 
 
 class ByHandler(BayesianNetwork):

@@ -15,7 +15,8 @@ import resource, sys, warnings
 from pathlib import Path
 warnings.simplefilter("ignore")
 import numpy as np
-from evaluation.arviz.arviz_container import Variable, choose_container, pack, write_netcdf
+from evaluation.arviz.arviz_container import pack, write_netcdf
+from evaluation.arviz.pyro_converter import Variable, choose_container
 from pp_models.files import FileError
 
 folder = Path(sys.argv[1])
@@ -38,7 +39,7 @@ for before in (False, True):
 
 @pytest.mark.parametrize("container", ["inferencedata", "datatree"])
 def test_netcdf(container, tmp_path):
-    from evaluation.arviz.arviz_container import choose_container
+    from evaluation.arviz.pyro_converter import choose_container
 
     if container not in ("datatree", choose_container("auto")):
         container = "datatree"  # ArviZ 1 has one container

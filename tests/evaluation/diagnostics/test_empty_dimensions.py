@@ -5,8 +5,8 @@ import torch
 
 import guidebook as gb
 from evaluation import diagnostics, metrics
-from evaluation.arviz.arviz_container import Variable
 from evaluation.arviz.arviz_conversion import _add_weight_summaries
+from evaluation.arviz.pyro_converter import Variable
 from evaluation.scores import calibration_metrics, mixture_uncertainty
 from pp_models import DataError, Dataset
 

@@ -62,7 +62,7 @@ def test_all_are_run_once_the_most_important_first(few, tmp_path):
     said = []
     assert reproduction.important_first() == ["common/gp", "nmdp/bimodal", "nvdp/inpainting-celeba"]
     before = reproduction.plan("smoke", None, tmp_path)
-    assert not before.stands.any() and before.minutes.isna().all() and before.claims[0] == "N1, D9"
+    assert not before.stands.any() and before.minutes.isna().all() and before.claims[0] == "nvdp-1, nmdp-9"
     table = reproduction.reproduce_all("smoke", None, tmp_path, False, say=said.append)
     assert list(table.outcome) == [
         "1 of 1 claims held",

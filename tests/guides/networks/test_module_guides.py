@@ -23,7 +23,7 @@ GUIDES = {
     "dropout": gb.guides.ModuleDropoutGuide,
     "laplace": gb.guides.ModuleLaplaceGuide,
 }
-OBJECTIVES = [name for name in REGISTRY if name not in ("npvi", "conditional-prior", "iw-em")]
+OBJECTIVES = [name for name in REGISTRY if name not in ("npvi", "conditional-prior", "iw-em", "npe")]
 
 
 def network():
@@ -128,6 +128,12 @@ def test_a_low_rank_gaussian_reaches_the_evidence(seed):
     )  # fmt: skip
     weights = posterior_log_weights(model, guide, seen, num_samples=2000)
     assert evidence - float(weights.mean()) < 0.7 * best_without_correlations
+
+
+def test_simulations_cannot_train_a_posterior_of_one_data_set():
+    model = linear_model()
+    with pytest.raises(ValueError, match=r"^objective: 'npe' shows the guide data of the model's own, and ModuleMean"):
+        make("npe").terms(model, gb.guides.ModuleMeanFieldGuide(model), data())
 
 
 def adam(parameters):

@@ -133,3 +133,48 @@ def test_pyro_s_own_mcmc_is_taken_with_its_model():
 
     with pytest.raises(ValueError, match=r"^mcmc: it lacks site 'other', which the model samples$"):
         gb.from_pyro_mcmc(mcmc, another, y)
+
+
+def with_a_parameter(y):
+    spread = pyro.param("spread", torch.tensor(1.0, dtype=torch.float64))
+    mean = pyro.sample("mean", dist.Normal(torch.zeros((), dtype=torch.float64), 3.0))
+    with pyro.plate("data", len(y)):
+        pyro.sample("y", dist.Normal(mean, spread), obs=y)
+
+
+def test_chains_in_processes_have_the_draws_of_one_after_the_other():
+    pyro.clear_param_store()
+    pyro.param("spread", torch.tensor(0.3, dtype=torch.float64))  # what the processes must know of
+    y = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    offset = 2.0  # a closure, which only some ways of sending know
+
+    def shifted(y):
+        with_a_parameter(y - offset)
+
+    options = {"num_warmup": 20, "num_samples": 20, "num_chains": 2, "seed": 3}
+    found = gb.nuts(shifted, y, chain_method="parallel", **options)
+    expected = gb.nuts(shifted, y, **options)
+    assert torch.equal(found.draws["mean"], expected.draws["mean"])
+    assert torch.equal(found.divergent, expected.divergent) and found.num_chains == 2
+    assert abs(float(found.draws["mean"].mean()) + 2) < 0.5
+    pyro.clear_param_store()
+
+
+def test_what_a_sampler_has_not_is_refused():
+    with pytest.raises(
+        ValueError, match=r"^chain_method: got 'vectorized'; of a function, which Pyro samples one chain"
+    ):
+        gb.nuts(normal_mean.model, torch.zeros(3), num_chains=2, chain_method="vectorized")
+    network = gb.BayesianNetwork([1, 2, 1], likelihood="gaussian")
+    data = Dataset(torch.randn(1, 3, 1), torch.randn(1, 3, 1))
+    with pytest.raises(ValueError, match=r"^chain_method: got 'parallel'; of a BayesianNetwork, which NumPyro samples"):
+        gb.nuts(network, data, 5, 5, chain_method="parallel")
+
+
+def test_chains_side_by_side_of_a_twin():
+    network = gb.BayesianNetwork([1, 1], likelihood="gaussian", noise_scale=0.5)
+    data = Dataset(torch.randn(1, 6, 1), torch.randn(1, 6, 1))
+    together = gb.nuts(network, data, 50, 50, num_chains=2, chain_method="vectorized")
+    assert together.by_chain()["layer_0.weight"].shape == (2, 50, 1, 1, 2)
+    draws = together.by_chain()["layer_0.weight"]
+    assert not torch.equal(draws[0], draws[1])
