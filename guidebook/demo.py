@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from evaluation.arviz.arviz_conversion import to_arviz
 from evaluation.arviz.arviz_summary import widest_entries
 from evaluation.experiments.bnnp_prior_learning import growing_contexts
 from evaluation.findings import TRUST
-from evaluation.methods import Method, TaskShape, build
-from evaluation.recipes import Recipe
+from evaluation.methods import Method, TaskShape
+from evaluation.recipes import NVDP_WIDTH_ON_PICTURES, Recipe
 from evaluation.report import Code, Heading, Picture, Prose, Section, Table, as_png, write_report
 from evaluation.scores.metrics import rate_spread
 from evaluation.scores.scoring import parameter_count, score_oracle, score_tasks
 from evaluation.scores.two_sample import energy_distance
 from evaluation.trust import held_out_tasks, verdict
 from guidebook.adapter_demo import planted_figures, text_table
+from guidebook.gallery import Pretrained, load_pretrained
 from guidebook.parallel_training import Job, train_jobs
 from inference import nuts, predict, prior_predictive
 from inference.objectives import make
@@ -43,13 +45,13 @@ PICTURES = (
 )
 #: what the folder holds afterwards
 FILES = ("report.html", "posterior.nc", "gp.csv", "images.csv", *(f"{name}.png" for name in PICTURES))
-#: steps of BNNP as a share of NVDP's, its width, and NUTS's warm-up and draws
-BNNP_SHARE, BNNP_WIDTH, NUTS_DRAWS = 0.4, 16, 200
+#: BNNP's fit, the numbers of points of its panels, and NUTS's warm-up and draws
+BNNP, BNNP_CONTEXTS, NUTS_DRAWS = "bnnp-gp-rbf-fixed", (1, 3, 5, 9), 200
 #: steps of NMDP as a share of NVDP's, and points of the context of its panel
 NMDP_SHARE, NMDP_CONTEXT = 0.35, 6
 
 
-def _verdicts(fits: dict[str, tuple[Method, Any]]) -> pd.DataFrame:
+def _verdicts(fits: Mapping[str, tuple[Method | Pretrained, Any]]) -> pd.DataFrame:
     """Whether to trust each fit, on tasks of its training stream that no training reached: one line each."""
     rows = []
     for name, (method, stream) in fits.items():
@@ -105,7 +107,8 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
         few = {"num_context": (3, 3 * pixel.num_points // 4), "max_points": pixel.num_points}
     on_images = tasks.images(images, "train", 16, seed, **few)
     on_functions = tasks.gp("rbf", 16, seed, hyperparameters="fixed")
-    image_task, function_task = TaskShape(2, pixel.y.shape[-1], 48), TaskShape(1, 1, 48, min_scale=FLOOR)
+    image_task = TaskShape(2, pixel.y.shape[-1], NVDP_WIDTH_ON_PICTURES, image_size=held_out.image_size)
+    function_task = TaskShape(1, 1, 48, min_scale=FLOOR)
     jobs = [
         Job(f"{name}, {what}", name, task, stream, max(1, int(steps * share)), seed)
         for what, methods, task, stream in (
@@ -114,9 +117,6 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
         )
         for name, share in methods.items()
     ]
-    smooth = tasks.squared_exponential(4, seed, lengthscale=1.0, x_range=(-4.0, 4.0), num_points=(24, 40))
-    bnnp_steps = max(1, int(steps * BNNP_SHARE))
-    jobs.append(Job("bnnp, smooth functions", "bnnp", TaskShape(1, 1, BNNP_WIDTH), smooth, bnnp_steps, seed))
     mixed = tasks.branches(16, seed)
     jobs.append(
         Job(
@@ -129,11 +129,7 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
             Recipe(4e-3),
         )
     )
-    jobs.sort(
-        key=lambda job: (
-            -job.steps * (job.task.dim_x + 1) * (4 if "nvdp" in job.method else 16 if job.method == "bnnp" else 1)
-        )
-    )
+    jobs.sort(key=lambda job: -job.steps * (job.task.dim_x + 1) * (4 if "nvdp" in job.method else 1))
     trained = train_jobs(jobs)
     fitted = {name: trained[f"{name}, GP tasks"] for name in GP_METHODS}
     image_fits = {name: trained[f"{name}, {images}"] for name in IMAGE_METHODS}
@@ -151,7 +147,8 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
     print("sampling BNNP's posteriors with NUTS as well")
     figures = _figures(fitted, image_fits, batches, held_out, table, limits)
     figures |= _nmdp_figures(trained["nmdp, branches"][0])
-    figures |= _bnnp_figures(trained["bnnp, smooth functions"][0], smooth, seed, min(NUTS_DRAWS, steps))
+    bnnp = load_pretrained(BNNP)
+    figures |= _bnnp_figures(bnnp, seed, min(NUTS_DRAWS, steps))
     print("adapting a linear map of known rank, and MiniLM")
     figures |= planted_figures(steps, seed)
     adapted = text_table(steps, seed)
@@ -165,8 +162,9 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
     write_own(folder / "images.csv", image_table.to_csv(index=False).encode())
     rates = pd.DataFrame([{"layer": s, **vars(r)} for s, r in rate_spread(nvdp.guide, batches[1].context).items()])
     streams: dict[str, Any] = dict.fromkeys((f"{name}, GP tasks" for name in GP_METHODS), on_functions)
-    streams |= {"bnnp, smooth functions": smooth, "nmdp, branches": mixed}
-    verdicts = _verdicts({name: (trained[name][0], stream) for name, stream in streams.items()})
+    streams["nmdp, branches"] = mixed
+    judged: dict[str, tuple[Method | Pretrained, Any]] = {n: (trained[n][0], stream) for n, stream in streams.items()}
+    verdicts = _verdicts({**judged, f"{BNNP}, of the gallery": (bnnp, on_functions)})
     drawn: dict[str, list[Section]] = {
         stem: [Heading(title), Picture(figure, caption, png=pngs[stem])]
         for stem, (figure, title, caption) in figures.items()
@@ -208,10 +206,12 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
         *drawn["completions"],
         Heading("BNNP: a learned prior over functions"),
         Prose(
-            "A network of one hidden layer with latent weights on sines and cosines of x, its prior correlated by unit "
-            "and learned from smooth functions (draws of a GP of length scale 1) by PP-AVI. With the learned prior "
-            "fixed, NUTS samples the posteriors that BNNP's guide gives at once. How far the prior's functions are "
-            "from the true ones is said beneath; docs/results/bnnp.md has longer runs."
+            f"A network of one hidden layer with latent weights on sines and cosines of x, its prior correlated by "
+            f"unit and learned from draws of the same Gaussian process by PP-AVI: the gallery's {BNNP}, trained for "
+            f"{bnnp.card.cpu_seconds:.0f} CPU seconds, {bnnp.card.scores['pll']:.2f} nats a held-out point where the "
+            f"exact process has {bnnp.card.exact['pll']:.2f}. With the learned prior fixed, NUTS samples the "
+            "posteriors that BNNP's guide gives at once. How far the prior's functions are from the true ones is said "
+            "beneath."
         ),
         *drawn["bnnp_prior"],
         *drawn["bnnp_posterior"],
@@ -301,24 +301,29 @@ def _figures(
     }
 
 
-def _bnnp_figures(method: Method, smooth: Any, seed: int, nuts_draws: int) -> dict[str, tuple]:
-    """BNNP's prior beside the true process, and its posteriors after 1 to 4 points beside NUTS's."""
-    model: Any = method.model
-    x, truth = smooth.on_grid(100, 100, seed=seed + 1)
-    plain: Any = build("bnnp", TaskShape(1, 1, BNNP_WIDTH)).model
+def _bnnp_figures(fitted: Pretrained, seed: int, nuts_draws: int) -> dict[str, tuple]:
+    """BNNP's prior beside the true process, and its posteriors of growing contexts beside NUTS's and the exact one."""
+    model: Any = fitted.model
+    drawn = tasks.gp_test("rbf", 100, seed + 1, grid=100, hyperparameters="fixed").batch(0).full
+    truth, x = drawn.y, torch.linspace(-2, 2, 100).unsqueeze(-1)
+    assert truth is not None
+    truth = truth.gather(1, drawn.x.argsort(1))  # contexts come first in a task, in no order
+    plain: Any = fitted.card.configuration.build().model
     priors = {
-        "N(0, 1/k)": prior_predictive(plain, x, 100, seed=0).function_samples,
+        "before training": prior_predictive(plain, x, 100, seed=0).function_samples,
         "learned": prior_predictive(model, x, 100, seed=0).function_samples,
         "the true process": truth,
     }
-    near, far = (energy_distance(priors[name], truth) for name in ("learned", "N(0, 1/k)"))
-    show = growing_contexts(smooth.batch(10**6))
+    near, far = (energy_distance(priors[name], truth) for name in ("learned", "before training"))
+    one = tasks.gp("rbf", 1, seed + 2, hyperparameters="fixed", num_context=(9, 9)).batch(0)
+    show = growing_contexts(one, BNNP_CONTEXTS)
+    show = TaskBatch(show.context, show.target, {k: v.expand(len(show), *v.shape[1:]) for k, v in one.truth.items()})
     sampled = nuts(model, show.context, nuts_draws, nuts_draws, seed=seed)
     posteriors = {
-        "BNNP": predict(model, method.guide, show.context, x, 200, seed=0),
+        "BNNP": predict(model, fitted.guide, show.context, x, 200, seed=0),
         "NUTS": sampled.predict(x.expand(len(show), *x.shape)),
     }
-    titles = ("1 point", "2 points", "3 points", "4 points")
+    titles = [f"{count} point{'s' if count > 1 else ''}" for count in BNNP_CONTEXTS]
     return {
         "bnnp_prior": (
             plots.function_draws(priors, x),
@@ -326,10 +331,10 @@ def _bnnp_figures(method: Method, smooth: Any, seed: int, nuts_draws: int) -> di
             f"100 functions each, three in black; energy distance to the true ones {far:.3f}, learned {near:.3f}.",
         ),
         "bnnp_posterior": (
-            plots.fan_plot(posteriors, show, x, (0, 1, 2, 3), titles=titles),
+            plots.fan_plot(posteriors, show, x, (0, 1, 2, 3), titles=titles, oracle=oracle_predict(show, x)),
             "Posteriors",
-            f"One function after 1 to 4 points; NUTS with {nuts_draws} warm-up steps and draws, {sampled.diverging} "
-            "divergent.",
+            f"One function as points come in, the exact process beneath; NUTS with {nuts_draws} warm-up steps and "
+            f"draws, {sampled.diverging} divergent.",
         ),
     }
 
