@@ -50,6 +50,7 @@ from inference import prior_predictive as prior_predictive
 from inference import prune_ranks as prune_ranks
 from inference import sample_posterior as sample_posterior
 from inference import settled as settled
+from inference import sgmcmc as sgmcmc
 from inference import swag as swag
 from inference.objectives import TaskObjective as TaskObjective
 from pp_models import BayesianAttentionNetwork as BayesianAttentionNetwork
