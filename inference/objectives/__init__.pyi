@@ -4,6 +4,7 @@ from .chi2 import Chi2 as Chi2
 from .conditional_prior import ConditionalPrior as ConditionalPrior
 from .dreg import DReG as DReG
 from .elbo import TaskELBO as TaskELBO
+from .info_vae import InfoVAE as InfoVAE
 from .iw_em import IWEM as IWEM
 from .iwae import IWAE as IWAE
 from .npe import NPE as NPE
