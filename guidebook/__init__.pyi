@@ -73,6 +73,7 @@ from pp_models import LogUniformPrior as LogUniformPrior
 from pp_models import LowRankAdapted as LowRankAdapted
 from pp_models import MixtureDensityNetwork as MixtureDensityNetwork
 from pp_models import NeuralProcess as NeuralProcess
+from pp_models import SpikeAndSlabPrior as SpikeAndSlabPrior
 from pp_models import StickBreaking as StickBreaking
 from pp_models import StudentTHeadLikelihood as StudentTHeadLikelihood
 from pp_models import TaskBatch as TaskBatch

@@ -40,6 +40,7 @@ from .networks.module_guide import ModuleDropoutGuide as ModuleDropoutGuide
 from .networks.module_guide import ModuleMeanFieldGuide as ModuleMeanFieldGuide
 from .networks.module_guide import ModulePointGuide as ModulePointGuide
 from .networks.module_laplace import ModuleLaplaceGuide as ModuleLaplaceGuide
+from .networks.sparse_vi import SparseVIGuide as SparseVIGuide
 from .networks.swag import SWAGGuide as SWAGGuide
 from .networks.weight_guide import WeightGuide as WeightGuide
 from .processes.bootstrap import BootstrapGuide as BootstrapGuide

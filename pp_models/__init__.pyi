@@ -28,6 +28,7 @@ from .networks.learned_prior import LearnedGaussianPrior as LearnedGaussianPrior
 from .networks.log_uniform_prior import LogUniformPrior as LogUniformPrior
 from .networks.priors import FixedGaussianPrior as FixedGaussianPrior
 from .networks.priors import GivenGaussianPrior as GivenGaussianPrior
+from .networks.spike_and_slab_prior import SpikeAndSlabPrior as SpikeAndSlabPrior
 from .processes.conv_neural_process import ConvNeuralProcess as ConvNeuralProcess
 from .processes.distance_informed_process import DistanceInformedProcess as DistanceInformedProcess
 from .processes.neural_process import NeuralProcess as NeuralProcess

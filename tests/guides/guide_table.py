@@ -45,6 +45,7 @@ from guides import (
     PointAdapterGuide,
     RankwiseGuide,
     RefinedGuide,
+    SparseVIGuide,
     StickBreakingGuide,
     SWAGGuide,
     UniformMixtureGuide,
@@ -196,6 +197,11 @@ def own_gaussian(correlation: str):
     return build
 
 
+def sparse(batch):
+    model = network()
+    return model, SparseVIGuide(model, density=0.5, batch_shape=batch)
+
+
 def inducing(batch):
     model = network(likelihood="gaussian")
     points = Dataset(torch.randn(*batch, 6, 1), torch.randn(*batch, 6, 1))
@@ -311,6 +317,7 @@ ROWS: dict[str, Row] = {
     "mc-dropout": Row(of_network(MCDropoutGuide), exempt=GLOBAL),
     "mc-dropout representation": Row(of_network(MCDropoutGuide, 4, width=8)),
     **{f"vi {c}": Row(own_gaussian(c), exempt=ITS_OWN) for c in ("weight", "unit", "layer", "network")},
+    "vi sparse": Row(sparse, exempt=ITS_OWN),
     "inducing": Row(inducing, exempt=ITS_OWN),
     "swag": Row(moments_of_a_path, exempt=ITS_OWN),
     "maml": Row(of_network(MAMLGuide), "npml", POINT | NO_EMPTY),
