@@ -14,6 +14,7 @@ from .adapters.rankwise import RankwiseGuide as RankwiseGuide
 from .any_model.amortised_guide import AnyModelGuide as AnyModelGuide
 from .any_model.flow_guide import FlowGuide as FlowGuide
 from .any_model.normal_guides import AmortisedLowRankNormalGuide as AmortisedLowRankNormalGuide
+from .any_model.normal_guides import AmortisedMixtureNormalGuide as AmortisedMixtureNormalGuide
 from .any_model.normal_guides import AmortisedMultivariateNormalGuide as AmortisedMultivariateNormalGuide
 from .any_model.normal_guides import AmortisedNormalGuide as AmortisedNormalGuide
 from .any_model.refined_guide import RefinedGuide as RefinedGuide
