@@ -71,6 +71,7 @@ from pp_models import LearnedGaussianPrior as LearnedGaussianPrior
 from pp_models import LogSpaceDirichlet as LogSpaceDirichlet
 from pp_models import LogUniformPrior as LogUniformPrior
 from pp_models import LowRankAdapted as LowRankAdapted
+from pp_models import MaskedNetwork as MaskedNetwork
 from pp_models import MixtureDensityNetwork as MixtureDensityNetwork
 from pp_models import NeuralProcess as NeuralProcess
 from pp_models import SpikeAndSlabPrior as SpikeAndSlabPrior

@@ -28,6 +28,7 @@ from .mixtures.mixture_gates import UniformMixtureGuide as UniformMixtureGuide
 from .mixtures.stick_breaking_mixture import StickBreakingGuide as StickBreakingGuide
 from .networks.amortised_mean_field import AmortisedMeanFieldGuide as AmortisedMeanFieldGuide
 from .networks.bernoulli_dropout import BernoulliExpertGuide as BernoulliExpertGuide
+from .networks.bernoulli_mask import BernoulliMaskGuide as BernoulliMaskGuide
 from .networks.bnn_online import OnlinePosterior as OnlinePosterior
 from .networks.bnn_weights import BNNWeightGuide as BNNWeightGuide
 from .networks.gaussian_vi import GaussianVIGuide as GaussianVIGuide

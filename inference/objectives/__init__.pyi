@@ -7,6 +7,7 @@ from .elbo import TaskELBO as TaskELBO
 from .info_vae import InfoVAE as InfoVAE
 from .iw_em import IWEM as IWEM
 from .iwae import IWAE as IWAE
+from .log_variance import LogVariance as LogVariance
 from .npe import NPE as NPE
 from .npe import Simulations as Simulations
 from .npml import NPML as NPML

@@ -18,6 +18,7 @@ from guides import (
     AmortisedMultivariateNormalGuide,
     AmortisedNormalGuide,
     BernoulliExpertGuide,
+    BernoulliMaskGuide,
     BNNWeightGuide,
     BootstrapGuide,
     CAVIAGuide,
@@ -61,6 +62,7 @@ from pp_models import (
     LearnedGaussianPrior,
     LogUniformPrior,
     LowRankAdapted,
+    MaskedNetwork,
     MixtureDensityNetwork,
     NeuralProcess,
     TransformerNeuralProcess,
@@ -198,6 +200,11 @@ def own_gaussian(correlation: str):
     return build
 
 
+def masked(batch):
+    model = MaskedNetwork([1, 6, 5, 2], "gaussian-head")
+    return model, BernoulliMaskGuide(model, width=8)
+
+
 def sparse(batch):
     model = network()
     return model, SparseVIGuide(model, density=0.5, batch_shape=batch)
@@ -318,6 +325,7 @@ ROWS: dict[str, Row] = {
     "mc-dropout": Row(of_network(MCDropoutGuide), exempt=GLOBAL),
     "mc-dropout representation": Row(of_network(MCDropoutGuide, 4, width=8)),
     **{f"vi {c}": Row(own_gaussian(c), exempt=ITS_OWN) for c in ("weight", "unit", "layer", "network")},
+    "mask": Row(masked, "log-variance"),
     "vi sparse": Row(sparse, exempt=ITS_OWN),
     "inducing": Row(inducing, exempt=ITS_OWN),
     "swag": Row(moments_of_a_path, exempt=ITS_OWN),
