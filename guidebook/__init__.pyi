@@ -52,6 +52,7 @@ from inference import prior_predictive as prior_predictive
 from inference import prune_ranks as prune_ranks
 from inference import sample_posterior as sample_posterior
 from inference import settled as settled
+from inference import sgmcmc as sgmcmc
 from inference import swag as swag
 from inference.objectives import TaskObjective as TaskObjective
 from pp_models import BayesianAttentionNetwork as BayesianAttentionNetwork
@@ -73,9 +74,11 @@ from pp_models import LearnedGaussianPrior as LearnedGaussianPrior
 from pp_models import LogSpaceDirichlet as LogSpaceDirichlet
 from pp_models import LogUniformPrior as LogUniformPrior
 from pp_models import LowRankAdapted as LowRankAdapted
+from pp_models import MaskedNetwork as MaskedNetwork
 from pp_models import MixtureDensityNetwork as MixtureDensityNetwork
 from pp_models import NeuralProcess as NeuralProcess
 from pp_models import PrototypicalNetwork as PrototypicalNetwork
+from pp_models import SpikeAndSlabPrior as SpikeAndSlabPrior
 from pp_models import StickBreaking as StickBreaking
 from pp_models import StudentTHeadLikelihood as StudentTHeadLikelihood
 from pp_models import TaskBatch as TaskBatch

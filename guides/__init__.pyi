@@ -14,6 +14,7 @@ from .adapters.rankwise import RankwiseGuide as RankwiseGuide
 from .any_model.amortised_guide import AnyModelGuide as AnyModelGuide
 from .any_model.flow_guide import FlowGuide as FlowGuide
 from .any_model.normal_guides import AmortisedLowRankNormalGuide as AmortisedLowRankNormalGuide
+from .any_model.normal_guides import AmortisedMixtureNormalGuide as AmortisedMixtureNormalGuide
 from .any_model.normal_guides import AmortisedMultivariateNormalGuide as AmortisedMultivariateNormalGuide
 from .any_model.normal_guides import AmortisedNormalGuide as AmortisedNormalGuide
 from .any_model.refined_guide import RefinedGuide as RefinedGuide
@@ -27,6 +28,7 @@ from .mixtures.mixture_gates import UniformMixtureGuide as UniformMixtureGuide
 from .mixtures.stick_breaking_mixture import StickBreakingGuide as StickBreakingGuide
 from .networks.amortised_mean_field import AmortisedMeanFieldGuide as AmortisedMeanFieldGuide
 from .networks.bernoulli_dropout import BernoulliExpertGuide as BernoulliExpertGuide
+from .networks.bernoulli_mask import BernoulliMaskGuide as BernoulliMaskGuide
 from .networks.bnn_online import OnlinePosterior as OnlinePosterior
 from .networks.bnn_weights import BNNWeightGuide as BNNWeightGuide
 from .networks.gaussian_vi import GaussianVIGuide as GaussianVIGuide
@@ -40,6 +42,7 @@ from .networks.module_guide import ModuleDropoutGuide as ModuleDropoutGuide
 from .networks.module_guide import ModuleMeanFieldGuide as ModuleMeanFieldGuide
 from .networks.module_guide import ModulePointGuide as ModulePointGuide
 from .networks.module_laplace import ModuleLaplaceGuide as ModuleLaplaceGuide
+from .networks.sparse_vi import SparseVIGuide as SparseVIGuide
 from .networks.swag import SWAGGuide as SWAGGuide
 from .networks.weight_guide import WeightGuide as WeightGuide
 from .processes.bootstrap import BootstrapGuide as BootstrapGuide

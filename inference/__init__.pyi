@@ -26,5 +26,6 @@ from .prediction import Prediction as Prediction
 from .prior_predictive import prior_predictive as prior_predictive
 from .reference.nuts import NutsResult as NutsResult
 from .reference.nuts import nuts as nuts
+from .reference.sgmcmc import sgmcmc as sgmcmc
 from .reference.swag import swag as swag
 from .skipped_steps import TrainingDiverged as TrainingDiverged

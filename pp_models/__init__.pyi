@@ -26,8 +26,10 @@ from .networks.bayesian_module import BayesianModule as BayesianModule
 from .networks.bayesian_network import BayesianNetwork as BayesianNetwork
 from .networks.learned_prior import LearnedGaussianPrior as LearnedGaussianPrior
 from .networks.log_uniform_prior import LogUniformPrior as LogUniformPrior
+from .networks.masked_network import MaskedNetwork as MaskedNetwork
 from .networks.priors import FixedGaussianPrior as FixedGaussianPrior
 from .networks.priors import GivenGaussianPrior as GivenGaussianPrior
+from .networks.spike_and_slab_prior import SpikeAndSlabPrior as SpikeAndSlabPrior
 from .processes.conv_neural_process import ConvNeuralProcess as ConvNeuralProcess
 from .processes.distance_informed_process import DistanceInformedProcess as DistanceInformedProcess
 from .processes.neural_process import NeuralProcess as NeuralProcess

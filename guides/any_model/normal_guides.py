@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -124,3 +125,81 @@ class AmortisedLowRankNormalGuide(AnyModelGuide):
         factor = spread.unsqueeze(-1) * factor.unflatten(-1, (size, self.rank(size)))
         diagonal = single(spread * (softplus(raw) + LEAST_SCALE)).square()
         return dist.LowRankMultivariateNormal(single(centre + spread * loc), single(factor), single(diagonal))
+
+
+class EqualMixture(TorchDistribution):
+    """K independent Gaussians of equal weight: which is drawn depends on no parameter, so that draws have gradients.
+
+    Args:
+        loc: ``[*B, K, D]``.
+        scale: the same.
+    """
+
+    arg_constraints = {}  # noqa: RUF012 - torch's own name and type
+    support = constraints.real_vector
+    has_rsample = True
+
+    def __init__(self, loc: Tensor, scale: Tensor) -> None:
+        self.loc, self.scale = loc, scale
+        super().__init__(loc.shape[:-2], loc.shape[-1:], validate_args=False)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> EqualMixture:
+        shape = torch.Size(batch_shape) + self.loc.shape[-2:]
+        return EqualMixture(self.loc.expand(shape), self.scale.expand(shape))
+
+    @property
+    def mean(self) -> Tensor:
+        return self.loc.mean(-2)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.scale.square().mean(-2) + self.loc.var(-2, correction=0)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape
+        index = torch.randint(self.loc.shape[-2], (*shape, 1, 1), device=self.loc.device)
+        index = index.expand(*shape, 1, self.loc.shape[-1])
+        loc, scale = (
+            t.expand(torch.Size(sample_shape) + t.shape).gather(-2, index).squeeze(-2) for t in (self.loc, self.scale)
+        )
+        return loc + scale * torch.randn_like(loc)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        each = dist.Normal(self.loc, self.scale).log_prob(value.unsqueeze(-2)).sum(-1)
+        return torch.logsumexp(each, -1) - math.log(self.loc.shape[-2])
+
+
+class AmortisedMixtureNormalGuide(AnyModelGuide):
+    """q(z | D) = 1/K Σ_k N(μ_k(D), diag σ_k²(D)) over the unconstrained latents of any Pyro model: several modes.
+
+    Components weigh alike (take more where a mode weighs more), for the choice of one then has no parameter, and
+    gradients are pathwise. Their means start apart, by a draw from the prior's spread; equal ones would never part.
+
+    Args:
+        model: any Pyro model.
+        width: width of the encoder and of its features.
+        components: K.
+        **options: see :class:`AnyModelGuide`.
+
+    Example:
+        >>> guide = AmortisedMixtureNormalGuide(model, components=3, example=(x, y))
+    """
+
+    name = "any-mixture-normal"
+    description = "any model: a mixture of independent Gaussians of equal weight, from the data"
+
+    @checked(components=LAYERS)
+    def __init__(self, model: Any, width: int = 64, *, components: int = 2, **options: Any) -> None:
+        self.components = components
+        super().__init__(model, width, **options)
+
+    def num_parameters(self, size: int) -> int:
+        return 2 * self.components * size
+
+    def initial_parameters(self, size: int) -> Tensor:
+        apart = torch.randn(self.components, size) if self.components > 1 else torch.zeros(1, size)
+        return torch.cat([apart.flatten(), torch.full((self.components * size,), raw_scale(self.initial_scale))])
+
+    def distribution(self, numbers: Tensor, features: Tensor | None, centre: Tensor, spread: Tensor) -> Any:
+        loc, raw = (part.unflatten(-1, (self.components, -1)) for part in numbers.chunk(2, -1))
+        return EqualMixture(centre + spread * loc, spread * (softplus(raw) + LEAST_SCALE))

@@ -53,13 +53,16 @@ class GaussianVIGuide(WeightGuide):
         self.posterior = _TaskGaussian(model, correlation, self.batch_shape, initial_scale)
         self.independent_sites = correlation != "network"
 
-    def forward(self, data: Dataset) -> dict[str, Tensor]:
-        """Samples every weight matrix; of the data only the task dimensions are looked at."""
+    def _check_tasks(self, data: Dataset) -> None:
         if data.batch_shape != self.batch_shape:
             raise DataError(
                 f"data: got task dimensions {list(data.batch_shape)}; this guide holds posteriors of tasks "
                 f"{list(self.batch_shape)} (batch_shape)"
             )
+
+    def forward(self, data: Dataset) -> dict[str, Tensor]:
+        """Samples every weight matrix; of the data only the task dimensions are looked at."""
+        self._check_tasks(data)
         values: dict[str, Tensor] = {}
         with task_plates(data.batch_shape, data.x.device):
             for i, site in enumerate(self.sites):

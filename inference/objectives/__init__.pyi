@@ -4,8 +4,10 @@ from .chi2 import Chi2 as Chi2
 from .conditional_prior import ConditionalPrior as ConditionalPrior
 from .dreg import DReG as DReG
 from .elbo import TaskELBO as TaskELBO
+from .info_vae import InfoVAE as InfoVAE
 from .iw_em import IWEM as IWEM
 from .iwae import IWAE as IWAE
+from .log_variance import LogVariance as LogVariance
 from .npe import NPE as NPE
 from .npe import Simulations as Simulations
 from .npml import NPML as NPML

@@ -325,7 +325,7 @@ def _streams(
     frame = frame.iloc[order[np.asarray(some)[order]]]
     known = torch.from_numpy(there) if lacking else None
     for (task, split), rows in frame.groupby(["task", "split"], sort=False)["row"]:
-        index = torch.from_numpy(rows.to_numpy())
+        index = torch.from_numpy(rows.to_numpy(copy=True))
         pools[str(split)].append(Dataset(x[index], y[index], observed=None if known is None else known[index]))
         found[str(split)].append(str(task))
     if not pools["train"]:

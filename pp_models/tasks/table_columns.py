@@ -123,7 +123,7 @@ class TableColumns:
             DataError: a column is missing, or a value is no number or no class that training had.
         """
         require_columns(frame, [column.name for column in self.y], "y")
-        there = frame[[column.name for column in self.y]].notna().to_numpy()
+        there = frame[[column.name for column in self.y]].notna().to_numpy(copy=True)
         if self.classes:
             return np.where(there[:, 0], codes(self.y[0], frame[self.y[0].name], "y"), 0), there
         values = np.stack([numbers(frame[c.name], NUMBER, "y") for c in self.y], 1)
@@ -258,7 +258,7 @@ def codes(column: Column, values: pd.Series, argument: str) -> np.ndarray:
         DataError: a value is none of them.
     """
     words = words_of(values)
-    found = pd.Categorical(words, categories=column.categories).codes.astype(np.int64)
+    found = pd.Index(column.categories).get_indexer(words).astype(np.int64)
     unknown = (found < 0) & words.notna().to_numpy()
     if unknown.any():
         known = ", ".join(column.categories[:8]) + (" …" if len(column.categories) > 8 else "")

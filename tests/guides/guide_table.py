@@ -14,9 +14,11 @@ from guides import (
     AdapterMeanFieldGuide,
     AmortisedLowRankNormalGuide,
     AmortisedMeanFieldGuide,
+    AmortisedMixtureNormalGuide,
     AmortisedMultivariateNormalGuide,
     AmortisedNormalGuide,
     BernoulliExpertGuide,
+    BernoulliMaskGuide,
     BNNWeightGuide,
     BootstrapGuide,
     CAVIAGuide,
@@ -45,6 +47,7 @@ from guides import (
     PointAdapterGuide,
     RankwiseGuide,
     RefinedGuide,
+    SparseVIGuide,
     StickBreakingGuide,
     SWAGGuide,
     UniformMixtureGuide,
@@ -59,6 +62,7 @@ from pp_models import (
     LearnedGaussianPrior,
     LogUniformPrior,
     LowRankAdapted,
+    MaskedNetwork,
     MixtureDensityNetwork,
     NeuralProcess,
     TransformerNeuralProcess,
@@ -196,6 +200,16 @@ def own_gaussian(correlation: str):
     return build
 
 
+def masked(batch):
+    model = MaskedNetwork([1, 6, 5, 2], "gaussian-head")
+    return model, BernoulliMaskGuide(model, width=8)
+
+
+def sparse(batch):
+    model = network()
+    return model, SparseVIGuide(model, density=0.5, batch_shape=batch)
+
+
 def inducing(batch):
     model = network(likelihood="gaussian")
     points = Dataset(torch.randn(*batch, 6, 1), torch.randn(*batch, 6, 1))
@@ -312,6 +326,8 @@ ROWS: dict[str, Row] = {
     "mc-dropout": Row(of_network(MCDropoutGuide), exempt=GLOBAL),
     "mc-dropout representation": Row(of_network(MCDropoutGuide, 4, width=8)),
     **{f"vi {c}": Row(own_gaussian(c), exempt=ITS_OWN) for c in ("weight", "unit", "layer", "network")},
+    "mask": Row(masked, "log-variance"),
+    "vi sparse": Row(sparse, exempt=ITS_OWN),
     "inducing": Row(inducing, exempt=ITS_OWN),
     "swag": Row(moments_of_a_path, exempt=ITS_OWN),
     "maml": Row(of_network(MAMLGuide), "npml", POINT | NO_EMPTY),
@@ -389,6 +405,7 @@ ROWS: dict[str, Row] = {
     "any normal": Row(of_network(AmortisedNormalGuide, width=8)),
     "any multivariate normal": Row(of_network(AmortisedMultivariateNormalGuide, width=8), "iw-em"),
     "any low-rank normal": Row(of_network(AmortisedLowRankNormalGuide, width=8, rank=3)),
+    "any mixture": Row(of_network(AmortisedMixtureNormalGuide, width=8, components=2)),
     "any flow": Row(of_network(FlowGuide, width=8, transforms=1, hidden=[8]), "conditional-prior"),
     "any flow of a mixture": Row(of_strict_mixture, "iw-em"),
     "refined mean-field": Row(of_refined(AmortisedMeanFieldGuide)),

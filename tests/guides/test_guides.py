@@ -334,6 +334,10 @@ def test_the_code_of_an_empty_context_is_trained_by_empty_contexts(row):
     batch = row.data(3).split(0)
     trace = pyro.poutine.trace(guide).get_trace(batch.context)
     outputs = pyro.poutine.trace(pyro.poutine.replay(model, trace=trace)).get_trace(batch.target)
-    outputs.nodes["y"]["fn"].log_prob(batch.target.y).sum().backward()
+    total = outputs.nodes["y"]["fn"].log_prob(batch.target.y).sum()
+    for site in latent_sites(guide, batch.context).values():
+        if not site["fn"].has_rsample:  # no gradient goes through a discrete draw; a score's does
+            total = total + site["fn"].log_prob(site["value"]).sum()
+    total.backward()
     reached = [n for n, p in empties.items() if p.grad is not None and float(p.grad.abs().max()) > 0]
     assert len(reached) == len(empties)

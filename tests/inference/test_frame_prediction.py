@@ -211,7 +211,7 @@ def test_classes_are_predicted_with_their_names_and_probabilities():
     frame = gb.predict_frame(model, guide, table, tasks, num_samples=4).to_dataframe()
     probabilities = frame[[f"site_p_{name}" for name in tasks.classes]]
     assert set(frame["site"]) <= set(tasks.classes)
-    np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     found = gb.predict_frame(model, guide, table, tasks, num_samples=4).to_xarray()
     assert found["mean"].dims == ("row", "class") and found["samples"].dims == ("draw", "row")
     wrong = gb.BayesianNetwork([1, 8, 2], likelihood="gaussian-head")
