@@ -4,8 +4,11 @@ from .chi2 import Chi2 as Chi2
 from .conditional_prior import ConditionalPrior as ConditionalPrior
 from .dreg import DReG as DReG
 from .elbo import TaskELBO as TaskELBO
+from .f_divergence import FDivergence as FDivergence
+from .f_divergence import alpha_divergence as alpha_divergence
 from .iw_em import IWEM as IWEM
 from .iwae import IWAE as IWAE
+from .kl_schedule import KLSchedule as KLSchedule
 from .npe import NPE as NPE
 from .npe import Simulations as Simulations
 from .npml import NPML as NPML
