@@ -28,7 +28,7 @@ WEIGHTS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 
 
 class FDivergence(ImportanceWeighted):
-    """The guide minimises D_f(p(z | y) ‖ q) = E_q[f(w)], w = p(z | y) / q(z | D); the model maximises log (1/K) Σ_k w_k.
+    """The guide minimises D_f(p(z | y) ‖ q) = E_q[f(w)], w = p(z | y) / q(z | D); the model maximises log mean w.
 
     The gradient of the divergence to the guide is -E_q[(w f'(w) - f(w)) ∇_φ log q], in which a constant may be added to
     the bracket. With particles that carry no gradient, w made to have mean 1 over them, and a(w) the bracket less its

@@ -126,8 +126,8 @@ class KLObjective(TaskObjective):
         self.fixed_particles = estimator == "score"
         if self.kl_schedule is not None and self.kl_schedule.free_bits and kl_reduction == "mean":
             raise ValueError(
-                f"kl_schedule: got free_bits = {self.kl_schedule.free_bits} with kl_reduction='mean'; nats are those of "
-                "'sum'"
+                f"kl_schedule: got free_bits = {self.kl_schedule.free_bits} with kl_reduction='mean'; nats are those "
+                "of 'sum'"
             )
 
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
