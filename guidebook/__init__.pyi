@@ -2,6 +2,7 @@
 
 import guides as guides
 from evaluation import approximate_loo as approximate_loo
+from evaluation import collapse as collapse
 from evaluation import compare as compare
 from evaluation import diagnostics as diagnostics
 from evaluation import from_pyro_mcmc as from_pyro_mcmc
