@@ -1,4 +1,4 @@
-"""Which latent coordinates of any model respond to the data: active, passive, or either from one element to the next."""
+"""Which latent coordinates of any model respond to the data: active, passive, or mixed over a plate's elements."""
 
 from __future__ import annotations
 

@@ -385,7 +385,7 @@ def _judge_collapse(
     tested.note(
         "collapse", f"{passive} of {len(table)} coordinates passive, {mixed} mixed", "none passive", not passive,
         "Every latent coordinate responds to the data." if not passive
-        else "Some latents are their prior whatever the data: the guide has collapsed there, or the model ignores them.",
+        else "Some latents are their prior whatever the data: the guide collapsed there, or the model ignores them.",
         "a KL that grows (KLSchedule), free bits, or fewer latents",
     )  # fmt: skip
 

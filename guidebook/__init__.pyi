@@ -42,6 +42,7 @@ from inference import acquire as acquire
 from inference import acquisition_scores as acquisition_scores
 from inference import compare_objectives as compare_objectives
 from inference import fit as fit
+from inference import gaussian_vi as gaussian_vi
 from inference import ivon_guide as ivon_guide
 from inference import log_alpha_learning_rate as log_alpha_learning_rate
 from inference import nuts as nuts
