@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from evaluation.arviz.resampling import resample
     from evaluation.comparison.swap_matrix import compare
     from evaluation.grading import grade
+    from evaluation.posterior_collapse import collapse
     from evaluation.scores import metrics, mixture_uncertainty, task_representation
     from evaluation.trust import verdict
 
@@ -25,6 +26,7 @@ __all__ = [
     "approximate_loo",
     "arviz_store",
     "arviz_summary",
+    "collapse",
     "compare",
     "diagnostics",
     "from_pyro_mcmc",
@@ -49,6 +51,7 @@ _HOMES = {
     "to_arviz": "arviz.arviz_conversion",
     "from_pyro_svi": "arviz.pyro_conversion",
     "from_pyro_mcmc": "arviz.pyro_conversion",
+    "collapse": "posterior_collapse",
     "compare": "comparison.swap_matrix",
     "verdict": "trust",
     "grade": "grading",

@@ -25,6 +25,7 @@ from evaluation.findings import (
     Evidence,
     Verdict,
 )
+from evaluation.posterior_collapse import collapse
 from inference.objectives.independent_plates import is_point_mass, sample_sites
 from inference.objectives.task_objective import effective_sample_size
 from inference.plateau import LEAST_ROWS, settled
@@ -42,6 +43,8 @@ MORE_DRAWS = 4
 NUTS_DRAWS, MOST_RHAT, LEAST_ESS, MOST_DIVERGENT = 300, 1.05, 50, 0.02
 #: coordinates beyond which no reference is tried
 MOST_COORDINATES = 2_000
+#: draws that tell a collapsed latent
+COLLAPSE_DRAWS = 200
 #: two-sided tail of a replicated statistic that counts
 LEAST_TAIL = 0.01
 #: nats a loss may still fall by
@@ -78,6 +81,7 @@ def pyro_verdict(
         shown.begin("a short NUTS as a reference", 1)
         _judge_by_nuts(tested, draws, nuts_seconds)
         _judge_replications(tested, draws, checks)
+        _judge_collapse(tested, model, guide, args, kwargs, seed)
         if refit is not None:
             _judge_refits(tested, model, guide, args, kwargs, refit, refit_seconds, seed, shown)
     _allow_light_tails(tested)
@@ -363,6 +367,27 @@ def _judge_replications(tested: Evidence, draws: _Draws, checks: Sequence[Callab
             else f"No replication of the data has their {label}: the model does not make such data.",
             "another likelihood, or what the check says is missing in the model",
         )  # fmt: skip
+
+
+def _judge_collapse(
+    tested: Evidence, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], seed: int
+) -> None:
+    """A note: which latents of a plate's elements carry nothing of their data."""
+    try:
+        table = collapse(model, guide, *args, num_samples=COLLAPSE_DRAWS, seed=seed, **kwargs)
+    except (ValueError, NotImplementedError):  # nothing latent, or an improper prior
+        return
+    table = table[table["moved"].notna()]
+    if not len(table):
+        return
+    passive, mixed = (int((table["state"] == state).sum()) for state in ("passive", "mixed"))
+    tested.numbers |= {"passive_latents": passive / len(table)}
+    tested.note(
+        "collapse", f"{passive} of {len(table)} coordinates passive, {mixed} mixed", "none passive", not passive,
+        "Every latent coordinate responds to the data." if not passive
+        else "Some latents are their prior whatever the data: the guide collapsed there, or the model ignores them.",
+        "a KL that grows (KLSchedule), free bits, or fewer latents",
+    )  # fmt: skip
 
 
 class _Instead(Messenger):

@@ -2,6 +2,7 @@
 
 import guides as guides
 from evaluation import approximate_loo as approximate_loo
+from evaluation import collapse as collapse
 from evaluation import compare as compare
 from evaluation import diagnostics as diagnostics
 from evaluation import from_pyro_mcmc as from_pyro_mcmc
@@ -41,6 +42,7 @@ from inference import acquire as acquire
 from inference import acquisition_scores as acquisition_scores
 from inference import compare_objectives as compare_objectives
 from inference import fit as fit
+from inference import gaussian_vi as gaussian_vi
 from inference import ivon_guide as ivon_guide
 from inference import log_alpha_learning_rate as log_alpha_learning_rate
 from inference import nuts as nuts

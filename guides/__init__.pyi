@@ -44,6 +44,7 @@ from .networks.module_guide import ModulePointGuide as ModulePointGuide
 from .networks.module_laplace import ModuleLaplaceGuide as ModuleLaplaceGuide
 from .networks.sparse_vi import SparseVIGuide as SparseVIGuide
 from .networks.swag import SWAGGuide as SWAGGuide
+from .networks.vbll import VBLLGuide as VBLLGuide
 from .networks.weight_guide import WeightGuide as WeightGuide
 from .processes.bootstrap import BootstrapGuide as BootstrapGuide
 from .processes.context_points import ContextPointsGuide as ContextPointsGuide

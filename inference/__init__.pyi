@@ -16,6 +16,7 @@ from .fit import FitResult as FitResult
 from .fit import fit as fit
 from .frame_prediction import FramePrediction as FramePrediction
 from .frame_prediction import predict_frame as predict_frame
+from .gaussian_vi import gaussian_vi as gaussian_vi
 from .interruption import Interrupted as Interrupted
 from .ivon import IVON as IVON
 from .ivon import ivon_guide as ivon_guide

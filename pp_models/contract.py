@@ -112,6 +112,18 @@ class GuideOffers:
         """
         return {}
 
+    def closed_form(self, model: Any, data: Dataset) -> tuple[Tensor, Tensor] | None:
+        """Expected log-likelihood of each task ``[*B]`` and KL to the model's prior (one number), without draws.
+
+        Args:
+            model: its model.
+            data: observed points.
+
+        Returns:
+            None where there is no closed form. Of classes it is a lower bound on the expectation.
+        """
+        return None
+
     def rates(self, data: Dataset) -> Mapping[str, Tensor] | None:
         """Drop probabilities by site ``[*B, k_out, k_in + 1]``; None for a guide without any."""
         return None

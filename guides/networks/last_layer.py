@@ -16,7 +16,62 @@ from pp_models.networks.bayesian_module import BayesianModule
 from pp_models.single_precision import single
 
 
-class LastLayerGuide(FittedLaterGuide):
+class OnLastLayer:
+    """What guides over one last linear layer share: its features, and its weights as rows."""
+
+    sites: list[str]
+    shapes: list[torch.Size]
+    _model: tuple[BayesianModule]
+    _layer: tuple[nn.Linear]
+    path: str
+
+    def _find_layer(self, model: BayesianModule) -> None:
+        """Finds the layer.
+
+        Raises:
+            ValueError: the chosen weights are not those of one Linear layer.
+        """
+        owners = {site.rpartition(".")[0] for site in model.sites}
+        self.path = owners.pop()
+        layer = model.module.get_submodule(self.path)
+        if owners or not isinstance(layer, nn.Linear):
+            raise ValueError(f"model: got sites {', '.join(model.sites[:4])}; they must be those of one Linear layer")
+        self._layer = (layer,)  # in a tuple, for it is the model's
+
+    @property
+    def layer(self) -> nn.Linear:
+        """The model's last layer."""
+        return self._layer[0]
+
+    def features(self, x: Tensor, check: bool = True) -> Tensor:
+        """What the last layer reads at inputs ``[rows, Dx]``, with a 1 for the bias: ``[rows, k]``.
+
+        Raises:
+            ValueError: the layer's outputs are not the module's.
+        """
+        seen: list[Tensor] = []
+        hook = self.layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            outputs = self._model[0].outputs(x)
+        finally:
+            hook.remove()
+        if len(seen) != 1 or seen[0].dim() != 2 or (check and not torch.equal(self.layer(seen[0]), outputs)):
+            raise ValueError(f"model: {self.path!r} does not give the module's outputs; it must be the last layer")
+        ones = [seen[0].new_ones(len(x), 1)] if self.layer.bias is not None else []
+        return torch.cat([seen[0], *ones], -1)
+
+    def _by_output(self, flat: Tensor) -> Tensor:
+        """``[P]``, site after site, as rows ``[K, k]``."""
+        parts = flat.split([shape.numel() for shape in self.shapes])
+        return torch.cat([part.view(self.layer.out_features, -1) for part in parts], -1)
+
+    def _by_site(self, rows: Tensor) -> list[Tensor]:
+        """``[..., K, k]`` as the sites' shapes."""
+        width = self.layer.in_features
+        return [rows[..., :width], rows[..., width]] if len(self.sites) > 1 else [rows[..., :width]]
+
+
+class LastLayerGuide(OnLastLayer, FittedLaterGuide):
     """The exact posterior of a last linear layer given the features below it, each output on its own.
 
     For a Gaussian likelihood of one noise scale and a normal prior this is Bayesian linear regression; below lies
@@ -34,45 +89,18 @@ class LastLayerGuide(FittedLaterGuide):
     @checked()
     def __init__(self, model: BayesianModule) -> None:
         super().__init__(model)
-        owners = {site.rpartition(".")[0] for site in model.sites}
-        self.path = owners.pop()
-        layer = model.module.get_submodule(self.path)
-        if owners or not isinstance(layer, nn.Linear):
-            raise ValueError(f"model: got sites {', '.join(model.sites[:4])}; they must be those of one Linear layer")
+        self._find_layer(model)
         if not isinstance(model.likelihood, GaussianLikelihood):
             raise ValueError(
                 f"model: its likelihood is {type(model.likelihood).__name__}; a closed form needs GaussianLikelihood; "
                 "take ModuleLaplaceGuide(model, structure='full')"
             )
         self.prior_moments()
-        self._layer = (layer,)  # in a tuple, for it is the model's
-        k_out, k_in = layer.weight.shape
-        size = k_in + (layer.bias is not None)
+        k_out, k_in = self.layer.weight.shape
+        size = k_in + (self.layer.bias is not None)
         self.register_buffer("tril", torch.eye(size, dtype=self.loc[0].dtype).repeat(k_out, 1, 1))
 
     tril: Tensor
-
-    @property
-    def layer(self) -> nn.Linear:
-        """The model's last layer."""
-        return self._layer[0]
-
-    def features(self, x: Tensor) -> Tensor:
-        """What the last layer reads at inputs ``[rows, Dx]``, with a 1 for the bias: ``[rows, k]``.
-
-        Raises:
-            ValueError: the layer's outputs are not the module's.
-        """
-        seen: list[Tensor] = []
-        hook = self.layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
-            outputs = self._model[0].outputs(x)
-        finally:
-            hook.remove()
-        if len(seen) != 1 or seen[0].dim() != 2 or not torch.equal(self.layer(seen[0]), outputs):
-            raise ValueError(f"model: {self.path!r} does not give the module's outputs; it must be the last layer")
-        ones = [seen[0].new_ones(len(x), 1)] if self.layer.bias is not None else []
-        return torch.cat([seen[0], *ones], -1)
 
     @torch.no_grad()
     def fit(self, data: Dataset) -> LastLayerGuide:
@@ -107,16 +135,6 @@ class LastLayerGuide(FittedLaterGuide):
             own.copy_(part)
         self._done()
         return self
-
-    def _by_output(self, flat: Tensor) -> Tensor:
-        """``[P]``, site after site, as rows ``[K, k]``."""
-        parts = flat.split([shape.numel() for shape in self.shapes])
-        return torch.cat([part.view(self.layer.out_features, -1) for part in parts], -1)
-
-    def _by_site(self, rows: Tensor) -> list[Tensor]:
-        """``[..., K, k]`` as the sites' shapes."""
-        width = self.layer.in_features
-        return [rows[..., :width], rows[..., width]] if len(self.sites) > 1 else [rows[..., :width]]
 
     def distribution(self) -> TorchDistribution:
         rows = self._by_output(self.flat_loc())

@@ -131,18 +131,25 @@ class FittedLaterGuide(JointModuleGuide):
         Raises:
             ValueError: it is not normal.
         """
-        means, precisions = [], []
-        for site, prior in self._model[0].priors().items():
-            base = prior
-            while isinstance(base, torch.distributions.Independent):
-                base = base.base_dist
-            if not isinstance(base, torch.distributions.Normal):
-                raise ValueError(
-                    f"model: the prior of {site!r} is {type(base).__name__}; {type(self).__name__} needs a normal one"
-                )
-            means.append(base.loc.expand(prior.event_shape).flatten())
-            precisions.append(base.scale.expand(prior.event_shape).flatten() ** -2)
-        return torch.cat(means).detach(), torch.cat(precisions).detach()
+        return normal_prior(self._model[0], type(self).__name__)
+
+
+def normal_prior(model: BayesianModule, who: str) -> tuple[Tensor, Tensor]:
+    """Means and precisions of a model's prior ``[P]``, site after site.
+
+    Raises:
+        ValueError: it is not normal, which ``who`` needs.
+    """
+    means, precisions = [], []
+    for site, prior in model.priors().items():
+        base = prior
+        while isinstance(base, torch.distributions.Independent):
+            base = base.base_dist
+        if not isinstance(base, torch.distributions.Normal):
+            raise ValueError(f"model: the prior of {site!r} is {type(base).__name__}; {who} needs a normal one")
+        means.append(base.loc.expand(prior.event_shape).flatten())
+        precisions.append(base.scale.expand(prior.event_shape).flatten() ** -2)
+    return torch.cat(means).detach(), torch.cat(precisions).detach()
 
 
 def rows_of(data: Dataset) -> tuple[Tensor, Tensor | None, Tensor | None]:

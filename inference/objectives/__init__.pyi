@@ -4,9 +4,12 @@ from .chi2 import Chi2 as Chi2
 from .conditional_prior import ConditionalPrior as ConditionalPrior
 from .dreg import DReG as DReG
 from .elbo import TaskELBO as TaskELBO
+from .f_divergence import FDivergence as FDivergence
+from .f_divergence import alpha_divergence as alpha_divergence
 from .info_vae import InfoVAE as InfoVAE
 from .iw_em import IWEM as IWEM
 from .iwae import IWAE as IWAE
+from .kl_schedule import KLSchedule as KLSchedule
 from .log_variance import LogVariance as LogVariance
 from .npe import NPE as NPE
 from .npe import Simulations as Simulations

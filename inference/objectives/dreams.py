@@ -30,7 +30,7 @@ def simulate_data_set(model: Any, args: tuple, kwargs: dict) -> tuple[tuple, dic
     return (args[0].with_y(trace.nodes["y"]["value"]), *args[1:]), kwargs, trace
 
 
-class _Anew(Messenger):
+class Anew(Messenger):
     """Draws observed sites as latent ones; deterministic sites and factors stay."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ def simulate_arguments(model: Any, args: tuple, kwargs: dict) -> tuple[tuple, di
     Raises:
         ValueError: an observed site that no argument is called by.
     """
-    with _Anew() as anew:
+    with Anew() as anew:
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     drawn = {name: trace.nodes[name]["value"] for name in anew.names}
     names = _parameters(model)

@@ -102,6 +102,7 @@ class KLObjective(TaskObjective):
         ValueError: an argument out of range.
     """
 
+    weighs_kl = True
     estimators: tuple[str, ...] = ("pathwise", "score")
     local_reparameterization = False
 
@@ -123,6 +124,11 @@ class KLObjective(TaskObjective):
         self.kl_reduction = kl_reduction
         self.estimator = estimator
         self.fixed_particles = estimator == "score"
+        if self.kl_schedule is not None and self.kl_schedule.free_bits and kl_reduction == "mean":
+            raise ValueError(
+                f"kl_schedule: got free_bits = {self.kl_schedule.free_bits} with kl_reduction='mean'; nats are those "
+                "of 'sum'"
+            )
 
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
         """Runs the guide on the data that the objective shows it."""
@@ -214,6 +220,8 @@ class KLObjective(TaskObjective):
             sizes.append(max(site["fn"].event_shape.numel(), 1))
         zero = torch.zeros_like(draws.log_likelihood)
         kls = list(draws.kl_by_site.values())
+        if self.kl_schedule is not None:
+            kls = [self.kl_schedule.counted(kl) for kl in kls]
         if not kls:
             draws.kl = zero
         elif self.kl_reduction == "sum":
@@ -244,6 +252,8 @@ class KLObjective(TaskObjective):
         each, kl = draws.log_likelihood, draws.kl
         if draws.path_only is not None:
             kl = kl - draws.path_only
+        if self.kl_schedule is not None:
+            kl = self.kl_schedule.beta() * kl
         if self.normalize:
             per_value = points.clamp_min(1.0)
             # NVDP's released code, whose KL is a mean, divides it by the number of points and not by their outputs
@@ -288,6 +298,11 @@ class LocallyReparameterized(KLObjective):
             raise ValueError(
                 f"estimator: got {self.estimator!r} with local_reparameterization, which draws no weight whose density "
                 "could be taken; it must be 'pathwise'"
+            )
+        if local_reparameterization and self.kl_schedule is not None and self.kl_schedule.noise != "always":
+            raise ValueError(
+                f"kl_schedule: got noise = {self.kl_schedule.noise!r} with local_reparameterization, which draws no "
+                "weight; set that to False"
             )
         self.local_reparameterization = local_reparameterization
 

@@ -25,6 +25,11 @@ class RenyiBound(ImportanceWeighted):
 
     alpha = 0.0
     doubly_reparameterized = False
+    weighs_kl = True
+
+    def __init__(self, num_particles: int = 8, **options: Any) -> None:
+        super().__init__(num_particles, **options)
+        self.check_schedule()
 
     def check_guide(self, guide_trace: Trace) -> None:
         if not self.doubly_reparameterized:
@@ -36,8 +41,24 @@ class RenyiBound(ImportanceWeighted):
                     "reparameterised gradients need; use 'iwae' (VIMCO) or 'rws'"
                 )
 
+    def check_schedule(self) -> None:
+        """Refuses what a schedule cannot do to importance weights.
+
+        Raises:
+            ValueError: doubly reparameterised gradients, whose derivation needs the guide's own density; or free bits.
+        """
+        if self.kl_schedule is not None and self.doubly_reparameterized:
+            raise ValueError("kl_schedule: got one with doubly reparameterised gradients, which a tempered KL biases")
+        if self.kl_schedule is not None and self.kl_schedule.free_bits:
+            raise ValueError(
+                f"kl_schedule: got free_bits = {self.kl_schedule.free_bits}; importance weights have no KL by site"
+            )
+
     def combine(self, draws: WeightedDraws) -> BoundTerms:
         log_weights = draws.log_weights
+        if self.kl_schedule is not None:
+            tempered = self.kl_schedule.beta() * (log_weights - draws.log_likelihood)
+            log_weights = draws.log_likelihood + tempered
         if not self.doubly_reparameterized:
             signal = vimco_signal(log_weights, self.alpha) if draws.log_q_score else None
             return self.weighted_terms(draws, renyi_bound(log_weights, self.alpha), signal)
@@ -82,6 +103,7 @@ class Renyi(RenyiBound):
         super().__init__(num_particles, **options)
         self.alpha = float(alpha)
         self.doubly_reparameterized = self.needs_score = self.weighs_gradients = doubly_reparameterized
+        self.check_schedule()  # again, of what was chosen
 
 
 def set_factors(draws: WeightedDraws, factor: Tensor) -> None:

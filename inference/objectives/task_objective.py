@@ -23,9 +23,10 @@ from torch import Tensor
 
 from inference.objectives.fixed_values import fixed_values
 from inference.objectives.independent_plates import PARTICLES, Independence, Ties, check_extra_sites, sample_sites
+from inference.objectives.kl_schedule import KLSchedule
 from inference.objectives.particles import OWN, STRUCTURES, NotVectorised, Pairs, apart, check_one_alone, one_subsample
 from inference.objectives.ties import Program, find_ties, structure
-from pp_models.arguments import DRAWS, checked, nesting
+from pp_models.arguments import DRAWS, checked, instance, nesting
 from pp_models.contract import ObjectiveOffers, as_guide, as_model
 from pp_models.data import Dataset, TaskBatch
 from pp_models.parameter_module import ParameterModule
@@ -100,6 +101,7 @@ class TaskObjective(ObjectiveOffers, ELBO):
         vectorize_particles: evaluate the particles in one pass, where the program is shown to allow it.
         max_plate_nesting: plates of the model. For the library's models it is the number of task dimensions of the
             data; for any other model it is found by running it once.
+        kl_schedule: how the KL grows, and when draws are means (:class:`.KLSchedule`); for objectives with a KL.
 
     Raises:
         ValueError: an argument out of range.
@@ -109,8 +111,10 @@ class TaskObjective(ObjectiveOffers, ELBO):
     sign = 1.0
     #: particles carry no gradient to the guide
     fixed_particles = False
+    #: it has a KL that a schedule can weigh
+    weighs_kl = False
 
-    @checked(num_particles=DRAWS, max_plate_nesting=nesting())
+    @checked(num_particles=DRAWS, max_plate_nesting=nesting(), kl_schedule=instance(KLSchedule))
     def __init__(
         self,
         num_particles: int = 1,
@@ -118,12 +122,18 @@ class TaskObjective(ObjectiveOffers, ELBO):
         normalize: bool = False,
         vectorize_particles: bool = True,
         max_plate_nesting: float = float("inf"),
+        kl_schedule: KLSchedule | None = None,
     ) -> None:
         super().__init__(num_particles=num_particles, vectorize_particles=vectorize_particles)
         self._pairs = Pairs()
         self._pair = OWN
         self.max_plate_nesting = max_plate_nesting
         self.normalize = normalize
+        if kl_schedule is not None and not self.weighs_kl:
+            raise ValueError(f"kl_schedule: got one, and {self.name or type(self).__name__!r} has no KL to weigh")
+        self.kl_schedule = kl_schedule
+        if kl_schedule is not None:
+            self.module = kl_schedule
 
     # -- what a subclass says -----------------------------------------------------------------------------------
 
@@ -170,7 +180,8 @@ class TaskObjective(ObjectiveOffers, ELBO):
         """One trace of a guide."""
         # outside the trace, whose record it changes; around the guide alone, for in the model a value may be a point
         # mass's, which keeps its gradient
-        with fixed_values() if self.fixed_particles else nullcontext():
+        means = None if self.kl_schedule is None else self.kl_schedule.drawn()
+        with fixed_values() if self.fixed_particles else nullcontext(), means or nullcontext():
             return poutine.trace(guide).get_trace(*args, **kwargs)
 
     def run_model(self, model: Callable, guide_trace: Trace, args: tuple, kwargs: dict) -> Trace:
@@ -255,6 +266,8 @@ class TaskObjective(ObjectiveOffers, ELBO):
             DataError: data that do not fit the model.
         """
         as_guide(guide).check_objective(self)
+        if self.kl_schedule is not None:
+            self.kl_schedule.advance()
         if args:  # here, for Pyro's traces add the shapes of all sites to the message
             parts = (args[0].context, args[0].target) if isinstance(args[0], TaskBatch) else (args[0],)
             for part in parts:

@@ -60,7 +60,11 @@ class TemperedELBO(TaskELBO):
     ) -> None:
         super().__init__(num_particles, **options)
         self.tempering = Tempering(num_data, kl_count, kl_weight, temperature, warmup_steps)
-        self.module = self._warmup = WarmUp() if warmup_steps else None
+        if warmup_steps and self.kl_schedule is not None:
+            raise ValueError(f"warmup_steps: got {warmup_steps} beside kl_schedule; take one of them")
+        self._warmup = WarmUp() if warmup_steps else None
+        if self._warmup is not None:
+            self.module = self._warmup
 
     def warmed_up(self) -> float | Tensor:
         """β(t) of the newest loss."""

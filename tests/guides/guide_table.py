@@ -51,6 +51,7 @@ from guides import (
     StickBreakingGuide,
     SWAGGuide,
     UniformMixtureGuide,
+    VBLLGuide,
 )
 from pp_models import (
     BayesianAttentionNetwork,
@@ -401,6 +402,7 @@ ROWS: dict[str, Row] = {
     "module laplace": Row(of_module(ModuleLaplaceGuide, fit=True), **ADAPTER),
     "module laplace, full": Row(of_module(ModuleLaplaceGuide, fit=True, structure="full"), **ADAPTER),
     "module last layer": Row(of_module(LastLayerGuide, "last", fit=True), **ADAPTER),
+    "module vbll": Row(of_module(VBLLGuide, "last"), **ADAPTER),
     "module swag": Row(swag_of_module, **ADAPTER),
     "any normal": Row(of_network(AmortisedNormalGuide, width=8)),
     "any multivariate normal": Row(of_network(AmortisedMultivariateNormalGuide, width=8), "iw-em"),

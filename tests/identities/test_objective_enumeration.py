@@ -1,6 +1,7 @@
 """Every objective on a guide with three states and K particles: expectations by enumerating all 3^K patterns."""
 
 import math
+from importlib import import_module
 from itertools import product
 
 import pyro
@@ -138,6 +139,12 @@ class Exact:
             by_model, by_guide = torch.softmax(log_w, 0), torch.softmax(log_w * (2 if name == "chi2" else 1), 0)
             log_p = self.at(full + self.prior)
             return self.expect((by_model * log_p + by_guide * self.at(q)).sum(0), through=False)
+        if name == "f-divergence":  # Hellinger
+            log_w = self.log_w().detach()
+            a = torch.softmax(log_w, 0).mul(log_w.shape[0]).sqrt()
+            others = (a.sum(0) - a) / (len(a) - 1) if len(a) > 1 else torch.zeros_like(a)
+            by_model, by_guide = torch.softmax(log_w, 0), (a - others) / len(a)
+            return self.expect((by_model * self.at(full + self.prior) + by_guide * self.at(q)).sum(0), through=False)
         if name == "iw-em":
             weights = torch.softmax(self.at(full).detach(), 0)
             return self.expect((weights * (self.at(full) + self.at(q))).sum(0), through=False)
@@ -176,7 +183,9 @@ def test_the_expected_gradient_is_the_exact_one(name, k):
     model, guide, batch = problem()
     exact = Exact(model, guide, batch, k, SAMPLER.get(name, "full"))
     wanted = gradient(model, guide, exact.value(name))
-    if not (name in ("rws", "chi2", "iw-em") and k == 1):  # one particle has weight 1, whatever the data say
+    if not (
+        name in ("rws", "chi2", "iw-em", "f-divergence") and k == 1
+    ):  # one particle has weight 1, whatever the data say
         assert wanted[2 * STATES :].abs().max() > 0.05
     assert wanted[STATES : 2 * STATES].abs().max() > 0.05  # a gradient of zero is far outside the tolerance
     found = found_gradient(name, model, guide, batch, exact)
@@ -237,12 +246,11 @@ BROKEN = {
 
 @pytest.mark.parametrize(("broken", "name"), [(b, n) for b, (_, _, names) in BROKEN.items() for n in names])
 def test_a_broken_estimator_misses_the_exact_gradient(broken, name, monkeypatch):
-    import inference.objectives as room
-
     if name == "iw-em":
         return  # its guide is trained through log g at fixed particles: nothing of these
     attributes, replacement, _ = BROKEN[broken]
-    for module in (fixed_values, importance_weights, kl_objective, room.renyi, room.rws, room.chi2):
+    own = [import_module(f"inference.objectives.{name}") for name in ("renyi", "rws", "chi2", "f_divergence")]
+    for module in (fixed_values, importance_weights, kl_objective, *own):
         for attribute in attributes:
             if hasattr(module, attribute):
                 monkeypatch.setattr(module, attribute, replacement)
