@@ -41,6 +41,7 @@ from inference import acquisition_scores as acquisition_scores
 from inference import compare_objectives as compare_objectives
 from inference import fit as fit
 from inference import log_alpha_learning_rate as log_alpha_learning_rate
+from inference import match_prior as match_prior
 from inference import nuts as nuts
 from inference import objectives as objectives
 from inference import parameter_groups as parameter_groups

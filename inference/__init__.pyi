@@ -17,6 +17,7 @@ from .fit import fit as fit
 from .frame_prediction import FramePrediction as FramePrediction
 from .frame_prediction import predict_frame as predict_frame
 from .interruption import Interrupted as Interrupted
+from .match_prior import match_prior as match_prior
 from .plateau import settled as settled
 from .posterior_draws import sample_posterior as sample_posterior
 from .predict import predict as predict

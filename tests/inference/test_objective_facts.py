@@ -34,7 +34,9 @@ def bottom_up():
 
 def test_facts_stand_on_the_classes():
     facts = {name: type(make(name)) for name in REGISTRY}
-    assert {n for n, c in facts.items() if c.weighs_particles} == {"iw-em", "iwae", "dreg", "renyi", "rws", "chi2"}
+    assert {n for n, c in facts.items() if c.weighs_particles} == {
+        "iw-em", "iwae", "dreg", "renyi", "rws", "chi2", "log-variance",
+    }  # fmt: skip
     assert {n for n, c in facts.items() if c.guide_is == "predictor"} == {"iw-em", "conditional-prior", "npvi", "npml"}
     of_data = {n for n, c in facts.items() if c.needs == "data set"}
     assert of_data == {"iw-em", "conditional-prior", "npvi", "npml", "pp-avi"}
