@@ -45,6 +45,7 @@ from inference import fit as fit
 from inference import gaussian_vi as gaussian_vi
 from inference import ivon_guide as ivon_guide
 from inference import log_alpha_learning_rate as log_alpha_learning_rate
+from inference import match_prior as match_prior
 from inference import nuts as nuts
 from inference import objectives as objectives
 from inference import parameter_groups as parameter_groups

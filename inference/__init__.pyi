@@ -20,6 +20,7 @@ from .gaussian_vi import gaussian_vi as gaussian_vi
 from .interruption import Interrupted as Interrupted
 from .ivon import IVON as IVON
 from .ivon import ivon_guide as ivon_guide
+from .match_prior import match_prior as match_prior
 from .plateau import settled as settled
 from .posterior_draws import sample_posterior as sample_posterior
 from .predict import predict as predict

@@ -84,7 +84,9 @@ class InfoVAE(TaskELBO):
         draws = super().measure(runs, scored, axes)
         if not self.penalty_weight:
             return draws
-        found = self._distance(runs.posterior, scored, axes)
+        found = self._distance(runs.posterior, scored)
+        if found is None:
+            found = torch.zeros_like(draws.log_likelihood)
         given = {item.name: getattr(draws, item.name) for item in fields(draws)}
         return PenalisedDraws(**given, penalty=found.expand_as(draws.log_likelihood))
 
@@ -95,8 +97,8 @@ class InfoVAE(TaskELBO):
             terms.bound = terms.bound - weight * draws.penalty.mean(0)
         return terms
 
-    def _distance(self, posterior: Trace, scored: Trace, axes: TaskAxes) -> Tensor:
-        """Δ of all draws of a batch."""
+    def _distance(self, posterior: Trace, scored: Trace) -> Tensor | None:
+        """Δ of all draws of a batch; None where nothing is drawn, as in a CNP, or all is a point mass."""
         own, prior, centre, spread = [], [], [], []
         for name, site in drawn_sites(posterior):
             other: Any = scored.nodes.get(name)
@@ -112,20 +114,26 @@ class InfoVAE(TaskELBO):
             try:
                 batch = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - dims])
                 drawn = fn.expand(batch).sample()
-                moments = fn.mean, fn.variance.sqrt()
             except NotImplementedError:
                 raise ValueError(
                     f"penalty: the prior of site {name!r}, {type(fn).__name__}, cannot be drawn from; use 'elbo'"
                 ) from None
+            try:
+                moments = fn.mean, fn.variance.sqrt()
+            except NotImplementedError:  # correlated weights: those of its draws
+                flat = drawn.reshape(-1, *fn.event_shape)
+                moments = flat.mean(0), flat.std(0, correction=0).clamp_min(1e-6)
             own.append(value.expand(drawn.shape).reshape(-1, event))
             prior.append(drawn.reshape(-1, event))
             centre.append(moments[0].expand(drawn.shape).reshape(-1, event))
             spread.append(moments[1].expand(drawn.shape).reshape(-1, event))
         counts = {len(each) for each in own}
-        if not own or counts == {1}:
+        if not own:
+            return None
+        if counts == {1}:
             raise ValueError(
-                "guide: it has no latent of several tasks or particles whose draws could be held to the prior; use "
-                "'elbo', a batch of tasks, or more particles"
+                "guide: a latent has one draw, of one task and particle, which is not held to the prior; use 'elbo', a "
+                "batch of tasks, or more particles"
             )
         most = max(counts)
         own, prior, centre, spread = (
