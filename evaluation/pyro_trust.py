@@ -26,6 +26,8 @@ from evaluation.findings import (
     Verdict,
 )
 from evaluation.posterior_collapse import collapse
+from guides.any_model.amortised_guide import AnyModelGuide
+from inference.objectives.dreams import simulate_arguments
 from inference.objectives.independent_plates import is_point_mass, sample_sites
 from inference.objectives.task_objective import effective_sample_size
 from inference.plateau import LEAST_ROWS, settled
@@ -43,6 +45,8 @@ MORE_DRAWS = 4
 NUTS_DRAWS, MOST_RHAT, LEAST_ESS, MOST_DIVERGENT = 300, 1.05, 50, 0.02
 #: coordinates beyond which no reference is tried
 MOST_COORDINATES = 2_000
+#: data sets that an amortised guide answers, and its draws for each
+SIMULATIONS, RANK_DRAWS = 60, 39
 #: draws that tell a collapsed latent
 COLLAPSE_DRAWS = 200
 #: two-sided tail of a replicated statistic that counts
@@ -82,11 +86,13 @@ def pyro_verdict(
         _judge_by_nuts(tested, draws, nuts_seconds)
         _judge_replications(tested, draws, checks)
         _judge_collapse(tested, model, guide, args, kwargs, seed)
+        if refit is None and _is_amortised(guide):
+            _judge_simulations(tested, model, guide, args, kwargs, seed, shown)
         if refit is not None:
             _judge_refits(tested, model, guide, args, kwargs, refit, refit_seconds, seed, shown)
     _allow_light_tails(tested)
     found = tested.verdict()
-    unseen = not any(f.name in ("reference", "refits") and f.passed is not None for f in found.findings)
+    unseen = not any(f.name in ("reference", "refits", "simulations") and f.passed is not None for f in found.findings)
     if found.level == TRUST:
         reason = "as far as these tests see, the guide's draws are the posterior's."
         if unseen:
@@ -158,11 +164,11 @@ def _judge_points(tested: Evidence, draws: _Draws) -> bool:
 
 
 def _allow_light_tails(tested: Evidence) -> None:
-    """Weights whose tail alone is bad do not weigh where nearly all draws count and NUTS has the same ones.
+    """Weights whose tail alone is bad do not weigh where nearly all draws count and a test beside them passed.
 
     A Gaussian guide has lighter tails than nearly any posterior: with enough draws its k-hat is bad however near it is.
     """
-    near = any(f.name == "reference" and f.passed for f in tested.findings)
+    near = any(f.name in ("reference", "simulations") and f.passed for f in tested.findings)
     if not near or tested.reliable or tested.numbers.get("efficiency", 0.0) < NEARLY_ALL:
         return
     for i, finding in enumerate(tested.findings):
@@ -435,21 +441,57 @@ def _judge_refits(
             raise ValueError(f"refit: it gave {type(found).__name__}; it must give the guide it fitted")
         drawn = _Draws(simulated, found, args, kwargs)
         drawn.take(99, shown)
-        for name, values in drawn.latents.items():
-            true = torch.as_tensor(truth.nodes[name]["value"]).reshape(-1).double()
-            below = (torch.stack(values) < true).double().mean(0)
-            ranks.setdefault(name, []).append(float(below[seed % len(below)]))
-            if len(below) > 1:
-                ranks.setdefault(f"mean {name}", []).append(
-                    float((torch.stack(values).mean(1) < true.mean()).double().mean())
-                )
+        _rank(ranks, drawn, truth, seed, 99)
         number += 1
+    _judge_ranks(tested, "refits", ranks, number)
+
+
+def _is_amortised(guide: Any) -> bool:
+    """Whether a guide has another posterior for other data, without being fitted anew."""
+    inner = getattr(guide, "guide", guide)  # a refined one's
+    return isinstance(inner, AnyModelGuide) and (inner.encoder is not None or inner._function is not None)
+
+
+def _judge_simulations(
+    tested: Evidence, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], seed: int, shown: Stages
+) -> None:
+    """Simulation-based calibration of an amortised guide, which answers simulated data as it is."""
+    ranks: dict[str, list[float]] = {}
+    shown.begin("simulated data", SIMULATIONS)
+    for number in range(SIMULATIONS):
+        try:
+            with torch.no_grad():
+                given, named, truth = simulate_arguments(model, args, dict(kwargs))
+            drawn = _Draws(model, guide, given, named)
+            drawn.take(RANK_DRAWS, shown)
+        except (ValueError, NotImplementedError):  # its data are no arguments of theirs, or its prior is improper
+            return
+        _rank(ranks, drawn, truth, number + seed, RANK_DRAWS)
+    _judge_ranks(tested, "simulations", ranks, SIMULATIONS, RANK_DRAWS)
+
+
+def _rank(ranks: dict[str, list[float]], drawn: _Draws, truth: Any, place: int, draws: int) -> None:
+    """Adds the ranks of one data set's truth: of a coordinate of each site, and of the site's mean."""
+    for name, values in drawn.latents.items():
+        if len(values) != draws or name not in truth.nodes:
+            continue
+        true, found = torch.as_tensor(truth.nodes[name]["value"]).reshape(-1).double(), torch.stack(values)
+        below = (found < true).double().mean(0)
+        ranks.setdefault(name, []).append(float(below[place % len(below)]))
+        if len(below) > 1:
+            ranks.setdefault(f"mean {name}", []).append(float((found.mean(1) < true.mean()).double().mean()))
+
+
+def _judge_ranks(tested: Evidence, kind: str, ranks: Mapping[str, list[float]], number: int, draws: int = 99) -> None:
+    """The truth must rank uniformly among the draws."""
+    if not ranks:
+        return
     worst, label = 0.0, ""
     limits = STANDARD_ERRORS / math.sqrt(number)
     least, most = _sd_limits(number)
     summary = {}
     for name, found_ranks in ranks.items():
-        z = torch.special.ndtri((torch.tensor(found_ranks, dtype=torch.float64) * 99 + 0.5) / 100)
+        z = torch.special.ndtri((torch.tensor(found_ranks, dtype=torch.float64) * draws + 0.5) / (draws + 1))
         bias, spread = float(z.mean()), float(z.std().clamp_min(1e-3))
         far = max(
             (abs(bias) - limits * max(spread, 1.0)) / MOST_BIAS,
@@ -460,13 +502,16 @@ def _judge_refits(
             worst, label = far, name
     bias, spread = summary[label]
     passed = worst <= 0
-    tested.calibrated = passed
-    tested.add(
-        "refits",
-        f"worst of {len(summary)} quantities, {label}: mean {bias:+.2f}, sd {spread:.2f} of {number} refits",
+    # an encoder that was trained on the data at hand alone need not know others
+    say = tested.note if kind == "simulations" else tested.add
+    if kind == "refits":
+        tested.calibrated = passed
+    say(
+        kind,
+        f"worst of {len(summary)} quantities, {label}: mean {bias:+.2f}, sd {spread:.2f} of {number} {kind}",
         f"0 and 1 within {STANDARD_ERRORS:g} standard errors", passed,
-        "Simulated truths look like draws of the guides fitted to their data." if passed
-        else f"Guides fitted to simulated data are off at {label}: {_fault(bias, spread)}.",
+        "Simulated truths look like draws of the guide given their data." if passed
+        else f"Given simulated data the guide is off at {label}: {_fault(bias, spread)}.",
         "a richer family of guides; what is wrong here is wrong on data like yours",
     )  # fmt: skip
 

@@ -219,3 +219,29 @@ def test_with_tasks_nothing_is_ignored():
         gb.verdict(model, guide, batch, batch)
     with pytest.raises(ValueError, match=r"^losses: got a list; it is for a model that is called with other"):
         gb.verdict(model, guide, batch, losses=[1.0])
+
+
+def images(y):
+    with pyro.plate("images", len(y)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(z, 1.0).to_event(1), obs=y)
+
+
+def amortised(scale):
+    """An amortised guide of the exact posterior, but for the factor on its scale."""
+    guide = gb.guides.AmortisedNormalGuide(images, plates="images", example=(torch.zeros(8, 1),), encoder=lambda y: y)
+    with torch.no_grad():
+        centre, spread = guide.centre, guide.spread
+        guide.head.weight.copy_(torch.stack([0.5 / spread, torch.zeros(1)]).reshape(2, 1))
+        raw = torch.log(torch.expm1(scale * 0.5**0.5 / spread))
+        guide.head.bias.copy_(torch.cat([-centre / spread, raw]))
+    return guide
+
+
+@pytest.mark.parametrize(("scale", "passed"), [(1.0, True), (0.4, False)])
+def test_an_amortised_guide_answers_simulated_data(scale, passed):
+    y = torch.randn(8, 1, generator=torch.Generator().manual_seed(1)) * 2**0.5
+    verdict = gb.verdict(images, amortised(scale), y, num_samples=200, nuts_seconds=0)
+    (finding,) = [f for f in verdict.findings if f.name == "simulations"]
+    assert finding.passed == passed and not finding.weighs
+    assert (verdict.level == "trust") == passed
