@@ -33,9 +33,7 @@ NVDP = (
     Claim("nvdp-1", "GP regression: LL, RLL, PLL above the other processes", MIXED,
           "above NP and NP+CNP+VP in every seed; CNP ahead in 5 of 6; with the closed-form encoder above CNP, far below "
           "ConvCNP, DNP, TNP-D", ("nvdp/gp-random", "nvdp/gp-fixed", "common/gp")),
-    Claim("nvdp-2", "image completion: MNIST, Omniglot to MNIST", MIXED,
-          "below CNP; above NP on MNIST, level with it on Omniglot", ("nvdp/inpainting-mnist",
-          "nvdp/inpainting-omniglot-mnist", "nvdp/inpainting-digits", "common/images")),
+    Claim("nvdp-2", "image completion: MNIST, Omniglot to MNIST", MIXED, "as the paper trains it below CNP, above NP on MNIST, level with it on Omniglot; with the closed-form encoder its rates complete digits (0.47 to 0.51 nats an unseen pixel, three seeds)", ("nvdp/inpainting-mnist", "nvdp/inpainting-omniglot-mnist", "nvdp/inpainting-digits", "common/images")),
     Claim("nvdp-3", "image completion: CelebA", NOT_RUN, "the data are not to be had here; the loader is tested on stand-ins",
           ("nvdp/inpainting-celeba",)),
     Claim("nvdp-4", "few-shot classification", MIXED, "Omniglot, 5 ways, 1 shot: row-times-column rates stay at chance (0.20); rates of a class's weights from its own examples (a reconstruction) reach 0.81, a prototypical network 0.89", ("common/few-shot",)),
