@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -61,7 +62,9 @@ def match_prior(
         >>> losses = gb.match_prior(model, gb.tasks.gp("rbf", 64), steps=3)
     """
     try:
-        import ot
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of backslashes in its docstrings, when it is first compiled
+            import ot
     except ImportError:
         raise ImportError("tasks: the package POT is missing; pip install guidebook[transport]") from None
     trained = [p for p in model.parameters() if p.requires_grad]

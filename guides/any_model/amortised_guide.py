@@ -195,7 +195,12 @@ class AnyModelGuide(Guide):
         encoder = self.encoder if self.encoder is not None else self._function
         if encoder is None:
             return None
-        found = encoder(*args, **kwargs)
+        try:
+            found = encoder(*args, **kwargs)
+        except TypeError as error:
+            if isinstance(encoder, torch.nn.Module):
+                raise  # of its own making
+            raise ValueError(f"encoder: it does not take the model's arguments ({error})") from error
         if not isinstance(found, Tensor) or not found.dim():
             raise ValueError(f"encoder: it gave {type(found).__name__}; it must give features [*B, R]")
         return found

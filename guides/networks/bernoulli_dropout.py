@@ -202,7 +202,9 @@ class BernoulliExpertGuide(WeightGuide):
         return found
 
     def layer_distributions(self, data: Dataset, clip: tuple[float, float] = POSTERIOR_CLIP) -> list[TorchDistribution]:
-        weights = [w.expand(shape) for w, shape in zip(self.weights, self.shapes, strict=True)]
+        weights = list(self.weights)
+        if self.by_class is not None:
+            weights[-1] = weights[-1].expand(self.shapes[-1])
         return [DropoutNormal(w, r) for w, r in zip(weights, self.layer_rates(data, clip), strict=True)]
 
     def conditional_prior(self, data: Dataset) -> dict[str, Tensor]:

@@ -197,9 +197,18 @@ def dropout_kl(rate: Tensor, prior_rate: Tensor) -> Tensor:
 
 @register_kl(DropoutNormal, DropoutNormal)
 def _kl_dropout_dropout(p: DropoutNormal, q: DropoutNormal) -> Tensor:
-    if p.weight is not q.weight:
+    if not _same_weight(p.weight, q.weight):
         return kl_divergence(p.to_normal(), q.to_normal()).expand(p.batch_shape)
     return dropout_kl(p.rate, q.rate).sum((-1, -2)).expand(p.batch_shape)
+
+
+def _same_weight(p: Tensor, q: Tensor) -> bool:
+    """Whether two tensors are one parameter, or the same view of one."""
+    if p is q:
+        return True
+    if p._base is None or p._base is not q._base:
+        return False
+    return p.shape == q.shape and p.stride() == q.stride() and p.storage_offset() == q.storage_offset()
 
 
 @register_kl(DropoutNormal, torch.distributions.Independent)

@@ -110,6 +110,11 @@ class InfoVAE(TaskELBO):
                     f"penalty: site {name!r} ({type(site['fn']).__name__}) has no reparameterised draw, by which a "
                     "penalty could move it; use 'elbo'"
                 )
+            if isinstance(_base(fn), torch.distributions.Cauchy | torch.distributions.HalfCauchy):
+                raise ValueError(
+                    f"penalty: the prior of site {name!r}, {type(_base(fn)).__name__}, has no mean and variance to "
+                    "measure by; use 'elbo'"
+                )
             event, dims = fn.event_shape.numel(), len(fn.event_shape)
             try:
                 batch = torch.broadcast_shapes(fn.batch_shape, value.shape[: value.dim() - dims])
@@ -145,6 +150,13 @@ class InfoVAE(TaskELBO):
         if self.penalty == "dip":
             return _covariance_distance(z)
         return _mmd(z, at) if self._sinkhorn is None else self._sinkhorn(z, at)
+
+
+def _base(fn: Any) -> Any:
+    """What a distribution is of, without its independent, expanded or masked wraps."""
+    while hasattr(fn, "base_dist") and not isinstance(fn, torch.distributions.TransformedDistribution):
+        fn = fn.base_dist
+    return fn
 
 
 def _geomloss(blur: float) -> Any:

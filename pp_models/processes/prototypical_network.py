@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pp_models.arguments import FEATURES, WIDTH, checked, instance, integer
+from pp_models.arguments import FEATURES, WIDTH, checked, each, instance, integer
 from pp_models.data import Dataset
 from pp_models.processes.conditional_process import ConditionalProcess
 
@@ -26,7 +26,13 @@ class ConvEmbedding(nn.Module):
         ValueError: a size out of range.
     """
 
-    @checked(channels=integer(1, 4), width=WIDTH, blocks=integer(1, 8), groups=WIDTH)
+    @checked(
+        image_size=each(WIDTH, 2, 2, "be (height, width), each at least 1"),
+        channels=integer(1, 4),
+        width=WIDTH,
+        blocks=integer(1, 8),
+        groups=WIDTH,
+    )
     def __init__(
         self, image_size: tuple[int, int], channels: int = 1, width: int = 32, blocks: int = 3, groups: int = 4
     ) -> None:
@@ -34,8 +40,8 @@ class ConvEmbedding(nn.Module):
         if width % groups:
             raise ValueError(f"groups: got {groups}; they must divide the width, {width}")
         if min(image_size) < 2**blocks:
-            raise ValueError(f"blocks: got {blocks}; pictures of {image_size} can be halved fewer times")
-        self.image_size, self.channels = image_size, channels
+            raise ValueError(f"blocks: got {blocks}; pictures of {tuple(image_size)} can be halved fewer times")
+        self.image_size, self.channels = (image_size[0], image_size[1]), channels
         layers: list[nn.Module] = []
         for i in range(blocks):
             layers += [

@@ -53,6 +53,9 @@ class Surface:
     never: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Surface({self.name!r})"
+
     def parameters(self) -> dict[str, Any]:
         found = arguments(self.call)
         return ({} if self.extra is None else arguments(self.extra)) | found

@@ -219,6 +219,18 @@ def model_surface() -> list[Surface]:
         Surface("NeuralProcess", gb.NeuralProcess, {"attention": FLAGS}, process_outputs),
         Surface("ConvNeuralProcess", gb.ConvNeuralProcess, convolution, process_outputs),
         Surface("TransformerNeuralProcess", gb.TransformerNeuralProcess, {}, process_outputs),
+        Surface("ConvEmbedding", gb.ConvEmbedding, {
+            "image_size": names((8, 8), (9, 12)), "channels": integers(1, 3), "width": integers(4, 8),
+            "blocks": integers(1, 2), "groups": integers(1, 2),
+        }, lambda module: [p.detach() for p in module.parameters()]),
+        Surface("MaskedNetwork", gb.MaskedNetwork, {
+            "layer_sizes": names([1, 4, 1], (1, 3, 1)), "activation": names("relu", "tanh"), "keep": floats(0.2, 0.9),
+            "likelihood": names("gaussian"), "noise_scale": SCALED, "missing_outputs": FLAGS,
+        }, lambda model: [p.detach() for p in model.parameters()]),
+        Surface("SpikeAndSlabPrior", gb.SpikeAndSlabPrior, {
+            "inclusion": floats(0.1, 0.9), "slab": floats(1.0, 2.0), "spike": floats(0.01, 0.1),
+            "scale_by_fan_in": FLAGS,
+        }),
         Surface("PrototypicalNetwork", gb.PrototypicalNetwork, {
             "num_classes": integers(2, 3), "embedding": made(lambda: nn.Linear(1, 4)),
         }, lambda model: [p.detach() for p in model.parameters()]),

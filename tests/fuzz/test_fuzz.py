@@ -37,7 +37,9 @@ def test_the_surface_has_every_public_callable():
         "StickBreaking", "TaskObjective", "TrainingDiverged", "BernoulliLikelihood", "CategoricalLikelihood",
         "summarise",
     }  # fmt: skip
-    assert public - made <= called, public - made - called
+    # fits of other kinds, whose arguments have tests of their own
+    fits = {"IVON", "collapse", "gaussian_vi", "ivon_guide", "match_prior", "sgmcmc"}
+    assert public - made - fits <= called, public - made - fits - called
 
 
 def a_call(call, **right):

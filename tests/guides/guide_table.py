@@ -66,6 +66,7 @@ from pp_models import (
     MaskedNetwork,
     MixtureDensityNetwork,
     NeuralProcess,
+    PrototypicalNetwork,
     TransformerNeuralProcess,
 )
 from pp_models.contract import Guide, Model
@@ -276,7 +277,11 @@ ROWS: dict[str, Row] = {
     "nvdp probability": Row(of_network(BernoulliExpertGuide, width=8, clip="probability"), "conditional-prior"),
     "nvdp layer": Row(of_network(BernoulliExpertGuide, width=8, rates="layer"), "conditional-prior"),
     "nvdp full": Row(of_network(BernoulliExpertGuide, width=8, rates="full"), "conditional-prior"),
-    "nvdp class": Row(of_network(BernoulliExpertGuide, width=8, rates="class"), "conditional-prior"),
+    "nvdp class": Row(
+        of_network(BernoulliExpertGuide, likelihood="categorical", width=8, rates="class"),
+        "conditional-prior",
+        y="class",
+    ),
     "nvdp attention": Row(of_network(BernoulliExpertGuide, width=8, pooling="attention"), "conditional-prior"),
     "nvdp set-transformer": Row(
         of_network(BernoulliExpertGuide, width=8, pooling="set-transformer"), "conditional-prior"
@@ -363,6 +368,9 @@ ROWS: dict[str, Row] = {
         of_points(lambda: TransformerNeuralProcess(1, 1, width=8, num_layers=2, num_heads=2, feedforward=8)),
         "npml",
         POINT | NO_EMPTY,
+    ),
+    "prototypical": Row(
+        of_points(lambda: PrototypicalNetwork(1, 3, nn.Linear(1, 4))), "npml", POINT | NO_EMPTY, y="class"
     ),
     "distance-informed": Row(
         distance_informed,

@@ -52,7 +52,7 @@ def test_a_model_of_another_kind_is_a_type_error(build, message):
         (lambda: BernoulliExpertGuide(network(), clip="no"), r"^clip: got 'no'; it must be 'logit' or 'probability'$"),
         (
             lambda: BernoulliExpertGuide(network(), rates="no"),
-            r"^rates: got 'no'; it must be one of product, layer, full$",
+            r"^rates: got 'no'; it must be one of product, layer, full, class$",
         ),
         (lambda: BernoulliExpertGuide(network(), pooling="max"), r"^pooling: got 'max'; it must be one of mean, atten"),
         (lambda: BernoulliExpertGuide(network(), width=6, pooling="attention"), r"^dim_out: got 6; .* num_heads, 4$"),

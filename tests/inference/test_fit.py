@@ -260,7 +260,11 @@ def test_modules_and_optimizer_come_back_to_their_device(monkeypatch):
         ({"device": "cpu:x"}, ValueError, r"^device: got 'cpu:x'; "),
         ({"precision": "12-true"}, ValueError, r"^precision: got '12-true'; "),
         ({"objective": "elbo2"}, ValueError, r"^objective: got 'elbo2'; did you mean 'elbo'"),
-        ({"optimizer": 3}, ValueError, r"^optimizer: got int; it must be a torch.optim.Optimizer, a Pyro optimizer"),
+        (
+            {"optimizer": 3},
+            ValueError,
+            r"^optimizer: got int; it must be 'ivon', a torch.optim.Optimizer, a Pyro optimizer",
+        ),
         ({"optimizer": pyro.optim.Adam(lambda name: {"lr": 1})}, ValueError, r"^optimizer: a Pyro optimizer with per-"),
         ({"tasks": 3}, TypeError, r"^tasks: got int; it must be a TaskBatch, a Dataset or an iterable of them$"),
     ],

@@ -161,7 +161,7 @@ def test_the_experiments_are_those_of_the_papers():
     adapters |= {f"lrvd/deberta-{x}" for x in ("cola", "mrpc", "sst2", "rte", "qnli", "qqp", "mnli")}
     answers = ("winogrande-s", "winogrande-m", "arc-challenge", "arc-easy", "obqa", "boolq")
     adapters |= {f"lrvd/llama-{x}" for x in answers}
-    common = {"common/gp", "common/images"}
+    common = {"common/gp", "common/images", "common/few-shot", "nvdp/label-noise"}
     assert set(FIGURES) | inpainting | set(BNNP_FIGURES) | set(NMDP_FIGURES) | adapters | common == set(EXPERIMENTS)
     assert SCALES == ("smoke", "small", "paper")
     for module in (nvdp_gp, nvdp_ablations, nvdp_trigonometric):

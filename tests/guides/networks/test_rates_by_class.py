@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch.distributions import kl_divergence
 
 import guidebook as gb
 from guides import BernoulliExpertGuide
+from guides.networks.dropout_normal import dropout_kl
 from pp_models import BayesianNetwork, Dataset, TaskBatch
 
 
@@ -60,3 +62,12 @@ def test_rates_by_class_need_classes():
     model = BayesianNetwork([1, 4, 1])
     with pytest.raises(ValueError, match=r"^rates: got 'class', which needs a model with likelihood='categorical'$"):
         BernoulliExpertGuide(model, rates="class")
+
+
+def test_the_kl_of_rates_by_class_is_that_of_shared_weights():
+    _, guide = _by_class(2)
+    guide.double()
+    data = _few_shot()
+    data = Dataset(data.x.double(), data.y)
+    for p, q in zip(guide.layer_distributions(data), guide.layer_distributions(data, (-4.0, 4.0)), strict=True):
+        torch.testing.assert_close(kl_divergence(p, q), dropout_kl(p.rate, q.rate).sum((-1, -2)), rtol=1e-12, atol=0)
