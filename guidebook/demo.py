@@ -164,7 +164,8 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
     streams: dict[str, Any] = dict.fromkeys((f"{name}, GP tasks" for name in GP_METHODS), on_functions)
     streams["nmdp, branches"] = mixed
     judged: dict[str, tuple[Method | Pretrained, Any]] = {n: (trained[n][0], stream) for n, stream in streams.items()}
-    verdicts = _verdicts({**judged, f"{BNNP}, of the gallery": (bnnp, on_functions)})
+    shown = tasks.gp("rbf", 4, seed, hyperparameters="fixed", num_context=(1, max(BNNP_CONTEXTS)), max_points=30)
+    verdicts = _verdicts({**judged, f"{BNNP}, of the gallery, 1 to {max(BNNP_CONTEXTS)} points": (bnnp, shown)})
     drawn: dict[str, list[Section]] = {
         stem: [Heading(title), Picture(figure, caption, png=pngs[stem])]
         for stem, (figure, title, caption) in figures.items()
@@ -211,7 +212,8 @@ def run_demo(out: str | Path = "demo", images: str = "digits", seed: int = 0, st
             f"{bnnp.card.cpu_seconds:.0f} CPU seconds, {bnnp.card.scores['pll']:.2f} nats a held-out point where the "
             f"exact process has {bnnp.card.exact['pll']:.2f}. With the learned prior fixed, NUTS samples the "
             "posteriors that BNNP's guide gives at once. How far the prior's functions are from the true ones is said "
-            "beneath."
+            "beneath. The verdict is of contexts as short as these; of the up to 97 points that it was trained on, "
+            "importance weights of the same draws have no reliable mean, however good the predictions."
         ),
         *drawn["bnnp_prior"],
         *drawn["bnnp_posterior"],
