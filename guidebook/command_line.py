@@ -79,6 +79,21 @@ def _prepare() -> None:
     torch.set_flush_denormal(True)  # denormal numbers make a CPU step many times slower
 
 
+#: what several commands ask for in the same words: tasks, or a table of one's own
+Tasks = Annotated[str | None, typer.Option(help="a task distribution: guidebook list tasks; gp-rbf without --data")]
+Data = Annotated[Path | None, typer.Option(help="in place of tasks: your own CSV, Parquet or NetCDF file")]
+TaskColumn = Annotated[str, typer.Option(help="of --data: the column, or columns, that say which task a row is of")]
+Inputs = Annotated[str, typer.Option(help="of --data: comma-separated columns of inputs")]
+Outputs = Annotated[str, typer.Option(help="of --data: of outputs, which may be empty in some rows")]
+Time = Annotated[str | None, typer.Option(help="of --data: an input that is a time")]
+Group = Annotated[str | None, typer.Option(help="of --data: a column of groups of tasks, split as one")]
+Categorical = Annotated[str, typer.Option(help="of --data: inputs of numbers that are categories")]
+Split = Annotated[str, typer.Option(help="of --data: shares of training, validation, test tasks")]
+NumContext = Annotated[str, typer.Option(help="of --data: fewest and most context points, as 1,20")]
+MaxPoints = Annotated[int, typer.Option(help="of --data: most points of a task in a step")]
+Forecast = Annotated[bool, typer.Option("--forecast", help="of --data: contexts are the past; needs --time")]
+
+
 @app.command("list")
 def list_command(
     kind: Annotated[str, typer.Argument(help=f"{', '.join(KINDS)}; all without one")] = "",
@@ -117,22 +132,18 @@ def demo(
 @app.command("fit")
 def fit_command(
     model: Annotated[str, typer.Option(help="a method: guidebook list models")] = "nvdp",
-    tasks: Annotated[
-        str | None, typer.Option(help="a task distribution: guidebook list tasks; gp-rbf without --data")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="in place of tasks: your own CSV, Parquet or NetCDF file")] = None,
-    task: Annotated[str, typer.Option(help="of --data: the column, or columns, that say which task a row is of")] = "",
-    x: Annotated[str, typer.Option(help="of --data: comma-separated columns of inputs")] = "",
-    y: Annotated[str, typer.Option(help="of --data: of outputs, which may be empty in some rows")] = "",
-    time: Annotated[str | None, typer.Option(help="of --data: an input that is a time")] = None,
-    group: Annotated[str | None, typer.Option(help="of --data: a column of groups of tasks, split as one")] = None,
-    categorical: Annotated[str, typer.Option(help="of --data: inputs of numbers that are categories")] = "",
-    split: Annotated[str, typer.Option(help="of --data: shares of training, validation, test tasks")] = "0.8,0.1,0.1",
-    num_context: Annotated[str, typer.Option(help="of --data: fewest and most context points, as 1,20")] = "0,",
-    max_points: Annotated[int, typer.Option(help="of --data: most points of a task in a step")] = 256,
-    forecast: Annotated[
-        bool, typer.Option("--forecast", help="of --data: contexts are the past; needs --time")
-    ] = False,
+    tasks: Tasks = None,
+    data: Data = None,
+    task: TaskColumn = "",
+    x: Inputs = "",
+    y: Outputs = "",
+    time: Time = None,
+    group: Group = None,
+    categorical: Categorical = "",
+    split: Split = "0.8,0.1,0.1",
+    num_context: NumContext = "0,",
+    max_points: MaxPoints = 256,
+    forecast: Forecast = False,
     objective: Annotated[str | None, typer.Option(help="an objective; the method's own by default")] = None,
     steps: Annotated[int | None, typer.Option(help="optimizer steps; 3,000 without --cpu-seconds")] = None,
     cpu_seconds: Annotated[
@@ -391,22 +402,18 @@ def compare_command(
     methods: Annotated[
         str, typer.Option(help="comma-separated whole methods, each with its own guide and objective: list models")
     ] = "",
-    tasks: Annotated[
-        str | None, typer.Option(help="a task distribution: guidebook list tasks; gp-rbf without --data")
-    ] = None,
-    data: Annotated[Path | None, typer.Option(help="in place of tasks: your own CSV, Parquet or NetCDF file")] = None,
-    task: Annotated[str, typer.Option(help="of --data: the column, or columns, that say which task a row is of")] = "",
-    x: Annotated[str, typer.Option(help="of --data: comma-separated columns of inputs")] = "",
-    y: Annotated[str, typer.Option(help="of --data: of outputs, which may be empty in some rows")] = "",
-    time: Annotated[str | None, typer.Option(help="of --data: an input that is a time")] = None,
-    group: Annotated[str | None, typer.Option(help="of --data: a column of groups of tasks, split as one")] = None,
-    categorical: Annotated[str, typer.Option(help="of --data: inputs of numbers that are categories")] = "",
-    split: Annotated[str, typer.Option(help="of --data: shares of training, validation, test tasks")] = "0.8,0.1,0.1",
-    num_context: Annotated[str, typer.Option(help="of --data: fewest and most context points, as 1,20")] = "0,",
-    max_points: Annotated[int, typer.Option(help="of --data: most points of a task in a step")] = 256,
-    forecast: Annotated[
-        bool, typer.Option("--forecast", help="of --data: contexts are the past; needs --time")
-    ] = False,
+    tasks: Tasks = None,
+    data: Data = None,
+    task: TaskColumn = "",
+    x: Inputs = "",
+    y: Outputs = "",
+    time: Time = None,
+    group: Group = None,
+    categorical: Categorical = "",
+    split: Split = "0.8,0.1,0.1",
+    num_context: NumContext = "0,",
+    max_points: MaxPoints = 256,
+    forecast: Forecast = False,
     seeds: Annotated[str, typer.Option(help="comma-separated seeds")] = "0",
     steps: Annotated[int, typer.Option(help="optimizer steps of each run")] = 1_000,
     num_particles: Annotated[int | None, typer.Option(help="draws of each task in the objective")] = None,

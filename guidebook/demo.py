@@ -317,7 +317,8 @@ def _bnnp_figures(fitted: Pretrained, seed: int, nuts_draws: int) -> dict[str, t
         "the true process": truth,
     }
     near, far = (energy_distance(priors[name], truth) for name in ("learned", "before training"))
-    one = tasks.gp("rbf", 1, seed + 2, hyperparameters="fixed", num_context=(9, 9)).batch(0)
+    most = max(BNNP_CONTEXTS)
+    one = tasks.gp("rbf", 1, seed + 2, hyperparameters="fixed", num_context=(most, most)).batch(0)
     show = growing_contexts(one, BNNP_CONTEXTS)
     show = TaskBatch(show.context, show.target, {k: v.expand(len(show), *v.shape[1:]) for k, v in one.truth.items()})
     sampled = nuts(model, show.context, nuts_draws, nuts_draws, seed=seed)

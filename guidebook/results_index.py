@@ -17,10 +17,9 @@ import pandas as pd
 
 from evaluation.experiments.claims import CLAIMS, STANDS, Claim
 from evaluation.experiments.table import EXPERIMENTS
-from guidebook.results_page import MARKER, markdown_table
-from pp_models.files import read_regular, write_atomically
+from guidebook.results_page import MOST_TABLE_BYTES, markdown_table, replace_measured
+from pp_models.files import read_regular
 
-MOST_BYTES = 2**26
 TITLES = {
     "nvdp": "NVDP (Neural Variational Dropout Processes)",
     "bnnp": "BNNP (Amortising Inference and Meta-Learning Priors in Neural Networks)",
@@ -51,7 +50,7 @@ def measured_on(folder: Path) -> dict[str, Measured]:
     for path in sorted(folder.glob("*.md")):
         if path.name == "index.md":
             continue
-        sections = re.split(r"^## ", read_regular(path, MOST_BYTES).decode(), flags=re.MULTILINE)[1:]
+        sections = re.split(r"^## ", read_regular(path, MOST_TABLE_BYTES).decode(), flags=re.MULTILINE)[1:]
         for section in sections:
             name = section.splitlines()[0].strip()
             if name not in EXPERIMENTS:
@@ -101,14 +100,8 @@ def write_index(folder: str | Path) -> None:
     Raises:
         ValueError: it has no marker line, or cannot be read.
     """
-    path = Path(folder) / "index.md"
-    try:
-        head, marker, _ = read_regular(path, MOST_BYTES).decode().partition(MARKER)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"folder: {path} cannot be read ({error})") from None
-    if not marker:
-        raise ValueError(f"folder: {path} has no line {MARKER}")
-    write_atomically(path, f"{head}{MARKER}\n\n{index(Path(folder))}".encode())
+    folder = Path(folder)
+    replace_measured(folder / "index.md", "folder", lambda: index(folder))
 
 
 if __name__ == "__main__":

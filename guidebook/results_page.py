@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -80,6 +81,26 @@ def measured(runs: str | Path, pictures: Path) -> str:
     return "\n".join(parts)
 
 
+def replace_measured(page: Path, argument: str, measure: Callable[[], str]) -> None:
+    """Replaces what stands below the marker line of a page.
+
+    Args:
+        page: the file.
+        argument: of the caller, named where the page is at fault.
+        measure: gives the Markdown, once the page has been read.
+
+    Raises:
+        ValueError: the page cannot be read, or has no marker line.
+    """
+    try:
+        head, marker, _ = read_regular(page, MOST_TABLE_BYTES).decode().partition(MARKER)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{argument}: {page} cannot be read ({error})") from None
+    if not marker:
+        raise ValueError(f"{argument}: {page} has no line {MARKER}")
+    write_atomically(page, f"{head}{MARKER}\n\n{measure()}".encode())
+
+
 def write_page(runs: str | Path, page: str | Path) -> None:
     """Replaces the measured part of a page.
 
@@ -87,15 +108,13 @@ def write_page(runs: str | Path, page: str | Path) -> None:
         ValueError: the page has no marker line, or there are no results.
     """
     page = Path(page)
-    try:
-        head, marker, _ = read_regular(page, MOST_TABLE_BYTES).decode().partition(MARKER)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"page: {page} cannot be read ({error})") from None
-    if not marker:
-        raise ValueError(f"page: {page} has no line {MARKER}")
-    pictures = page.with_suffix("")
-    make_folder(pictures, "page")
-    write_atomically(page, f"{head}{MARKER}\n\n{measured(runs, pictures)}".encode())
+
+    def measure() -> str:
+        pictures = page.with_suffix("")
+        make_folder(pictures, "page")
+        return measured(runs, pictures)
+
+    replace_measured(page, "page", measure)
 
 
 if __name__ == "__main__":

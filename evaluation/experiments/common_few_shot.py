@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
 from evaluation.experiments.table import EXPERIMENTS
-from evaluation.methods import TaskShape, build
+from evaluation.methods import Method, TaskShape, build
 from evaluation.plots.style import colours, look, new_figure
 from evaluation.recipes import recipe
 from evaluation.scores.calibration_metrics import score_classes
@@ -24,7 +24,7 @@ from inference import objectives, predict
 from inference.step_cost import step_cost, steps_within
 from pp_models import ConvEmbedding, PrototypicalNetwork, TaskBatch
 from pp_models.data import Dataset
-from pp_models.files import STRICT, read_checked_json, sealed_json, write_atomically
+from pp_models.files import STRICT, make_folder, read_checked_json, sealed_json, write_atomically
 from pp_models.tasks.few_shot_data import few_shot
 from pp_models.tasks.few_shot_tasks import FewShotTasks
 from pp_models.tasks.task_stream import TaskStream
@@ -46,7 +46,7 @@ class Size(NamedTuple):
         embedding_steps: optimizer steps of the prototypical network, whose embedding the heads read.
         steps: of each head.
         side: of a picture.
-        width: channels of the embedding; None for a head's own recipe.
+        width: channels of the embedding, and at smoke scale the width of the heads.
         test_batches: batches of 16 test tasks.
         queries: of each class of a test task.
     """
@@ -247,31 +247,41 @@ def score_heads(
         own = recipe(head)
         width = size.width if scale == "smoke" else own.width
 
-        def pair(head: str = head, width: int = width) -> tuple[nn.Module, nn.Module]:
-            method = build(head, TaskShape(dim, setting.ways, width, num_classes=setting.ways))
+        made = partial(build, head, TaskShape(dim, setting.ways, width, num_classes=setting.ways))
+
+        def pair(made: Callable[[], Method] = made) -> tuple[nn.Module, nn.Module]:
+            method = made()
             return method.model, method.guide
 
-        how = build(head, TaskShape(dim, setting.ways, width, num_classes=setting.ways)).objective
-        steps = (
-            size.steps if cpu_seconds is None else _affordable(workshop, key, head, seed, pair, how, train, cpu_seconds)
-        )
+        how, steps = made().objective, size.steps
+        options = {"max_grad_norm": own.max_grad_norm}
+        if cpu_seconds is not None:
+            steps = _affordable(workshop, key, head, seed, pair, how, train, cpu_seconds, options)
         model, guide, _ = workshop.fit(
             key + ("" if cpu_seconds is None else f"-{cpu_seconds:g}s"), head, pair, train, seed, objective=how,
-            steps=steps, learning_rate=own.learning_rate, schedule="cosine", warmup=0.03, max_grad_norm=1.0,
+            steps=steps, learning_rate=own.learning_rate, schedule=own.schedule, warmup=own.warmup, **options,
         )  # fmt: skip
         rows.append({"model": head, **scored(partial(_drawn, model, guide, DRAWS), test)})
     return [{"task": name, "model": row.pop("model"), "seed": seed, **row} for row in rows]
 
 
 def _affordable(
-    workshop: Workshop, key: str, head: str, seed: int, pair: Callable, how: Any, train: TaskStream, seconds: float
+    workshop: Workshop,
+    key: str,
+    head: str,
+    seed: int,
+    pair: Callable,
+    how: Any,
+    train: TaskStream,
+    seconds: float,
+    options: dict[str, Any],
 ) -> int:
     """Steps that so many CPU seconds buy: measured once, then kept beside the fits."""
     path = workshop.folder / "fits" / f"{key}-{seconds:g}s-{head}-seed{seed}.json"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, "out")
         model, guide = pair()
-        cost = step_cost(model, guide, train, how, max_grad_norm=1.0)
+        cost = step_cost(model, guide, train, how, **options)
         write_atomically(path, sealed_json(asdict(_Steps(steps_within(seconds, cost)))))
     return read_checked_json(path, _Steps, "the steps of a fit").steps
 

@@ -6,7 +6,7 @@ import pytest
 from evaluation.experiments import experiment, reproduction
 from evaluation.experiments.claims import CLAIMS, STANDS
 from evaluation.experiments.table import EXPERIMENTS
-from guidebook import results_index
+from guidebook import results_index, results_page
 from guidebook.command_line import main
 
 ROOT = Path(__file__).parents[3]
@@ -25,7 +25,7 @@ def test_every_experiment_serves_a_claim_and_every_claim_says_where():
 
 def test_the_index_is_what_the_command_writes():
     page = (ROOT / "docs/results/index.md").read_text(encoding="utf-8")
-    assert page.partition(results_index.MARKER)[2].strip() == results_index.index(ROOT / "docs/results").strip()
+    assert page.partition(results_page.MARKER)[2].strip() == results_index.index(ROOT / "docs/results").strip()
 
 
 def test_an_index_without_its_marker_is_refused(tmp_path):
