@@ -211,7 +211,10 @@ def held_out_tasks(stream: TaskStream) -> list[TaskBatch]:
 
 
 def _inputs(batches: Sequence[Any], count: int) -> list[Dataset]:
-    """Inputs of ``count`` tasks: those of the contexts (of targets, where there is none) over and over, by batch."""
+    """Inputs of ``count`` tasks, and which outputs of them are known: those of the contexts over and over, by batch.
+
+    Of targets where there is no context.
+    """
     parts = []
     for batch in batches[: max(1, count // LEAST_INPUTS)]:
         data = batch.context if isinstance(batch, TaskBatch) else batch
@@ -221,13 +224,14 @@ def _inputs(batches: Sequence[Any], count: int) -> list[Dataset]:
     for place, data in enumerate(parts):
         share = count // len(parts) + (place < count % len(parts))
         index = torch.arange(share, device=data.x.device) % len(data)
-        found.append(Dataset(data.x[index], None, None if data.mask is None else data.mask[index]))
+        mask, observed = (None if part is None else part[index] for part in (data.mask, data.observed))
+        found.append(Dataset.unchecked(data.x[index], None, mask, observed))  # as incomplete as the tasks are
     return found
 
 
 def _as_task(data: Dataset) -> Dataset:
-    """The inputs of a single data set as one task."""
-    return Dataset(data.x.unsqueeze(0), None, None if data.mask is None else data.mask.unsqueeze(0))
+    """A single data set as one task."""
+    return data.map(lambda part: part.unsqueeze(0))
 
 
 def _test_calibration(

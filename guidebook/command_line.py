@@ -311,6 +311,7 @@ def predict_command(
 def inspect(
     run: Annotated[Path, typer.Argument(help="folder of a run made by guidebook fit")],
     draws: Annotated[int, typer.Option(help="posterior draws")] = 200,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "cpu",
 ) -> None:
     """Says whether to trust a run, scores it on test tasks and opens its posterior in ArviZ.
 
@@ -320,7 +321,7 @@ def inspect(
 
     _prepare()
 
-    scores, summary, verdict = inspect_run(run, draws, progress=True)
+    scores, summary, verdict = inspect_run(run, draws, device=device, progress=True)
     for line in str(verdict).splitlines():
         say(line)
     show("Scores on test tasks", scores)

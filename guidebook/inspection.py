@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from evaluation import plots
 from evaluation.arviz.arviz_container import write_netcdf
@@ -25,26 +26,31 @@ from evaluation.trust import HELD_OUT_BATCH_SIZE, held_out_tasks, verdict
 from guidebook.runs import open_run, own_tasks
 from inference import predict
 from inference.progress import Stages
+from inference.training_setup import make_fabric
 from pp_models.contract import as_guide, as_objective
 from pp_models.data import TaskBatch
 from pp_models.files import make_folder
 from pp_models.own_files import refuse_others, replaced_own
 from pp_models.tasks.downloads import no_downloads
 from pp_models.tasks.frame_tasks import FrameTasks
+from pp_models.tasks.table_columns import DATE, TableColumns
 from pp_models.tasks.task_stream import TaskStream, batches_of
 from pp_models.tasks.task_table import TASKS, TEST_SEED, task_stream
 
 SIMULATIONS = 200
+#: outputs of a table that are drawn
+MOST_PICTURES = 4
 
 
 def inspect_run(
-    folder: str | Path, draws: int = 200, *, progress: bool = False
+    folder: str | Path, draws: int = 200, *, device: str = "cpu", progress: bool = False
 ) -> tuple[pd.DataFrame, pd.DataFrame, Verdict]:
     """Scores a run, says whether to trust it, and writes ``posterior.nc`` and ``report.html`` into its folder.
 
     Args:
         folder: a run made by ``guidebook fit``.
         draws: posterior draws.
+        device: where all of it is computed: cpu, auto, cuda, cuda:N or mps.
         progress: show what is being done, where stderr is a terminal.
 
     Returns:
@@ -52,11 +58,14 @@ def inspect_run(
 
     Raises:
         CheckpointError: no run there, or a damaged one; or the folder holds somebody's files of these names.
-        ValueError: ``draws`` below 2.
+        ValueError: ``draws`` below 2, or a device that is not there.
     """
     if draws < 2:
         raise ValueError(f"draws: got {draws}; at least 2 are needed")
+    place = make_fabric(device, "32-true").device
     configuration, method, steps = open_run(folder)
+    method.model.to(place)
+    method.guide.to(place)
     path = make_folder(folder, "run")
     refuse_others(path, "run", "posterior.nc", "report.html")
     own = own_tasks(folder, configuration)
@@ -66,13 +75,14 @@ def inspect_run(
     else:
         with no_downloads("opening a run"):
             stream = task_stream(configuration.tasks, 4, configuration.seed, test=True)
-    batches = [stream.batch(i) for i in range(25)]
+    batches = [stream.batch(i).to(place) for i in range(25)]
     few = batches[0]
     attrs = fit_attributes(method.objective, steps, configuration.seed)
     attrs |= {"tasks": configuration.tasks, "method": configuration.model}
     with Stages(progress) as shown:
         shown.begin("scores on test tasks", len(batches))
-        score: Any = score_classes if own is not None and own.classes else score_tasks
+        units = None if own is None or own.classes else own.columns
+        score: Any = score_classes if own is not None and own.classes else partial(score_tasks, columns=units)
         table = score(method.model, method.guide, _counted(batches, shown))
         shown.begin("posterior for ArviZ", 1)
         idata = to_arviz(method.model, method.guide, few, num_samples=draws, seed=configuration.seed, attrs=attrs)
@@ -84,7 +94,7 @@ def inspect_run(
         rows.append({"model": f"exact GP, sd >= {floor}", **_means(score_oracle(batches, floor))})
     scores = pd.DataFrame(rows)
 
-    found = verdict_of(configuration, method, draws, progress, own)
+    found = verdict_of(configuration, method, draws, progress, own, place)
     sections: list[Section] = [
         Heading(f"Verdict: {found.level}"),
         Prose(found.sentence),
@@ -102,12 +112,7 @@ def inspect_run(
         Table(scores),
     ]
     if few.full.x.shape[-1] == 1 and (own is None or not own.classes):
-        prediction = predict(method.model, method.guide, few.context, few.full, 100, seed=0)
-        figure = plots.fan_plot({configuration.model: prediction}, few, few.full.x, tasks=(0, 1, 2))
-        sections += [
-            Heading("Predictions"),
-            Picture(figure, "Central 50, 80 and 95 % bands, draws and context points."),
-        ]
+        sections += [Heading("Predictions"), *_pictures(configuration.model, method, few, units)]
     if as_guide(method.guide).rates(few.context) is not None:
         rates = rate_spread(method.guide, few.context)
         table = pd.DataFrame([{"layer": site, **vars(found)} for site, found in rates.items()])
@@ -138,17 +143,41 @@ def held_out(own: FrameTasks) -> FrameTasks:
     return own.of(split, 4, TEST_SEED)
 
 
+def _pictures(name: str, method: Method, batch: TaskBatch, columns: TableColumns | None) -> list[Picture]:
+    """Three tasks with one input; of a table each of the first outputs, in its units."""
+    prediction = predict(method.model, method.guide, batch.context, batch.full, 100, seed=0)
+    tasks, caption = range(min(3, len(batch))), "Central 50, 80 and 95 % bands, draws and context points."
+    if columns is None:
+        return [Picture(plots.fan_plot({name: prediction}, batch, batch.full.x, tasks=tasks), caption)]
+    prediction, batch = prediction.in_units(columns.y_mean, columns.y_scale), columns.in_units(batch)
+    across = columns.x[0].name + (" (days since 1970)" if columns.x[0].kind == DATE else "")
+    return [
+        Picture(
+            plots.fan_plot(
+                {name: prediction}, batch, batch.full.x, tasks=tasks, output=d, axis_names=(across, column.name)
+            ),
+            caption,
+        )
+        for d, column in enumerate(columns.y[:MOST_PICTURES])
+    ]
+
+
 def _units(own: FrameTasks | None) -> str:
     if own is None:
         return ""
     split = held_out(own).split
     tasks = f" They are random contexts of the table's {len(held_out(own).names)} {split} tasks"
     seen = ", which were trained on: there are no others" if split == "train" else ""
-    return f"{tasks}{seen}; outputs are in standard deviations of the training rows."
+    return f"{tasks}{seen}." + ("" if own.classes else " All is in the table's units, each output's error by itself.")
 
 
 def verdict_of(
-    configuration: RunConfiguration, method: Method, draws: int, progress: bool, own: FrameTasks | None = None
+    configuration: RunConfiguration,
+    method: Method,
+    draws: int,
+    progress: bool,
+    own: FrameTasks | None = None,
+    place: torch.device | str = "cpu",
 ) -> Verdict:
     """The verdict on a fit of that configuration, by tasks of the training distribution that no training reaches."""
     stream: TaskStream
@@ -162,9 +191,9 @@ def verdict_of(
     return verdict(
         method.model,
         method.guide,
-        tested,
+        [batch.to(place) for batch in tested],
         objective=name,
-        trained_on=batches_of(stream, 0, 200),
+        trained_on=[batch.to(place) for batch in batches_of(stream, 0, 200)],
         num_simulations=SIMULATIONS,
         num_samples=max(draws, 50),
         seed=configuration.seed % 2**31,
@@ -173,4 +202,7 @@ def verdict_of(
 
 
 def _means(table: pd.DataFrame) -> dict[str, float]:
-    return {c: float(table[c].mean()) for c in (*SCORES, "accuracy", "crps", "within_1sd", "within_2sd") if c in table}
+    errors = [c for c in table if c.startswith("rmse ")]
+    kept = (*SCORES, "accuracy", "crps", "within_1sd", "within_2sd", *errors)
+    mixed = {"crps"} if len(errors) > 1 else set()  # of outputs in several units
+    return {c: float(table[c].mean()) for c in kept if c in table and c not in mixed}

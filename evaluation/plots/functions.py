@@ -117,6 +117,7 @@ def fan_plot(
     num_functions: int = 3,
     output: int = 0,
     titles: Sequence[str] | None = None,
+    axis_names: tuple[str, str] = ("x", "y"),
 ) -> Figure:
     """Central 50, 80 and 95 % bands, mean and a few function draws: one row a model, one column a task.
 
@@ -132,6 +133,7 @@ def fan_plot(
         num_functions: function draws a panel.
         output: which output dimension to show.
         titles: of the columns, in place of the task's number and context size.
+        axis_names: of the input and of the output.
 
     Raises:
         ValueError: no prediction or task, a task out of range, or inputs that are not a line.
@@ -163,12 +165,12 @@ def fan_plot(
                 shown = full.y[full.output_mask()[:, output], output] if full.y is not None else prediction.mean[task]
                 axes.set_ylim(*_limits(shown))
                 axes.set_xlim(line[0], line[-1])
-            row[0].set_ylabel(f"{name}\ny")
+            row[0].set_ylabel(f"{name}\n{axis_names[1]}")
         numbered = [f"Task {task}, {int(batch.context[task].counts)} context points" for task in tasks]
         for axes, title in zip(grid[0], numbered if titles is None else titles, strict=True):
             axes.set_title(title)
         for axes in grid[-1]:
-            axes.set_xlabel("x")
+            axes.set_xlabel(axis_names[0])
         handles = _legend(num_functions, truth is not None, oracle is not None)
         figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure

@@ -59,7 +59,7 @@ def score_tasks(
         if columns is not None:
             mean, scale = (torch.as_tensor(v).to(full.x.device) for v in (columns.y_mean, columns.y_scale))
             prediction = prediction.in_units(mean, scale)
-            batch = _in_units(batch, mean, scale)
+            batch = columns.in_units(batch)
             full = batch.full
         found = log_likelihoods(prediction, batch)
         y = full.y
@@ -80,16 +80,6 @@ def score_tasks(
             scores[f"rmse {column.name}"] = _rmse_of(prediction.mean[..., d], y[..., d], known)
         rows.append(pd.DataFrame({name: value.double().cpu().numpy() for name, value in scores.items()}))
     return pd.concat(rows, ignore_index=True)
-
-
-def _in_units(batch: TaskBatch, mean: torch.Tensor, scale: torch.Tensor) -> TaskBatch:
-    """Tasks with their outputs in the table's units."""
-
-    def part(data: Dataset) -> Dataset:
-        y = None if data.y is None else mean + scale * data.y.double()
-        return Dataset.unchecked(data.x, y, data.mask, data.observed)
-
-    return TaskBatch.unchecked(part(batch.context), part(batch.target), {})
 
 
 def _rmse_of(mean: torch.Tensor, y: torch.Tensor, known: torch.Tensor) -> torch.Tensor:

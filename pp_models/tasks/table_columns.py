@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
 from pp_models.arguments import shown
-from pp_models.data import DataError
+from pp_models.data import DataError, Dataset, TaskBatch
 from pp_models.files import STRICT
 
 NUMBER, DATE, CATEGORY = "number", "date", "category"
@@ -103,6 +105,23 @@ class TableColumns:
     def y_scale(self) -> np.ndarray:
         """What they were divided by ``[Dy]``."""
         return np.array([column.scale for column in self.y])
+
+    def in_units(self, batch: TaskBatch) -> TaskBatch:
+        """Tasks of scaled rows with inputs and outputs in the table's units (float64); dates are days since 1970."""
+        scalings = {
+            "x": ([c.mean for c in self.x for _ in range(c.width)], [c.scale for c in self.x for _ in range(c.width)]),
+            "y": ([c.mean for c in self.y], [c.scale for c in self.y]),
+        }
+
+        def restored(name: str, values: Tensor) -> Tensor:
+            mean, scale = (torch.tensor(part, dtype=torch.float64, device=values.device) for part in scalings[name])
+            return mean + scale * values.double()
+
+        def part(data: Dataset) -> Dataset:
+            y = data.y if data.y is None or self.classes else restored("y", data.y)
+            return Dataset.unchecked(restored("x", data.x), y, data.mask, data.observed)
+
+        return TaskBatch.unchecked(part(batch.context), part(batch.target), {})
 
     def inputs(self, frame: pd.DataFrame) -> np.ndarray:
         """Scaled inputs ``[n, Dx]`` float64.

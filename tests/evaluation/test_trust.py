@@ -26,7 +26,7 @@ from evaluation.trust import (
     held_out_tasks,
     verdict,
 )
-from guides import AmortisedMeanFieldGuide, DirichletMixtureGuide, NeuralProcessGuide
+from guides import AmortisedMeanFieldGuide, BNNWeightGuide, DirichletMixtureGuide, NeuralProcessGuide
 from inference import fit, sample_posterior
 from inference.progress import Stages
 from pp_models import BayesianNetwork, DataError, Dataset, MixtureDensityNetwork, NeuralProcess, TaskBatch, tasks
@@ -438,6 +438,22 @@ def test_calibration_simulates_at_the_inputs_of_every_batch():
     assert len(found.ranks.ranks["z"]) == 400
     with pytest.raises(ValueError, match=r"^inputs: got none; at least one set of tasks is needed$"):
         simulation_ranks(family.model, family.guide, [])
+
+
+def test_calibration_simulates_tasks_as_incomplete_as_those_it_is_given(monkeypatch):
+    torch.manual_seed(0)
+    x, observed = torch.randn(40, 6, 1), torch.rand(40, 6, 2) < 0.4
+    observed[..., 0] |= ~observed.any(-1)
+    data = Dataset(x, torch.randn(40, 6, 2), None, observed)
+    assert torch.equal(_inputs([data], 90)[0].observed, torch.cat([observed, observed, observed[:10]]))
+    model = BayesianNetwork([1, 2], likelihood="gaussian", noise_scale=0.5, missing_outputs=True)
+    guide = BNNWeightGuide(model, 8, final_targets="real", final_noise="real")  # exact, whatever is missing
+    seen = []
+    real = guide.forward
+    monkeypatch.setattr(guide, "forward", lambda given, *rest: seen.append(given) or real(given, *rest))
+    assert evaluation.verdict(model, guide, data, num_samples=200).level == TRUST
+    assert all(given.observed is not None and not given.observed.all() for given in seen)
+    assert _inputs([data[0]], 20)[0].observed.shape == (20, 6, 2)
 
 
 def test_calibrated_and_useless_is_not_trusted():

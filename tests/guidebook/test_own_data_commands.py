@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import guidebook as gb
+from evaluation import plots
 from evaluation.scores.scoring import score_tasks
 from guidebook import command_line
+from guidebook.inspection import inspect_run
 from tests.sensor_table import sensor_table
 
 COLUMNS = ("--task", "id", "--x", "x1,x2,site", "--y", "y1,y2")
@@ -61,14 +63,36 @@ def test_a_csv_goes_to_predictions_with_intervals_in_two_commands(guidebook, csv
     np.testing.assert_allclose(again["y2_std"], found["y2_std"], rtol=1e-6)
 
     status, said, _ = guidebook("inspect", run, "--draws", 20)
-    assert status == 0 and "Scores on test tasks" in said
-    assert "random contexts of the table&#39;s 2 test tasks" in (run / "report.html").read_text()
+    assert status == 0 and "Scores on test tasks" in said and "rmse y1" in said and "crps" not in said
+    report = (run / "report.html").read_text()
+    assert "random contexts of the table&#39;s 2 test tasks. All is in the table&#39;s units" in report
+    scores, _, _ = inspect_run(run, 20)
+    assert scores["rmse y1"][0] > 1 > scores["rmse y2"][0]  # y1 is about 1000, its sd 40; y2 below 0.01
+    status, _, error = guidebook("inspect", run, "--device", "tpu")
+    assert status == 1 and "device: got 'tpu'; it must be" in error
     status, said, _ = guidebook("fit", "--resume", *TINY, "--steps", 6, "--out", run)
     assert status == 0 and "goes on at step 4 of 6" in said
     assert gb.load(run).steps == 6
     sensor_table(seed=9).to_csv(data, index=False)
     status, _, error = guidebook("fit", "--resume", "--data", data, *COLUMNS, *TINY, "--steps", 8, "--out", run)
     assert status == 1 and "data: it differs from what the run to resume" in error
+
+
+def test_functions_of_one_input_are_drawn_in_the_tables_units(guidebook, csv, tmp_path, monkeypatch):
+    drawn = []
+    real = plots.fan_plot
+    monkeypatch.setattr(
+        plots, "fan_plot", lambda *args, **options: drawn.append((args, options)) or real(*args, **options)
+    )
+    table = sensor_table().dropna()
+    table.to_csv(csv[0], index=False)
+    fit = ("fit", "--data", csv[0], "--task", "id", "--x", "x1", "--y", "y1,y2", *TINY, "--steps", 2)
+    assert guidebook(*fit, "--out", tmp_path / "run")[0] == 0
+    assert guidebook("inspect", tmp_path / "run", "--draws", 20)[0] == 0
+    assert [options["axis_names"] for _, options in drawn] == [("x1", "y1"), ("x1", "y2")]
+    (predictions, batch, x), _ = drawn[0]
+    assert x.double().min() >= table["x1"].min() - 1e-6 and x.max() <= table["x1"].max() + 1e-6
+    assert predictions["bnnp"].mean[..., 0].min() > 700 and batch.full.y[..., 0].min() >= table["y1"].min() - 1e-3
 
 
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(guidebook, csv, tmp_path):
