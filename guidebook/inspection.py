@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -21,7 +19,7 @@ from evaluation.methods import Method
 from evaluation.report import Code, Heading, Picture, Prose, Section, Settings, Table, write_report
 from evaluation.run_configuration import RunConfiguration, training_stream
 from evaluation.scores.metrics import rate_spread
-from evaluation.scores.scoring import SCORES, score_classes, score_oracle, score_tasks
+from evaluation.scores.scoring import SCORES, score_as_used, score_classes, score_oracle
 from evaluation.trust import HELD_OUT_BATCH_SIZE, held_out_tasks, verdict
 from guidebook.runs import open_run, own_tasks
 from inference import predict
@@ -80,10 +78,12 @@ def inspect_run(
     attrs = fit_attributes(method.objective, steps, configuration.seed)
     attrs |= {"tasks": configuration.tasks, "method": configuration.model}
     with Stages(progress) as shown:
-        shown.begin("scores on test tasks", len(batches))
+        shown.begin("scores on test tasks", 1)
         units = None if own is None or own.classes else own.columns
-        score: Any = score_classes if own is not None and own.classes else partial(score_tasks, columns=units)
-        table = score(method.model, method.guide, _counted(batches, shown))
+        if own is not None and own.classes:
+            table = score_classes(method.model, method.guide, batches)
+        else:
+            table = score_as_used(method.model, method.guide, batches, columns=units)
         shown.begin("posterior for ArviZ", 1)
         idata = to_arviz(method.model, method.guide, few, num_samples=draws, seed=configuration.seed, attrs=attrs)
         write_netcdf(idata, path / "posterior.nc", partial(replaced_own, argument="run"))
@@ -129,12 +129,6 @@ def inspect_run(
     ]
     write_report(path, f"{configuration.model} on {configuration.tasks}", sections)
     return scores, summary, found
-
-
-def _counted(batches: list[TaskBatch], shown: Stages) -> Iterator[TaskBatch]:
-    for batch in batches:
-        yield batch
-        shown.advance()
 
 
 def held_out(own: FrameTasks) -> FrameTasks:

@@ -98,7 +98,12 @@ def mean_weights_predict(model: Any, guide: Any, context: Dataset) -> bool:
 
 
 def score_as_used(
-    model: Any, guide: Any, batches: Sequence[TaskBatch], num_samples: int = 20, seed: int = 0
+    model: Any,
+    guide: Any,
+    batches: Sequence[TaskBatch],
+    num_samples: int = 20,
+    seed: int = 0,
+    columns: TableColumns | None = None,
 ) -> pd.DataFrame:
     """:func:`score_tasks` by the predictive that a method is used with: joint likelihoods always rest on draws.
 
@@ -108,10 +113,11 @@ def score_as_used(
         batches: test tasks.
         num_samples: draws.
         seed: seed of those draws.
+        columns: of the table that the tasks are from, whose units the scores are then in.
     """
-    found = score_tasks(model, guide, batches, weights="samples", num_samples=num_samples, seed=seed)
+    found = score_tasks(model, guide, batches, weights="samples", num_samples=num_samples, seed=seed, columns=columns)
     if mean_weights_predict(model, guide, batches[0].context):
-        marginal = score_tasks(model, guide, batches)
+        marginal = score_tasks(model, guide, batches, columns=columns)
         marginal[["joint_ll", "joint_pll"]] = found[["joint_ll", "joint_pll"]]
         return marginal
     return found
