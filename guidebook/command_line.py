@@ -177,9 +177,18 @@ def fit_command(
     precision: Annotated[str, typer.Option(help="32-true, 64-true, bf16-mixed …")] = "32-true",
     compile: Annotated[str, typer.Option(help="the step: yes, no, or auto, where the run is long enough")] = "auto",
     checkpoint_every: Annotated[int, typer.Option(help="steps between checkpoints; Ctrl-C writes one too")] = 1_000,
-    validation: Annotated[bool, typer.Option("--validation", help="log the loss of held-out tasks too")] = False,
+    validation: Annotated[
+        bool | None,
+        typer.Option("--validation/--no-validation", help="log the loss of held-out tasks too; of your own table, yes"),
+    ] = None,
     patience: Annotated[
         int | None, typer.Option(help="stop once that has not fallen for so many logged rows, of 50 steps")
+    ] = None,
+    keep_best: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-best/--keep-last", help="end at the parameters for which it was lowest; of your own table, yes"
+        ),
     ] = None,
 ) -> None:
     """Fits a method on a task distribution or your own table, by the method's recipe where nothing else is said.
@@ -238,11 +247,19 @@ def fit_command(
         at = held[1 if previous and len(held) > 1 else 0]["step"] if held else 0
         say(f"goes on at step {at} of {steps}" if held else f"{out} holds no checkpoint: begins at step 0")
     again = "previous" if previous else resume
-    watched = validation_tasks(configuration, own) if validation or patience is not None else None
+    if validation is False and (patience is not None or keep_best):
+        given = f"--patience {patience}" if patience is not None else "--keep-best"
+        raise ValueError(f"validation: got --no-validation beside {given}, which needs it; take one of them")
+    some = own is not None and bool(own.pools["validation"]) and average is None
+    if validation is None:  # few tasks of one's own are soon learned by heart
+        validation = some or patience is not None or bool(keep_best)
+    if keep_best is None:
+        keep_best = some and validation
+    watched = validation_tasks(configuration, own) if validation else None
     try:
         result = start(
             configuration, out, again, own, device=device, checkpoint_every=checkpoint_every, compile=compiled,
-            validation=watched, patience=patience,
+            validation=watched, patience=patience, keep_best=keep_best,
         )  # fmt: skip
     except Interrupted as stop:  # typer would make an exit status of it
         line = f"interrupted at step {stop.step}; the same command with --resume goes on from there"
@@ -258,6 +275,8 @@ def fit_command(
     if "ess" in last:
         numbers += f", ess {last['ess']:.2f}"
     how = "" if result.backend == "eager" else ", compiled"
+    if result.best_step is not None and result.best_step < result.steps:
+        numbers += f"; kept the parameters of step {result.best_step}, whose held-out loss was the lowest"
     say(f"step {result.steps}: {numbers}; {len(result.skipped)} steps skipped; {result.seconds:.0f} s{how}")
     say(f"next: guidebook inspect {shlex.quote(str(out))}")
     if own is not None:
@@ -309,19 +328,31 @@ def predict_command(
 
 @app.command()
 def inspect(
-    run: Annotated[Path, typer.Argument(help="folder of a run made by guidebook fit")],
+    run: Annotated[Path, typer.Argument(help="folder of a run made by guidebook fit, or a name of the gallery")],
     draws: Annotated[int, typer.Option(help="posterior draws")] = 200,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="folder for a name of the gallery; runs/NAME by default")] = None,
 ) -> None:
     """Says whether to trust a run, scores it on test tasks and opens its posterior in ArviZ.
 
     Writes posterior.nc and report.html into the run's folder. Example: `guidebook inspect runs/first`
+
+    Of the gallery, without training: `guidebook inspect nvdp-gp-rbf` (guidebook list pretrained)
     """
-    from guidebook.inspection import inspect_run
+    from guidebook import gallery
+    from guidebook.inspection import inspect_pretrained, inspect_run
 
     _prepare()
 
-    scores, summary, verdict = inspect_run(run, draws, device=device, progress=True)
+    if not run.exists() and str(run) in gallery.names():
+        run, name = out or Path("runs") / run, str(run)
+        scores, summary, verdict = inspect_pretrained(name, run, draws, device=device, progress=True)
+    elif not run.exists() and len(run.parts) == 1:
+        raise ValueError(f"run: got {str(run)!r}; it must be the folder of a run, or of guidebook list pretrained")
+    elif out is not None:
+        raise ValueError(f"out: got {str(out)!r}; a run's report goes into its folder, {run}")
+    else:
+        scores, summary, verdict = inspect_run(run, draws, device=device, progress=True)
     for line in str(verdict).splitlines():
         say(line)
     show("Scores on test tasks", scores)

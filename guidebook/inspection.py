@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from evaluation.run_configuration import RunConfiguration, training_stream
 from evaluation.scores.metrics import rate_spread
 from evaluation.scores.scoring import SCORES, score_as_used, score_classes, score_oracle
 from evaluation.trust import HELD_OUT_BATCH_SIZE, held_out_tasks, verdict
+from guidebook.gallery import load_pretrained
 from guidebook.runs import open_run, own_tasks
 from inference import predict
 from inference.progress import Stages
@@ -38,6 +39,25 @@ from pp_models.tasks.task_table import TASKS, TEST_SEED, task_stream
 SIMULATIONS = 200
 #: outputs of a table that are drawn
 MOST_PICTURES = 4
+
+
+@dataclass
+class Inspected:
+    """A fit that is opened.
+
+    Args:
+        configuration: what was fitted.
+        method: with its weights.
+        steps: that it was trained for.
+        own: the tasks of a table of the user's own; None for named ones.
+        command: that opens it again.
+    """
+
+    configuration: RunConfiguration
+    method: Method
+    steps: int
+    own: FrameTasks | None
+    command: str
 
 
 def inspect_run(
@@ -62,11 +82,48 @@ def inspect_run(
         raise ValueError(f"draws: got {draws}; at least 2 are needed")
     place = make_fabric(device, "32-true").device
     configuration, method, steps = open_run(folder)
+    own = own_tasks(folder, configuration)
+    command = f"guidebook inspect {shlex.quote(Path(folder).name)} --draws {draws}"
+    return _inspect(Inspected(configuration, method, steps, own, command), folder, "run", draws, place, progress)
+
+
+def inspect_pretrained(
+    name: str, out: str | Path, draws: int = 200, *, device: str = "cpu", progress: bool = False
+) -> tuple[pd.DataFrame, pd.DataFrame, Verdict]:
+    """The same of an entry of the gallery, into a folder of its own.
+
+    Args:
+        name: ``guidebook list pretrained``.
+        out: the folder.
+        draws: posterior draws.
+        device: as for :func:`inspect_run`.
+        progress: show what is being done, where stderr is a terminal.
+
+    Raises:
+        ValueError: an unknown name, ``draws`` below 2, or a device that is not there.
+        FileError: the folder holds somebody's files of these names.
+    """
+    if draws < 2:
+        raise ValueError(f"draws: got {draws}; at least 2 are needed")
+    place = make_fabric(device, "32-true").device
+    entry = load_pretrained(name)
+    configuration = entry.card.configuration
+    method = Method(configuration.model, entry.model, entry.guide, entry.objective)
+    command = f"guidebook inspect {shlex.quote(name)} --draws {draws}"
+    return _inspect(
+        Inspected(configuration, method, configuration.steps, None, command), out, "out", draws, place, progress
+    )
+
+
+def _inspect(
+    fit: Inspected, folder: str | Path, argument: str, draws: int, place: torch.device, progress: bool
+) -> tuple[pd.DataFrame, pd.DataFrame, Verdict]:
+    """Scores, judges and reports a fit into a folder."""
+    configuration, method, own = fit.configuration, fit.method, fit.own
     method.model.to(place)
     method.guide.to(place)
-    path = make_folder(folder, "run")
-    refuse_others(path, "run", "posterior.nc", "report.html")
-    own = own_tasks(folder, configuration)
+    path = make_folder(folder, argument)
+    refuse_others(path, argument, "posterior.nc", "report.html")
     stream: TaskStream
     if own is not None:
         stream = held_out(own)
@@ -75,7 +132,7 @@ def inspect_run(
             stream = task_stream(configuration.tasks, 4, configuration.seed, test=True)
     batches = [stream.batch(i).to(place) for i in range(25)]
     few = batches[0]
-    attrs = fit_attributes(method.objective, steps, configuration.seed)
+    attrs = fit_attributes(method.objective, fit.steps, configuration.seed)
     attrs |= {"tasks": configuration.tasks, "method": configuration.model}
     with Stages(progress) as shown:
         shown.begin("scores on test tasks", 1)
@@ -86,7 +143,7 @@ def inspect_run(
             table = score_as_used(method.model, method.guide, batches, columns=units)
         shown.begin("posterior for ArviZ", 1)
         idata = to_arviz(method.model, method.guide, few, num_samples=draws, seed=configuration.seed, attrs=attrs)
-        write_netcdf(idata, path / "posterior.nc", partial(replaced_own, argument="run"))
+        write_netcdf(idata, path / "posterior.nc", partial(replaced_own, argument=argument))
         summary, forest = widest_entries(idata), widest_forest(idata)
     rows = [{"model": configuration.model, **_means(table)}]
     if configuration.tasks.startswith("gp-"):
@@ -108,7 +165,9 @@ def inspect_run(
         )
     sections += [
         Heading("Scores on test tasks"),
-        Prose(f"After {steps} steps, on {len(batches) * 4} test tasks; nats per point, mean over tasks.{_units(own)}"),
+        Prose(
+            f"After {fit.steps} steps, on {len(batches) * 4} test tasks; nats per point, mean over tasks.{_units(own)}"
+        ),
         Table(scores),
     ]
     if few.full.x.shape[-1] == 1 and (own is None or not own.classes):
@@ -125,7 +184,7 @@ def inspect_run(
         Picture(forest, "ArviZ's forest plot of them: medians, 50 % and 90 % HDI."),
         Heading("Configuration"),
         Settings(asdict(configuration)),
-        Code(f"guidebook inspect {shlex.quote(path.name)} --draws {draws}"),
+        Code(fit.command),
     ]
     write_report(path, f"{configuration.model} on {configuration.tasks}", sections)
     return scores, summary, found

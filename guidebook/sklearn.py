@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, r2_score
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from evaluation.run_configuration import OWN_DATA, affordable, configure, train
+from evaluation.run_configuration import OWN_DATA, affordable, configure, train, validation_tasks
 from inference import FramePrediction, predict_frame
 from pp_models.data import DataError
 from pp_models.tasks.frame_tasks import FrameTasks, from_dataframe
@@ -19,6 +19,8 @@ from pp_models.tasks.frames import read_frame
 
 #: columns of the table that is made of X, y and groups
 TASK, OUTPUT = "guidebook task", "guidebook y"
+#: tasks below which nothing is held out, and how often the held-out loss is looked at, at least
+LEAST_HELD_OUT, LEAST_LOOKS = 3, 20
 
 
 class _TaskEstimator(BaseEstimator):
@@ -35,6 +37,8 @@ class _TaskEstimator(BaseEstimator):
         num_context: tuple[int, int | None] = (0, None),
         max_points: int = 256,
         num_samples: int = 100,
+        early_stopping: bool = True,
+        validation_fraction: float = 0.1,
         random_state: int = 0,
         device: str = "cpu",
     ) -> None:
@@ -46,6 +50,8 @@ class _TaskEstimator(BaseEstimator):
         self.num_context = num_context
         self.max_points = max_points
         self.num_samples = num_samples
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
         self.random_state = random_state
         self.device = device
 
@@ -73,10 +79,14 @@ class _TaskEstimator(BaseEstimator):
             steps, _ = affordable(configuration, self.cpu_seconds, self.device, own)
             configuration = configure(self.method, OWN_DATA, steps=steps, seed=self._seed(), width=self.width)
         built = configuration.build(own)
-        result = train(configuration, built, own, progress=False, device=self.device)
+        watched = validation_tasks(configuration, own) if own.pools["validation"] else None
+        result = train(
+            configuration, built, own, progress=False, device=self.device, validation=watched,
+            keep_best=watched is not None, log_every=min(50, max(1, configuration.steps // LEAST_LOOKS)),
+        )  # fmt: skip
         # in double precision a prediction depends on its own task alone, to the last digits shown
         self.model_, self.guide_, self.columns_ = built.model.double(), built.guide.double(), own.columns
-        self.n_iter_, self.history_ = result.steps, result.history
+        self.n_iter_, self.best_iter_, self.history_ = result.steps, result.best_step, result.history
         self.context_ = table
         return self
 
@@ -197,10 +207,18 @@ class _TaskEstimator(BaseEstimator):
 
     def _tasks(self, table: pd.DataFrame) -> FrameTasks:
         inputs = [name for name in table.columns if name != TASK and name not in self._outputs]
+        share = self._held_out_share(table[TASK].nunique())
         return from_dataframe(
-            table, TASK, inputs, self._outputs, classes=self._classifies, split=(1.0, 0.0, 0.0), seed=self._seed(),
-            num_context=self.num_context, max_points=max(self.max_points, 2), keep_constant=True,
+            table, TASK, inputs, self._outputs, classes=self._classifies, split=(1 - share, share, 0.0),
+            seed=self._seed(), num_context=self.num_context, max_points=max(self.max_points, 2), keep_constant=True,
         )  # fmt: skip
+
+    def _held_out_share(self, num_tasks: int) -> float:
+        """The share of tasks that decides when training was best; none of few tasks, whose loss would say little."""
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction: got {self.validation_fraction}; it must lie in (0, 1)")
+        enough = self.validation_fraction * num_tasks >= LEAST_HELD_OUT
+        return self.validation_fraction if self.early_stopping and enough else 0.0
 
     @property
     def _classifies(self) -> bool:
@@ -226,6 +244,8 @@ class TaskRegressor(RegressorMixin, _TaskEstimator):
         num_context: fewest and most context points in training; None is all but one.
         max_points: most points of a task in a step, and in the context of a prediction.
         num_samples: posterior draws of a prediction.
+        early_stopping: end at the parameters whose loss on held-out tasks was lowest, where these are three or more.
+        validation_fraction: share of the tasks that is held out for it, as scikit-learn's networks hold out rows.
         random_state: seed of all draws, an integer.
         device: where to train.
 
@@ -234,6 +254,7 @@ class TaskRegressor(RegressorMixin, _TaskEstimator):
         guide_: its guide.
         columns_: how inputs and outputs are scaled.
         n_iter_: steps done.
+        best_iter_: the step whose parameters were kept; None where it is the last.
 
     Example:
         >>> import numpy as np
@@ -308,6 +329,8 @@ class TaskClassifier(ClassifierMixin, _TaskEstimator):
         num_context: fewest and most context points in training.
         max_points: most points of a task in a step, and in the context of a prediction.
         num_samples: posterior draws of a prediction.
+        early_stopping: end at the parameters whose loss on held-out tasks was lowest, where these are three or more.
+        validation_fraction: share of the tasks that is held out for it, as scikit-learn's networks hold out rows.
         random_state: seed of all draws, an integer.
         device: where to train.
 
@@ -317,6 +340,7 @@ class TaskClassifier(ClassifierMixin, _TaskEstimator):
         guide_: its guide.
         columns_: how inputs are scaled.
         n_iter_: steps done.
+        best_iter_: the step whose parameters were kept; None where it is the last.
     """
 
     def predict_proba(self, X: Any, groups: Any = None) -> np.ndarray:

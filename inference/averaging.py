@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,43 @@ from pp_models.files import FileError
 KEYS = {"count", "averages", "iterates"}
 
 
-class LastParameters:
+class StandIns:
+    """Values that a fit ends at, and its checkpoints hold, in place of the parameters that training goes on from.
+
+    Args:
+        parameters: what is trained.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        #: one for each parameter; empty while there are none
+        self.values: list[Tensor] = []
+
+    @torch.no_grad()
+    def put(self) -> list[Tensor]:
+        """Puts the values in the parameters' place, if there are any; what stood there."""
+        held = [p.detach().clone() for p in self.parameters] if self.values else []
+        for p, value in zip(self.parameters, self.values, strict=False):
+            p.copy_(value)
+        return held
+
+    @contextmanager
+    def in_place(self) -> Iterator[list[Tensor]]:
+        """The values in the parameters' place for a while; gives the parameters that training goes on from."""
+        held = self.put()
+        try:
+            yield held
+        finally:
+            self.restore(held)
+
+    @torch.no_grad()
+    def restore(self, held: Sequence[Tensor]) -> None:
+        """Puts parameters back, those of a checkpoint too."""
+        for p, value in zip(self.parameters, held, strict=False):
+            p.copy_(value)
+
+
+class LastParameters(StandIns):
     """Keeps the mean of the parameters after each of the last steps; a fit ends at it.
 
     Args:
@@ -26,11 +62,11 @@ class LastParameters:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], share: float | None, steps: int) -> None:
-        self.parameters, self.share = list(parameters), share
+        super().__init__(parameters)
+        self.share = share
         #: the first step whose parameters count
         self.start = steps if share is None else steps - max(1, round(share * steps))
         self.count = 0
-        self.averages: list[Tensor] = []
         self._update: Any = get_swa_multi_avg_fn()
 
     @torch.no_grad()
@@ -40,33 +76,14 @@ class LastParameters:
             return
         now = [p.detach().to(_kept(p.dtype)) for p in self.parameters]
         if not self.count:
-            self.averages = [value.clone() for value in now]
+            self.values = [value.clone() for value in now]
         else:
-            self._update(self.averages, now, self.count)
+            self._update(self.values, now, self.count)
         self.count += 1
-
-    @torch.no_grad()
-    def put(self) -> list[Tensor]:
-        """Puts the means in the parameters' place, if there are any; what stood there."""
-        held = [p.detach().clone() for p in self.parameters] if self.count else []
-        for p, average in zip(self.parameters, self.averages, strict=False):
-            p.copy_(average)
-        return held
-
-    @contextmanager
-    def in_place(self) -> Iterator[list[Tensor]]:
-        """The means in the parameters' place for a while; gives the parameters that training goes on from."""
-        held = self.put()
-        try:
-            yield held
-        finally:
-            with torch.no_grad():
-                for p, value in zip(self.parameters, held, strict=False):
-                    p.copy_(value)
 
     def state_dict(self, held: list[Tensor]) -> dict[str, Any] | None:
         """For a checkpoint whose weights are the means: how many they are of, and what training goes on from."""
-        return {"count": self.count, "averages": list(self.averages), "iterates": held} if self.count else None
+        return {"count": self.count, "averages": list(self.values), "iterates": held} if self.count else None
 
     def load(self, state: Mapping[str, Any] | None, done: int, folder: Any) -> None:
         """Goes on from a checkpoint: the parameters are again what they were after its last step.
@@ -97,12 +114,10 @@ class LastParameters:
                 f"in {folder} has averaged {found} of its {done} steps{remedy}"
             )
         assert state is not None
-        with torch.no_grad():
-            for p, value in zip(self.parameters, state["iterates"], strict=True):
-                p.copy_(value)
+        self.restore(state["iterates"])
         if expected:
             self.count = found
-            self.averages = [v.to(p.device) for v, p in zip(state["averages"], self.parameters, strict=True)]
+            self.values = [v.to(p.device) for v, p in zip(state["averages"], self.parameters, strict=True)]
 
 
 def _kept(dtype: torch.dtype) -> torch.dtype:
@@ -117,13 +132,22 @@ def _checked(state: Any, parameters: Sequence[Tensor], folder: Any) -> int:
         FileError: it does not.
     """
     fits = isinstance(state, dict) and set(state) == KEYS and type(state["count"]) is int and state["count"] > 0
-    for key, kept in (("averages", _kept), ("iterates", lambda dtype: dtype)):
-        values = state[key] if fits else None
-        fits = fits and isinstance(values, list) and len(values) == len(parameters)
-        fits = fits and all(
-            isinstance(v, Tensor) and (v.shape, v.dtype) == (p.shape, kept(p.dtype)) and bool(torch.isfinite(v).all())
-            for v, p in zip(values or (), parameters, strict=True)
-        )
-    if not fits:
+    if not (
+        fits and fit_parameters(state["averages"], parameters, _kept) and fit_parameters(state["iterates"], parameters)
+    ):
         raise FileError(f"{folder}: the mean of the last parameters in its state does not fit model and guide")
     return int(state["count"])
+
+
+def fit_parameters(
+    values: Any, parameters: Sequence[Tensor], dtype: Callable[[torch.dtype], torch.dtype] = lambda dtype: dtype
+) -> bool:
+    """Whether these are finite tensors, one for each parameter, of its shape and of the dtype that is kept of its."""
+    return (
+        isinstance(values, list)
+        and len(values) == len(parameters)
+        and all(
+            isinstance(v, Tensor) and (v.shape, v.dtype) == (p.shape, dtype(p.dtype)) and bool(torch.isfinite(v).all())
+            for v, p in zip(values, parameters, strict=True)
+        )
+    )

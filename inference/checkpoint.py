@@ -33,9 +33,9 @@ INDEX = "checkpoint.json"
 #: what the state of a fit holds
 STATE = {"optimizer", "schedule", "history", "skipped", "seed", "step", "format"}
 #: and may hold: those of earlier versions do not
-STATE_SINCE = {"backend", "accumulate", "average"}
+STATE_SINCE = {"backend", "accumulate", "average", "best"}
 #: and of these whoever reads them checks the contents
-CHECKED_BY_THEIR_OWN = ("optimizer", "schedule", "average")
+CHECKED_BY_THEIR_OWN = ("optimizer", "schedule", "average", "best")
 RETIRED = "retired.json"
 KEEP = 2
 
@@ -124,7 +124,8 @@ def _check_flat(state: dict[str, Any]) -> None:
             if any(isinstance(value, deep) for value in inner):
                 raise ValueError(f"its {name} is nested")
     if any(
-        isinstance(state[name], deep) for name in ("seed", "step", "format", *(STATE_SINCE & set(state) - {"average"}))
+        isinstance(state[name], deep)
+        for name in ("seed", "step", "format", *(STATE_SINCE & set(state) - set(CHECKED_BY_THEIR_OWN)))
     ):
         raise ValueError("its counters are no numbers")
 
@@ -353,7 +354,7 @@ def _read_state(path: Path, content: bytes) -> dict[str, Any]:
         raise CheckpointError(f"{path}: is not the state of a fit, or not readable ({reason[:200]})") from None
     if found.format != FORMAT:
         raise CheckpointError(f"{path}: is of format {found.format}; this version reads format {FORMAT}")
-    return {"backend": "eager", "accumulate": 1, "average": None, **state}
+    return {"backend": "eager", "accumulate": 1, "average": None, "best": None, **state}
 
 
 def check_fits(modules: dict[str, torch.nn.Module], tensors: dict[str, Tensor]) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from inference import checkpoint
 from inference.architecture import ARCHITECTURE, architecture_bytes
-from inference.averaging import LastParameters
+from inference.averaging import LastParameters, StandIns
+from inference.best_parameters import BestParameters
 from inference.data_dtype import parameter_dtype
 from inference.held_out import HeldOutLoss, held_out_batches, out_of_patience
 from inference.interruption import Interrupted, one_fit_at_a_time, until_asked
@@ -81,6 +82,7 @@ class FitResult:
         seconds: wall time of this call.
         backend: ``"eager"``, or ``"inductor"`` for compiled steps.
         optimizer: the optimizer, with its state.
+        best_step: the step whose parameters the model and the guide are at, with ``keep_best``; None for the last.
         averaged: steps whose parameters' mean the model and the guide are at; 0 where they are at the last ones.
     """
 
@@ -93,6 +95,7 @@ class FitResult:
     seconds: float = 0.0
     backend: str = EAGER
     averaged: int = 0
+    best_step: int | None = None
     optimizer: Any = None
 
 
@@ -149,6 +152,7 @@ def fit(
     accumulate: int = 1,
     validation: Any = None,
     patience: int | None = None,
+    keep_best: bool = False,
     average: float | None = None,
 ) -> FitResult:
     """Trains a model and guide on a stream of tasks.
@@ -198,7 +202,10 @@ def fit(
             in the memory of one.
         validation: held-out tasks, a TaskBatch, a Dataset or several (of a stream the first eight batches): their loss
             by the same draws stands in every logged row as ``held_out_loss``.
-        patience: ends the fit once that has not fallen for so many logged rows; parameters are then the last ones.
+        patience: ends the fit once that has not fallen for so many logged rows.
+        keep_best: model and guide end at the parameters of the logged step whose ``held_out_loss`` was lowest
+            (``FitResult.best_step``), in place of the last ones. Checkpoints hold the best so far, and a run goes on
+            from what it was; buffers are the last ones.
         average: a share of the steps: model and guide end at the mean of the parameters after each of the last ones
             (Polyak and Juditsky 1992), which noisy gradients leave nearer the optimum than the last step. Checkpoints
             hold the mean, ``held_out_loss`` is at it, and a run goes on from what it was. A fit that ends before they
@@ -220,6 +227,10 @@ def fit(
         )
     if patience is not None and validation is None:
         raise ValueError(f"patience: got {patience} without validation; it needs held-out tasks to watch")
+    if keep_best and validation is None:
+        raise ValueError("keep_best: got True without validation; it needs held-out tasks to watch")
+    if keep_best and average is not None:
+        raise ValueError(f"keep_best: got True with average = {average}; take one of them")
     watched = [] if validation is None else held_out_batches(validation)
     fabric = make_fabric(device, precision)
     folder = None if checkpoint_dir is None else make_folder(checkpoint_dir, "checkpoint_dir")
@@ -255,7 +266,8 @@ def fit(
         rates = LearningRates(inner, schedule, steps, warmup, final_learning_rate)
         wrapped, fabric_optimizer = fabric.setup(step_module, inner)
         dtype = parameter_dtype(model, guide)
-        last = LastParameters(parameters, average, steps)
+        last, best = LastParameters(parameters, average, steps), BestParameters(parameters, keep_best)
+        ends: StandIns = best if keep_best else last
 
         result = FitResult(model, guide, objective, 0, optimizer=inner)
         done, begun_with = 0, None
@@ -279,6 +291,7 @@ def fit(
             rates.load_state_dict(state["schedule"])
             checkpoint.load_into(modules, tensors)
             last.load(state["average"], done, folder)
+            best.load(state["best"], state["history"], folder)
             try:
                 inner.load_state_dict(state["optimizer"])
             except (ValueError, KeyError) as error:
@@ -298,7 +311,7 @@ def fit(
         def save(step: int, interim: bool = False) -> None:
             if folder is None or fabric.global_rank != 0:
                 return
-            with last.in_place() as held:
+            with ends.in_place() as held:
                 tensors = {f"{key}.{name}": t for key, part in modules.items() for name, t in part.state_dict().items()}
                 state = {
                     "optimizer": inner.state_dict(),
@@ -309,6 +322,7 @@ def fit(
                     "backend": result.backend,
                     "accumulate": accumulate,
                     "average": last.state_dict(held),
+                    "best": best.state_dict(held),
                 }
                 checkpoint.save(folder, step, tensors, state, interim)
 
@@ -382,6 +396,7 @@ def fit(
                     if held_out is not None:
                         with fabric.autocast(), last.in_place():
                             row |= held_out()
+                    best.note(row)
                     result.history.append(row)
                     bar.update(step + 1, row)
                     if folder is not None and fabric.global_rank == 0:
@@ -397,8 +412,8 @@ def fit(
                         skipped.report(partial(scale_hint, group[0]))
                         save(step + 1, interim=True)
                     raise Interrupted(step + 1, folder, asked.number)
-            last.put()
-            result.averaged = last.count
+            ends.put()
+            result.averaged, result.best_step = last.count, best.step or None
         if not result.steps:
             result.steps = done
         result.seconds = time.perf_counter() - started

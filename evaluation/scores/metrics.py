@@ -313,8 +313,16 @@ def gaussian_parts(prediction: Any) -> tuple[Tensor, Tensor, Tensor]:
     if prediction.num_samples != 1:
         raise ValueError(f"method: 'mixture' needs weights='mean'; this prediction has {prediction.num_samples} draws")
     weights = likelihood.log_weights.exp()[0].unsqueeze(-2)
-    means, scales = base.loc.mT, base.scale.mT
+    of_the_draw = (
+        *likelihood.batch_shape[1:],
+        *base.loc.shape[-2:],
+    )  # experts may lack the draws' dimension, or have it
+    means, scales = (_first_draw(part, of_the_draw).mT for part in (base.loc, base.scale))
     return weights.expand_as(means), means, scales
+
+
+def _first_draw(experts: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return (experts[0] if experts.dim() > len(shape) else experts).expand(shape)
 
 
 @checked(

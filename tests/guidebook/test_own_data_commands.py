@@ -1,5 +1,7 @@
 """A person's CSV from the command line: fit, predict and inspect, with one clear line for whatever is wrong."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,9 @@ import torch
 
 import guidebook as gb
 from evaluation import plots
-from evaluation.scores.scoring import score_tasks
+from evaluation.methods import TaskShape, build
+from evaluation.scores.metrics import crps
+from evaluation.scores.scoring import score_as_used, score_tasks
 from guidebook import command_line
 from guidebook.inspection import inspect_run
 from tests.sensor_table import sensor_table
@@ -97,7 +101,7 @@ def test_functions_of_one_input_are_drawn_in_the_tables_units(guidebook, csv, tm
 
 def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not_stopped(guidebook, csv, tmp_path):
     data, _ = csv
-    fit = ("fit", "--data", data, *COLUMNS, *TINY)
+    fit = ("fit", "--data", data, *COLUMNS, *TINY, "--keep-last")  # of two runs one has a row more to choose from
     guidebook(*fit, "--schedule", "constant", "--warmup", 0, "--steps", 3, "--out", tmp_path / "parts")
     guidebook(*fit, "--schedule", "constant", "--warmup", 0, "--steps", 6, "--out", tmp_path / "constant")
     guidebook(*fit, "--schedule", "constant", "--warmup", 0, "--steps", 6, "--out", tmp_path / "parts", "--resume")
@@ -157,6 +161,27 @@ def test_a_fit_is_watched_on_the_tables_tasks_of_validation(guidebook, csv, tmp_
     assert status == 0 and "held-out loss" in said
 
 
+def test_a_fit_to_a_table_ends_at_its_best_parameters_where_it_has_tasks_to_tell(guidebook, csv, tmp_path):
+    fit = ("fit", "--data", csv[0], *COLUMNS, "--model", "cnp", "--width", 16, "--learning-rate", 0.02)
+    fit = (*fit, "--schedule", "constant")
+    status, said, _ = guidebook(*fit, "--steps", 150, "--out", tmp_path / "best")
+    assert status == 0 and "held-out loss" in said
+    rows = [json.loads(line) for line in (tmp_path / "best" / "metrics.jsonl").read_text().splitlines()]
+    lowest = min(rows, key=lambda row: row["held_out_loss"])["step"]
+    assert (f"kept the parameters of step {lowest}, whose held-out loss was the lowest" in said) == (lowest < 150)
+    status, said, _ = guidebook(*fit, "--steps", 150, "--keep-last", "--out", tmp_path / "last")
+    assert status == 0 and "held-out loss" in said and "kept the parameters" not in said
+    assert lowest < 150 and not all(
+        torch.equal(a, b)
+        for a, b in zip(*(gb.load(tmp_path / n).model.parameters() for n in ("best", "last")), strict=True)
+    )
+    for words in (("--no-validation",), ("--split", "0.9,0,0.1")):
+        status, said, _ = guidebook(*fit, *words, "--steps", 4, "--out", tmp_path / words[0])
+        assert status == 0 and "held-out" not in said
+    status, _, error = guidebook(*fit, "--no-validation", "--keep-best", "--out", tmp_path / "no")
+    assert status == 1 and "validation: got --no-validation beside --keep-best, which needs it" in error
+
+
 def test_methods_are_compared_on_a_table_in_its_units_and_again_from_what_stands(guidebook, csv, tmp_path):
     out = tmp_path / "grid"
     options = ("--data", csv[0], *COLUMNS, "--methods", "bnnp,nmdp", "--steps", 2, "--width", 8, "--simulations", 0)
@@ -174,6 +199,19 @@ def test_methods_are_compared_on_a_table_in_its_units_and_again_from_what_stands
     assert status != 0 and "tasks: got 'own-data, rows" in wrong
     status, _, wrong = guidebook("compare", *options, "--tasks", "gp-rbf", "--out", out)
     assert status != 0 and "take one of them" in wrong
+
+
+@pytest.mark.parametrize("method", ["nmdp", "nmdp-kernels"])
+def test_a_mixtures_closed_form_scores_in_units_are_the_scaled_ones(method):
+    tasks = gb.tasks.from_dataframe(sensor_table().dropna(), "id", ["x1"], ["y1", "y2"], batch_size=4)
+    built = build(method, TaskShape.of(tasks.train, 16))
+    batch = tasks.test.batch(0)
+    scaled = gb.predict(built.model, built.guide, batch.context, batch.full, 1, weights="mean")
+    moved = scaled.in_units([3.0, 4.0], [2.0, 2.0])
+    y = torch.tensor([3.0, 4.0]) + 2.0 * batch.full.y.double()
+    expected = 2 * crps(scaled, batch.full.y, None, "mixture").double()
+    torch.testing.assert_close(crps(moved, y, None, "mixture"), expected, rtol=1e-5, atol=1e-6)
+    assert score_as_used(built.model, built.guide, [batch], columns=tasks.columns)["crps"].notna().all()
 
 
 def test_scores_in_a_tables_units_are_the_scaled_ones_moved():

@@ -124,7 +124,7 @@ def test_half_precision_is_averaged_in_single():
         for step in range(300):
             parameter.fill_(1.0 if step % 2 else 1.0078125)
             last.after(step)
-    torch.testing.assert_close(last.averages[0], torch.full((2,), 1.00390625), rtol=0, atol=1e-4)
+    torch.testing.assert_close(last.values[0], torch.full((2,), 1.00390625), rtol=0, atol=1e-4)
 
 
 def test_a_state_that_does_not_fit_is_refused(tmp_path):
