@@ -112,11 +112,18 @@ def judge_predictions(
             "Held-out targets fall where the predictive says." if passed else f"Predictions are {kind}.",
             "a likelihood with a smaller min_scale"
             if cause
-            else "more training tasks or steps; a noise floor that fits the data; compare objectives",
+            else f"{_training(spread > 1)}; a noise floor that fits the data; compare objectives",
         )
         judge_coverage(tested, torch.cat([c.flatten(1) for c in coverages], 1), torch.cat(counts), cause)
         if not discrete:
             judge_sharpness(tested, torch.cat([s.reshape(-1) for s in own_scores]), model, guide, batches, draws, seed)
+
+
+def _training(too_sure: bool) -> str:
+    """What training to try: tasks that were learned by heart make predictions too sure, and more steps do not help."""
+    if too_sure:
+        return "more training tasks, or an earlier end: fit(validation=..., keep_best=True)"
+    return "more training tasks or steps"
 
 
 def judge_confidence(tested: Evidence, found: Tensor) -> None:
@@ -226,7 +233,7 @@ def judge_coverage(tested: Evidence, inside: Tensor, counts: Tensor, floor: str 
         else f"The {100 * level:.0f} % intervals hold {100 * share:.0f} % of the targets{cause}.",
         "a likelihood with a smaller min_scale"
         if cause
-        else "more training tasks or steps; a likelihood with a noise of its own at each point",
+        else f"{_training(share < level)}; a likelihood with a noise of its own at each point",
     )
 
 

@@ -14,6 +14,7 @@ from evaluation.methods import TaskShape
 from evaluation.run_configuration import OWN_DATA
 from evaluation.scores.scoring import score_classes, score_tasks
 from evaluation.trust import HELD_OUT_BATCH_SIZE, held_out_tasks
+from inference.held_out import held_out_batches
 from pp_models.files import STRICT
 from pp_models.tasks.frame_files import rows_bytes
 from pp_models.tasks.frame_tasks import FrameTasks
@@ -84,11 +85,18 @@ class GridTasks:
         return batches_of(stream, start, self.settings.test_tasks)
 
     @cached_property
+    def watched(self) -> list[Any] | None:
+        """Tasks of one's own table that tell where training was best; None where none are left to score on then."""
+        if self.own is None or not (self.own.pools["validation"] and self.own.pools["test"]):
+            return None
+        return held_out_batches(self.own_split("validation"))
+
+    @cached_property
     def held_out(self) -> list[Any]:
         """Tasks of the training distribution that no training reaches, for verdicts."""
         if isinstance(self.tasks, str):
             return held_out_tasks(task_stream(self.tasks, HELD_OUT_BATCH_SIZE, 0))
-        return held_out_tasks(self.tasks if self.own is None else self.own_split("validation", "test"))
+        return held_out_tasks(self.tasks if self.own is None else self.own_split("test", "validation"))
 
     @cached_property
     def task(self) -> TaskShape:

@@ -336,6 +336,8 @@ def _run(
             optimizer=partial(torch.optim.Adam, lr=settings.learning_rate, fused=True),
             max_grad_norm=settings.max_grad_norm,
             device=device,
+            validation=streams.watched,
+            keep_best=streams.watched is not None,
             checkpoint_dir=None if own is None else own / "fit",
             resume=True,
             progress=False,

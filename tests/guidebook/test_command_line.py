@@ -523,6 +523,20 @@ def test_errors_of_a_real_process_are_one_line_too(tmp_path, words, status, expe
 # -- what others may have put into a name ------------------------------------------------------------------------------
 
 
+def test_inspect_takes_a_name_of_the_gallery_and_says_what_else_it_takes(guidebook, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = guidebook("inspect", "nmdp-strict-branches", "--draws", 2)
+    assert status == 0 and "Scores on test tasks" in out and Path("runs/nmdp-strict-branches/report.html").exists()
+    status, out, _ = guidebook("inspect", "nmdp-strict-branches", "--draws", 2, "--out", "here")
+    assert status == 0 and Path("here/posterior.nc").exists()
+    status, _, error = guidebook("inspect", "nowhere")
+    assert (
+        status == 1 and "run: got 'nowhere'; it must be the folder of a run, or of guidebook list pretrained" in error
+    )
+    status, _, error = guidebook("inspect", "here", "--out", "there")
+    assert status == 1 and "out: got 'there'; a run's report goes into its folder, here" in error
+
+
 def test_control_codes_in_a_path_are_shown_and_not_obeyed(guidebook, tmp_path):
     status, out, err = guidebook("inspect", tmp_path / "a\x1b[31m\x07b")
     assert status == 1 and "\x1b" not in out + err and "\\x1b[31m\\x07b" in err

@@ -7,7 +7,7 @@ import torch
 from evaluation.findings import LEVELS
 from evaluation.recipes import RECIPES, recipe
 from evaluation.run_configuration import RunConfiguration, affordable, configure, read_configuration
-from guidebook.inspection import inspect_run
+from guidebook.inspection import inspect_pretrained, inspect_run
 from guidebook.runs import open_run, start
 from inference import CheckpointError, TrainingDiverged, predict
 from pp_models import DataError
@@ -133,6 +133,17 @@ def test_inspection_scores_as_often_as_it_is_asked_and_the_same(tmp_path):
     assert {"ll", "rll", "pll", "joint_ll", "joint_pll", "crps", "within_1sd", "within_2sd"} < set(scores)
     with pytest.raises(ValueError, match="draws: got 1; at least 2 are needed"):
         inspect_run(tmp_path, 1)
+
+
+def test_an_entry_of_the_gallery_is_inspected_by_name(tmp_path):
+    scores, _, found = inspect_pretrained("nmdp-strict-branches", tmp_path / "entry", 3)
+    assert list(scores.model) == ["nmdp-strict"] and found.level in LEVELS
+    page = (tmp_path / "entry" / "report.html").read_text(encoding="utf-8")
+    assert "guidebook inspect nmdp-strict-branches --draws 3" in page and (tmp_path / "entry" / "posterior.nc").exists()
+    with pytest.raises(ValueError, match=r"^name: got 'no-such'; "):
+        inspect_pretrained("no-such", tmp_path / "entry")
+    with pytest.raises(ValueError, match="draws: got 1; at least 2 are needed"):
+        inspect_pretrained("nmdp-strict-branches", tmp_path / "entry", 1)
 
 
 def test_nvdp_of_an_earlier_version_is_the_papers():

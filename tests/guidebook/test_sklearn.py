@@ -101,3 +101,24 @@ def test_what_does_not_fit_is_refused_in_one_line():
         with pytest.raises(ValueError, match=line):
             call()
     assert gb.sklearn.TaskRegressor is TaskRegressor
+
+
+def test_tasks_are_held_out_to_tell_when_training_was_best_where_there_are_enough():
+    x, y, groups = tasks(40, 4)
+    options = {"steps": 200, "width": 16, "num_samples": 2}
+    kept = TaskRegressor("cnp", **options).fit(x, y, groups=groups)
+    lowest = min(kept.history_, key=lambda row: row["held_out_loss"])
+    assert len(kept.history_) == 20 and (kept.best_iter_ or 200) == lowest["step"]
+    for other in ({"early_stopping": False}, {"validation_fraction": 0.01}):
+        last = TaskRegressor("cnp", **options, **other).fit(x, y, groups=groups)
+        assert last.best_iter_ is None and "held_out_loss" not in last.history_[0]
+    with pytest.raises(ValueError, match=r"^validation_fraction: got 1.5; it must lie in \(0, 1\)$"):
+        TaskRegressor("cnp", validation_fraction=1.5, **options).fit(x, y, groups=groups)
+
+
+def test_a_class_that_held_out_tasks_alone_have_is_known():
+    x, _, groups = tasks(40, 4)
+    names = np.where(groups == 7, "rare", np.where(x[:, 0] > 0, "up", "down"))
+    for seed in range(8):  # among them one that holds task 7 out
+        found = TaskClassifier("cnp", **{k: v for k, v in TINY.items() if k != "method"}, random_state=seed)
+        assert found.fit(x, names, groups=groups).predict_proba(x, groups=groups).shape == (160, 3)
