@@ -29,12 +29,13 @@ from inference.training_setup import make_fabric
 from pp_models.contract import as_guide, as_objective
 from pp_models.data import TaskBatch
 from pp_models.files import make_folder
+from pp_models.likelihoods import floor_of
 from pp_models.own_files import refuse_others, replaced_own
 from pp_models.tasks.downloads import no_downloads
 from pp_models.tasks.frame_tasks import FrameTasks
 from pp_models.tasks.table_columns import DATE, TableColumns
 from pp_models.tasks.task_stream import TaskStream, batches_of
-from pp_models.tasks.task_table import TASKS, TEST_SEED, task_stream
+from pp_models.tasks.task_table import TEST_SEED, task_stream
 
 SIMULATIONS = 200
 #: outputs of a table that are drawn
@@ -147,8 +148,9 @@ def _inspect(
         summary, forest = widest_entries(idata), widest_forest(idata)
     rows = [{"model": configuration.model, **_means(table)}]
     if configuration.tasks.startswith("gp-"):
-        floor = TASKS.find(configuration.tasks).min_scale
-        rows.append({"model": f"exact GP, sd >= {floor}", **_means(score_oracle(batches, floor))})
+        floor = floor_of(method.model)
+        name = "exact GP" + (f", sd >= {floor}" if floor else "")
+        rows.append({"model": name, **_means(score_oracle(batches, floor))})
     scores = pd.DataFrame(rows)
 
     found = verdict_of(configuration, method, draws, progress, own, place)

@@ -15,6 +15,7 @@ from torch import Tensor
 from evaluation.plots.style import INK, SOFT, WIDTH, colours, look, new_figure
 from inference.prediction import Prediction, pointwise
 from pp_models.data import TaskBatch
+from pp_models.mixtures.simplex_distributions import ExpertMixture
 
 #: central probability of each band and how opaque it is drawn, widest first; they lie on top of each other
 BANDS = ((0.95, 0.18), (0.8, 0.22), (0.5, 0.28))
@@ -25,18 +26,40 @@ def _quantiles(prediction: Prediction, task: int, output: int, q: Tensor) -> Ten
 
     The draws' own quantiles are ragged; the mixture's, found by bisection of its distribution function, are smooth.
     """
-    normal = pointwise(prediction.likelihood, 0)
-    if not isinstance(normal, torch.distributions.Normal):
+    parts = _gaussian_mixture(prediction.likelihood, task, output)
+    if parts is None:
         return prediction.quantile(q)[:, task, :, output]
-    loc, scale = (part[:, task, :, output].double() for part in (normal.loc, normal.scale))
+    weights, loc, scale = parts
     level = q.to(loc).unsqueeze(-1)
     low = (loc - 8 * scale).amin(0).expand(len(q), -1)
     high = (loc + 8 * scale).amax(0).expand(len(q), -1)
-    for _ in range(30):
+    for _ in range(40):
         middle = (low + high) / 2
-        below = torch.special.ndtr((middle.unsqueeze(1) - loc) / scale).mean(1) < level
+        below = (weights * torch.special.ndtr((middle.unsqueeze(1) - loc) / scale)).sum(1) < level
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return (low + high) / 2
+
+
+def _gaussian_mixture(likelihood: Any, task: int, output: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Weights, means and scales ``[C, N]`` of one task and output over draws and experts; None where not Gaussian."""
+    if isinstance(likelihood, ExpertMixture):
+        normal = pointwise(likelihood.experts, 0)
+        if not isinstance(normal, torch.distributions.Normal):
+            return None
+        draws, number = likelihood.batch_shape[0], likelihood.num_experts
+        shape = (*likelihood.batch_shape, number)
+        log_weights = likelihood.log_weights.expand(shape)[:, task].double()
+        weights = log_weights.softmax(-1).permute(0, 2, 1).flatten(0, 1) / draws
+        loc, scale = (
+            part.expand(*shape, part.shape[-1])[:, task, ..., output].double().permute(0, 2, 1).flatten(0, 1)
+            for part in (normal.loc, normal.scale)
+        )
+        return weights, loc, scale
+    normal = pointwise(likelihood, 0)
+    if not isinstance(normal, torch.distributions.Normal):
+        return None
+    loc, scale = (part[:, task, :, output].double() for part in (normal.loc, normal.scale))
+    return torch.full_like(loc, 1 / len(loc)), loc, scale
 
 
 def _numbers(values: Tensor) -> Any:

@@ -22,12 +22,14 @@ from evaluation.plots import (
 from evaluation.plots.functions import _quantiles
 from evaluation.plots.images import UNSEEN
 from evaluation.plots.style import symlog_ticks
+from guides.mixtures.dirichlet_mixture import DirichletMixtureGuide
 from guides.networks.bernoulli_dropout import BernoulliExpertGuide
 from guides.networks.mc_dropout import MCDropoutGuide
 from inference.predict import predict
 from inference.prediction import Prediction
 from pp_models import tasks
 from pp_models.data import Dataset, TaskBatch
+from pp_models.mixtures.mixture_density import MixtureDensityNetwork
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.tasks.gp_oracle import oracle_predict
 from pp_models.tasks.image_tasks import ImageTasks
@@ -101,6 +103,23 @@ def test_bands_are_the_quantiles_of_the_mixture():
     tail = 0.5 * math.erfc(6 / math.sqrt(2))
     assert found.shape == (3, 1)
     np.testing.assert_allclose(found[:, 0], [-3, 0, 3], atol=1e-5 + 3 * tail)
+
+
+@pytest.mark.parametrize("experts", ["strict", "conjugate"])
+def test_bands_of_a_mixture_of_experts_are_its_quantiles_too(experts):
+    torch.manual_seed(0)
+    model = MixtureDensityNetwork(3, 1, 2, experts, width=8)
+    guide = DirichletMixtureGuide(model, 8)
+    batch = tasks.gp("rbf", 3, num_context=(4, 4), num_target=(5, 5)).batch(0)
+    context = Dataset(batch.context.x, batch.context.y.expand(-1, -1, 2))
+    prediction = predict(model, guide, context, batch.target.x, 7, seed=0)
+    levels = torch.tensor([0.1, 0.5, 0.9])
+    found = _quantiles(prediction, 1, 1, levels)
+    assert found.shape == (3, 5)
+    torch.manual_seed(1)
+    draws = torch.cat([prediction.likelihood.sample()[:, 1, :, 1] for _ in range(3_000)])
+    share = (draws.double() < found.unsqueeze(1)).double().mean(1)
+    np.testing.assert_allclose(share, levels.unsqueeze(-1).expand(3, 5), atol=0.01)
 
 
 @pytest.mark.parametrize(
