@@ -69,10 +69,12 @@ from pp_models import DataError as DataError
 from pp_models import Dataset as Dataset
 from pp_models import DistanceInformedProcess as DistanceInformedProcess
 from pp_models import ExpertMixture as ExpertMixture
+from pp_models import FiLMNetwork as FiLMNetwork
 from pp_models import FixedGaussianPrior as FixedGaussianPrior
 from pp_models import GaussianHeadLikelihood as GaussianHeadLikelihood
 from pp_models import GaussianLikelihood as GaussianLikelihood
 from pp_models import GivenGaussianPrior as GivenGaussianPrior
+from pp_models import ImplicitRepresentation as ImplicitRepresentation
 from pp_models import LearnedGaussianPrior as LearnedGaussianPrior
 from pp_models import LogSpaceDirichlet as LogSpaceDirichlet
 from pp_models import LogUniformPrior as LogUniformPrior

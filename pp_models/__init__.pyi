@@ -6,6 +6,7 @@ from .adapters.low_rank_adapted import LowRankAdapted as LowRankAdapted
 from .data import DataError as DataError
 from .data import Dataset as Dataset
 from .data import TaskBatch as TaskBatch
+from .film_network import FiLMNetwork as FiLMNetwork
 from .likelihoods import BernoulliLikelihood as BernoulliLikelihood
 from .likelihoods import CategoricalLikelihood as CategoricalLikelihood
 from .likelihoods import GaussianHeadLikelihood as GaussianHeadLikelihood
@@ -32,6 +33,7 @@ from .networks.priors import GivenGaussianPrior as GivenGaussianPrior
 from .networks.spike_and_slab_prior import SpikeAndSlabPrior as SpikeAndSlabPrior
 from .processes.conv_neural_process import ConvNeuralProcess as ConvNeuralProcess
 from .processes.distance_informed_process import DistanceInformedProcess as DistanceInformedProcess
+from .processes.implicit_representation import ImplicitRepresentation as ImplicitRepresentation
 from .processes.neural_process import NeuralProcess as NeuralProcess
 from .processes.prototypical_network import ConvEmbedding as ConvEmbedding
 from .processes.prototypical_network import PrototypicalNetwork as PrototypicalNetwork

@@ -166,7 +166,7 @@ def test_a_part_of_no_kind_is_refused(name, parts, message):
 
 
 def test_an_unknown_method():
-    with pytest.raises(ValueError, match="model: got 'gan'; it is none of 34 names such as nvdp"):
+    with pytest.raises(ValueError, match="model: got 'gan'; it is none of 35 names such as nvdp"):
         build("gan", TaskShape(1, 1))
 
 

@@ -217,6 +217,14 @@ def model_surface() -> list[Surface]:
             p.detach() for p in model.parameters()
         ]),
         Surface("NeuralProcess", gb.NeuralProcess, {"attention": FLAGS}, process_outputs),
+        Surface("ImplicitRepresentation", gb.ImplicitRepresentation, {
+            "width": integers(4, 8), "depth": integers(2, 3), "likelihood": names("gaussian-head"),
+            "basis": names("fourier", "siren"), "frequencies": integers(1, 4), "lengthscale": SCALED,
+            "latent_dim": integers(1, 4), "representation_dim": integers(0, 4), "missing_outputs": FLAGS,
+        }, lambda model: [p.detach() for p in model.parameters()]),
+        Surface("FiLMNetwork", gb.FiLMNetwork, {
+            "layer_sizes": names([1, 4, 1], (1, 3, 1)), "activation": names("relu", "tanh", "sine"),
+        }, lambda module: [p.detach() for p in module.parameters()]),
         Surface("ConvNeuralProcess", gb.ConvNeuralProcess, convolution, process_outputs),
         Surface("TransformerNeuralProcess", gb.TransformerNeuralProcess, {}, process_outputs),
         Surface("ConvEmbedding", gb.ConvEmbedding, {

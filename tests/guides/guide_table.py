@@ -60,6 +60,7 @@ from pp_models import (
     ConvNeuralProcess,
     Dataset,
     DistanceInformedProcess,
+    ImplicitRepresentation,
     LearnedGaussianPrior,
     LogUniformPrior,
     LowRankAdapted,
@@ -161,6 +162,11 @@ def of_points(make_model: Callable[[], Any]):
         return model, ContextPointsGuide(model)
 
     return build
+
+
+def implicit(batch, basis="fourier"):
+    model = ImplicitRepresentation(1, 1, latent_dim=4, width=8, depth=3, frequencies=4, basis=basis)
+    return model, NeuralProcessGuide(model, width=8)
 
 
 def distance_informed(batch):
@@ -346,6 +352,8 @@ ROWS: dict[str, Row] = {
     "np": Row(of_process(latent_dim=4), "npvi"),
     "np+cnp": Row(of_process(latent_dim=4, representation_dim=8), "npvi"),
     "anp": Row(of_process(latent_dim=4, representation_dim=8, attention=True), "npvi"),
+    "implicit": Row(implicit, "npvi"),
+    "implicit siren": Row(lambda batch: implicit(batch, "siren"), "npvi"),
     "bootstrap": Row(
         of_process(BootstrapGuide, latent_dim=0, representation_dim=8),
         "npml",
