@@ -280,6 +280,15 @@ def _tv_inr(task: TaskShape) -> tuple:
     )
 
 
+def _metamodulation(task: TaskShape) -> tuple:
+    if not task.num_classes:
+        raise ValueError("model: got metamodulation, which predicts classes; of numbers take np or tv-inr")
+    embedding = pp_models.FiLMNetwork([task.dim_x, task.width, task.width])
+    model = pp_models.ModulatedPrototypicalNetwork(task.dim_x, task.num_classes, embedding)
+    guide = guides.ModulationGuide(model, task.width)
+    return model, guide, objectives.make("npvi", kl_reduction="sum", normalize=True)
+
+
 def _maml(task: TaskShape) -> tuple:
     model = network(task)
     return model, guides.MAMLGuide(model), objectives.make("npml", num_particles=1, normalize=True)
@@ -466,6 +475,10 @@ METHODS: Registry[tuple[str, Callable[[TaskShape], tuple]]] = Registry(
         "tnp-d": ("Transformer Neural Process, diagonal", lambda t: _conditional(transformer(t))),
         "dnp": ("distance-informed process: a global latent, local ones read by distance", _dnp),
         "tv-inr": ("temporal variational implicit representation: a network of time that a latent modulates", _tv_inr),
+        "metamodulation": (
+            "few-shot classes: prototypes in a space whose layers a latent scales and shifts",
+            _metamodulation,
+        ),
         "maml": ("network weights adapted by gradient steps from one start", _maml),
         "cavia": ("a decoder's input adapted by gradient steps from zero", _cavia),
         "mean-field": ("amortised mean-field Gaussian over the weights", _mean_field),

@@ -81,6 +81,7 @@ from pp_models import LogUniformPrior as LogUniformPrior
 from pp_models import LowRankAdapted as LowRankAdapted
 from pp_models import MaskedNetwork as MaskedNetwork
 from pp_models import MixtureDensityNetwork as MixtureDensityNetwork
+from pp_models import ModulatedPrototypicalNetwork as ModulatedPrototypicalNetwork
 from pp_models import NeuralProcess as NeuralProcess
 from pp_models import PrototypicalNetwork as PrototypicalNetwork
 from pp_models import SpikeAndSlabPrior as SpikeAndSlabPrior

@@ -34,6 +34,7 @@ from .networks.spike_and_slab_prior import SpikeAndSlabPrior as SpikeAndSlabPrio
 from .processes.conv_neural_process import ConvNeuralProcess as ConvNeuralProcess
 from .processes.distance_informed_process import DistanceInformedProcess as DistanceInformedProcess
 from .processes.implicit_representation import ImplicitRepresentation as ImplicitRepresentation
+from .processes.modulated_prototypes import ModulatedPrototypicalNetwork as ModulatedPrototypicalNetwork
 from .processes.neural_process import NeuralProcess as NeuralProcess
 from .processes.prototypical_network import ConvEmbedding as ConvEmbedding
 from .processes.prototypical_network import PrototypicalNetwork as PrototypicalNetwork

@@ -23,7 +23,25 @@ def modulated(features: Tensor, modulation: Tensor) -> Tensor:
     return features + features * scale + shift
 
 
-class FiLMNetwork(Recorded, nn.Module):
+class Modulated(Recorded, nn.Module):
+    """Base of networks that read a scale and a shift for each feature of their layers (FiLM, Perez et al. 2018)."""
+
+    #: features of each layer that is modulated
+    widths: list[int]
+    #: width of what comes out
+    dim_out: int
+
+    def forward(self, x: Tensor, modulations: Sequence[Tensor] | None = None) -> Tensor:
+        """``[..., N, Dx]`` to ``[..., N, dim_out]``.
+
+        Args:
+            x: inputs.
+            modulations: of each layer of ``widths`` ``[..., 2 width]``, γ then β, the same for all N; None for none.
+        """
+        raise NotImplementedError
+
+
+class FiLMNetwork(Modulated):
     """A perceptron h_l = a((1 + γ_l)(W_l h_{l-1} + b_l) + β_l) (FiLM, Perez et al. 2018); γ = β = 0 is the plain one.
 
     Args:
@@ -43,22 +61,14 @@ class FiLMNetwork(Recorded, nn.Module):
         super().__init__()
         sizes = list(layer_sizes)
         self.activation = activation
-        #: of the layers that are modulated, all but the last
-        self.widths: list[int] = sizes[1:-1]
-        #: width of what comes out
-        self.dim_out: int = sizes[-1]
+        self.widths, self.dim_out = sizes[1:-1], sizes[-1]
         self.layers = nn.ModuleList([layer for layer in mlp(sizes) if isinstance(layer, nn.Linear)])
         if activation == "sine":
             for layer, read in zip(self.layers, sizes[:-1], strict=True):
                 nn.init.uniform_(layer.weight, -math.sqrt(6 / read), math.sqrt(6 / read))  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, modulations: Sequence[Tensor] | None = None) -> Tensor:
-        """``[..., N, layer_sizes[0]]`` to ``[..., N, layer_sizes[-1]]``.
-
-        Args:
-            x: inputs.
-            modulations: of each hidden layer ``[..., 2 width]``, γ then β, the same for all N; None for none.
-        """
+        """See :meth:`Modulated.forward`; every hidden layer is modulated."""
         hidden = x
         for layer, found in itertools.zip_longest(self.layers[:-1], modulations or ()):
             hidden = layer(hidden)

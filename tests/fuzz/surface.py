@@ -242,6 +242,9 @@ def model_surface() -> list[Surface]:
         Surface("PrototypicalNetwork", gb.PrototypicalNetwork, {
             "num_classes": integers(2, 3), "embedding": made(lambda: nn.Linear(1, 4)),
         }, lambda model: [p.detach() for p in model.parameters()]),
+        Surface("ModulatedPrototypicalNetwork", gb.ModulatedPrototypicalNetwork, {
+            "num_classes": integers(2, 3), "embedding": made(lambda: gb.FiLMNetwork([1, 4, 3])), "prior_scale": SCALED,
+        }, lambda model: [p.detach() for p in model.parameters()]),
         Surface("DistanceInformedProcess", gb.DistanceInformedProcess, distance, process_outputs),
         Surface("LowRankAdapted", gb.LowRankAdapted, {
             "backbone": made(lambda: nn.Sequential(nn.Linear(1, 4), nn.Linear(4, 1))), "targets": names(["0"], "0"),

@@ -37,6 +37,7 @@ from guides import (
     MAMLGuide,
     MCDropoutAdapterGuide,
     MCDropoutGuide,
+    ModulationGuide,
     ModuleDropoutGuide,
     ModuleLaplaceGuide,
     ModuleLowRankGuide,
@@ -60,12 +61,14 @@ from pp_models import (
     ConvNeuralProcess,
     Dataset,
     DistanceInformedProcess,
+    FiLMNetwork,
     ImplicitRepresentation,
     LearnedGaussianPrior,
     LogUniformPrior,
     LowRankAdapted,
     MaskedNetwork,
     MixtureDensityNetwork,
+    ModulatedPrototypicalNetwork,
     NeuralProcess,
     PrototypicalNetwork,
     TransformerNeuralProcess,
@@ -167,6 +170,11 @@ def of_points(make_model: Callable[[], Any]):
 def implicit(batch, basis="fourier"):
     model = ImplicitRepresentation(1, 1, latent_dim=4, width=8, depth=3, frequencies=4, basis=basis)
     return model, NeuralProcessGuide(model, width=8)
+
+
+def modulation(batch):
+    model = ModulatedPrototypicalNetwork(1, 3, FiLMNetwork([1, 5, 4], "tanh"))
+    return model, ModulationGuide(model, width=8)
 
 
 def distance_informed(batch):
@@ -380,6 +388,7 @@ ROWS: dict[str, Row] = {
     "prototypical": Row(
         of_points(lambda: PrototypicalNetwork(1, 3, nn.Linear(1, 4))), "npml", POINT | NO_EMPTY, y="class"
     ),
+    "modulation": Row(modulation, "npvi", NO_EMPTY, y="class"),
     "distance-informed": Row(
         distance_informed,
         "npml",
