@@ -20,6 +20,7 @@ from .renyi import Renyi as Renyi
 from .rws import ReweightedWakeSleep as ReweightedWakeSleep
 from .table import REGISTRY as REGISTRY
 from .table import make as make
+from .table import remade as remade
 from .task_objective import BoundTerms as BoundTerms
 from .task_objective import TaskObjective as TaskObjective
 from .tempered_elbo import TemperedELBO as TemperedELBO
