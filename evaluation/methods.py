@@ -235,7 +235,9 @@ def _neural_process(task: TaskShape, latent: bool, path: bool, objective: str, a
     pooling = task.pooling or "mean"
     return (
         model,
-        guides.NeuralProcessGuide(model, task.width, pooling=pooling, path_pooling=pooling),
+        guides.NeuralProcessGuide(
+            model, task.width, pooling=pooling, path_pooling="mean" if pooling == "bayesian" else pooling
+        ),
         objectives.make(objective, kl_reduction="sum", normalize=True),
     )
 

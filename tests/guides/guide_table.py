@@ -358,6 +358,7 @@ ROWS: dict[str, Row] = {
     ),
     "cnp": Row(of_process(latent_dim=0, representation_dim=8), "npml", POINT),
     "np": Row(of_process(latent_dim=4), "npvi"),
+    "np bayesian": Row(of_process(guide={"width": 8, "pooling": "bayesian"}, latent_dim=4), "npvi", NO_EMPTY),
     "np+cnp": Row(of_process(latent_dim=4, representation_dim=8), "npvi"),
     "anp": Row(of_process(latent_dim=4, representation_dim=8, attention=True), "npvi"),
     "implicit": Row(implicit, "npvi"),
