@@ -16,6 +16,7 @@ from .npe import Simulations as Simulations
 from .npml import NPML as NPML
 from .npvi import NPVI as NPVI
 from .pp_avi import PPAVI as PPAVI
+from .r_drop import RDrop as RDrop
 from .renyi import Renyi as Renyi
 from .rws import ReweightedWakeSleep as ReweightedWakeSleep
 from .table import REGISTRY as REGISTRY
