@@ -67,6 +67,7 @@ from pp_models import ConvEmbedding as ConvEmbedding
 from pp_models import ConvNeuralProcess as ConvNeuralProcess
 from pp_models import DataError as DataError
 from pp_models import Dataset as Dataset
+from pp_models import DiscretizedLogisticLikelihood as DiscretizedLogisticLikelihood
 from pp_models import DistanceInformedProcess as DistanceInformedProcess
 from pp_models import ExpertMixture as ExpertMixture
 from pp_models import FiLMNetwork as FiLMNetwork
@@ -82,6 +83,7 @@ from pp_models import LowRankAdapted as LowRankAdapted
 from pp_models import MaskedNetwork as MaskedNetwork
 from pp_models import MixtureDensityNetwork as MixtureDensityNetwork
 from pp_models import ModulatedPrototypicalNetwork as ModulatedPrototypicalNetwork
+from pp_models import MultinomialLikelihood as MultinomialLikelihood
 from pp_models import NeuralProcess as NeuralProcess
 from pp_models import PrototypicalNetwork as PrototypicalNetwork
 from pp_models import SpikeAndSlabPrior as SpikeAndSlabPrior

@@ -6,6 +6,7 @@ from .adapters.low_rank_adapted import LowRankAdapted as LowRankAdapted
 from .data import DataError as DataError
 from .data import Dataset as Dataset
 from .data import TaskBatch as TaskBatch
+from .discretized_logistics import DiscretizedLogisticLikelihood as DiscretizedLogisticLikelihood
 from .film_network import FiLMNetwork as FiLMNetwork
 from .likelihoods import BernoulliLikelihood as BernoulliLikelihood
 from .likelihoods import CategoricalLikelihood as CategoricalLikelihood
@@ -22,6 +23,7 @@ from .mixtures.mixture_density import unused_experts as unused_experts
 from .mixtures.simplex_distributions import ExpertMixture as ExpertMixture
 from .mixtures.simplex_distributions import LogSpaceDirichlet as LogSpaceDirichlet
 from .mixtures.simplex_distributions import StickBreaking as StickBreaking
+from .multinomial import MultinomialLikelihood as MultinomialLikelihood
 from .networks.bayesian_attention import BayesianAttentionNetwork as BayesianAttentionNetwork
 from .networks.bayesian_module import BayesianModule as BayesianModule
 from .networks.bayesian_network import BayesianNetwork as BayesianNetwork

@@ -11,7 +11,7 @@ from pp_models.arguments import FEATURES, FLAG, checked
 from pp_models.context_path import split_memory
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
-from pp_models.observation_model import ObservationModel, network_outputs, observe, seen_outputs
+from pp_models.observation_model import ObservationModel, observe, seen_outputs
 from pp_models.task_plates import task_plates, without_repeats
 
 
@@ -68,7 +68,7 @@ class ConditionalProcess(ObservationModel):
         super().__init__()
         self.dim_x, self.dim_y, self.missing_outputs = dim_x, dim_y, missing_outputs
         self.likelihood = make_likelihood(likelihood)
-        self.outputs = network_outputs(self.likelihood, dim_y)
+        self.outputs = self.likelihood.num_outputs(dim_y)
 
     def sample_latents(self, data: Dataset) -> list[Tensor]:
         """Samples a task's latents ``[*B, R]``, inside the task plates; by default there are none."""

@@ -18,7 +18,6 @@ from pp_models.observation_model import (
     decode_jointly,
     flat_representation,
     join,
-    network_outputs,
     observe,
 )
 from pp_models.parameter_module import mlp
@@ -91,7 +90,7 @@ class NeuralProcess(ObservationModel):
         self.dim_x, self.dim_y = dim_x, dim_y
         self.latent_dim, self.representation_dim, self.reads_memory = latent_dim, representation_dim, path is not None
         self.likelihood = make_likelihood(likelihood)
-        self.outputs = network_outputs(self.likelihood, dim_y)
+        self.outputs = self.likelihood.num_outputs(dim_y)
         self.decoder: Any = mlp([dim_x + latent_dim + representation_dim, *[width] * (depth - 1), self.outputs])
         if path is not None:
             self.attend: Any = make_path(path, dim_x, dim_y, width, representation_dim, num_heads)

@@ -271,6 +271,10 @@ def model_surface() -> list[Surface]:
         }, prior_draws),
         Surface("GaussianLikelihood", gb.GaussianLikelihood, {"learn_noise": FLAGS}, likelihood_draws),
         Surface("GaussianHeadLikelihood", gb.GaussianHeadLikelihood, {}, likelihood_draws),
+        Surface("DiscretizedLogisticLikelihood", gb.DiscretizedLogisticLikelihood, {
+            "components": integers(1, 3), "levels": integers(2, 16), "low": floats(-1.0, 0.0), "high": floats(0.5, 1.0),
+        }),
+        Surface("MultinomialLikelihood", gb.MultinomialLikelihood, {"total_count": integers(1, 9)}, likelihood_draws),
         Surface("StudentTHeadLikelihood", gb.StudentTHeadLikelihood, {"degrees_of_freedom": floats(3.0, 5.0)},
                 likelihood_draws),
         Surface("Dataset", Dataset, {"x": tensors(2, 3, 1), "y": tensors(2, 3, 1)}, None, 6),
@@ -362,7 +366,9 @@ def objective_surface() -> list[Surface]:
         "tempered-elbo": {"kl_weight": names("elbo")},
     }
     for name, entry in REGISTRY.items():
-        found.append(Surface(f"objectives {name}", entry.load(), flags | own.get(name, {}), loss_of, 3))
+        found.append(
+            Surface(f"objectives {name}", entry.load(), flags | own.get(name, {}), loss_of, 3, also=("model", "guide"))
+        )
     found.append(
         Surface("objectives.make", objectives.make, {"name": names("elbo", "iwae")}, None, 2, also=("objective",))
     )
