@@ -149,6 +149,17 @@ def neural_process(
     )
 
 
+def implicit(task: TaskShape) -> pp_models.ImplicitRepresentation:
+    """An implicit network of x that a global latent modulates, for a task distribution."""
+    return pp_models.ImplicitRepresentation(
+        task.dim_x,
+        task.dim_y,
+        width=task.width,
+        likelihood=task.head,
+        missing_outputs=task.missing_outputs,
+    )
+
+
 def convolutional(task: TaskShape) -> pp_models.ConvNeuralProcess:
     """A ConvCNP for a task distribution on a line, or on images whose size the task gives."""
     head = pp_models.GaussianHeadLikelihood(task.min_scale)
@@ -224,7 +235,9 @@ def _neural_process(task: TaskShape, latent: bool, path: bool, objective: str, a
     pooling = task.pooling or "mean"
     return (
         model,
-        guides.NeuralProcessGuide(model, task.width, pooling=pooling, path_pooling=pooling),
+        guides.NeuralProcessGuide(
+            model, task.width, pooling=pooling, path_pooling="mean" if pooling == "bayesian" else pooling
+        ),
         objectives.make(objective, kl_reduction="sum", normalize=True),
     )
 
@@ -258,6 +271,24 @@ def _dnp(task: TaskShape) -> tuple:
         guides.DistanceInformedGuide(model, task.width),
         objectives.make("npml", num_particles=4, normalize=True),
     )
+
+
+def _tv_inr(task: TaskShape) -> tuple:
+    model = implicit(task)
+    return (
+        model,
+        guides.NeuralProcessGuide(model, task.width, pooling=task.pooling or "mean"),
+        objectives.make("npvi", kl_reduction="sum", normalize=True),
+    )
+
+
+def _metamodulation(task: TaskShape) -> tuple:
+    if not task.num_classes:
+        raise ValueError("model: got metamodulation, which predicts classes; of numbers take np or tv-inr")
+    embedding = pp_models.FiLMNetwork([task.dim_x, task.width, task.width])
+    model = pp_models.ModulatedPrototypicalNetwork(task.dim_x, task.num_classes, embedding)
+    guide = guides.ModulationGuide(model, task.width)
+    return model, guide, objectives.make("npvi", kl_reduction="sum", normalize=True)
 
 
 def _maml(task: TaskShape) -> tuple:
@@ -445,6 +476,11 @@ METHODS: Registry[tuple[str, Callable[[TaskShape], tuple]]] = Registry(
         "convcnp": ("Convolutional Conditional Neural Process", lambda t: _conditional(convolutional(t))),
         "tnp-d": ("Transformer Neural Process, diagonal", lambda t: _conditional(transformer(t))),
         "dnp": ("distance-informed process: a global latent, local ones read by distance", _dnp),
+        "tv-inr": ("temporal variational implicit representation: a network of time that a latent modulates", _tv_inr),
+        "metamodulation": (
+            "few-shot classes: prototypes in a space whose layers a latent scales and shifts",
+            _metamodulation,
+        ),
         "maml": ("network weights adapted by gradient steps from one start", _maml),
         "cavia": ("a decoder's input adapted by gradient steps from zero", _cavia),
         "mean-field": ("amortised mean-field Gaussian over the weights", _mean_field),
@@ -466,7 +502,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("nmdp", "nmdp-conjugate"), ("pooling", "path", "experts")),
     "nmdp-attention": ("pooling", "path"),
     **dict.fromkeys(("nmdp-strict", "nmdp-kernels"), ("pooling",)),
-    **dict.fromkeys(("np", "np+vp"), ("pooling",)),
+    **dict.fromkeys(("np", "np+vp", "tv-inr"), ("pooling",)),
     **dict.fromkeys(("cnp", "np+cnp", "np+cnp+vp", "anp"), ("pooling", "path")),
     "canp": ("path",),
     "cnp+path": ("path",),

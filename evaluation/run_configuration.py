@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -14,7 +14,7 @@ from evaluation.methods import Method, TaskShape, build
 from evaluation.recipes import Recipe, recipe
 from inference import FitResult, checkpoint, fit
 from inference.held_out import OF_A_STREAM, held_out_batches
-from inference.objectives import make
+from inference.objectives import KLSchedule, TaskObjective, make, remade
 from inference.schedules import SCHEDULES
 from inference.step_cost import step_cost, steps_within
 from pp_models.data import DataError, TaskBatch
@@ -37,7 +37,7 @@ FIRST_OF_VALIDATION = 15_000_000
 #: what a recipe, or the run to resume, decides where it is not given
 RECIPE_FIELDS = (
     *("learning_rate", "schedule", "warmup", "max_grad_norm", "batch_size", "width"),
-    *("recipe", "pooling", "path", "input_features", "experts", "beta", "average"),
+    *("recipe", "pooling", "path", "input_features", "experts", "beta", "kl_schedule", "average"),
 )
 #: how the methods of the papers are trained where nothing else is asked for
 OF_PAPERS = Recipe(1e-3, "constant", 0.0, None)
@@ -57,6 +57,8 @@ class RunConfiguration:
         batch_size: tasks a step.
         learning_rate: of Adam.
         beta: weight of the KL; None for the method's or objective's own.
+        kl_schedule: how the KL grows, as :meth:`inference.objectives.KLSchedule.parse` reads it, by default over all
+            steps; None for no schedule.
         num_particles: draws of each task in the objective; None for the method's or objective's own.
         precision: a Fabric precision.
         schedule: ``"constant"``, ``"linear"`` or ``"cosine"``: how the learning rate falls until the last step.
@@ -93,6 +95,7 @@ class RunConfiguration:
     input_features: int | None = None
     experts: str | None = None
     average: float | None = None
+    kl_schedule: str | None = None
 
     __pydantic_config__ = STRICT
 
@@ -112,6 +115,8 @@ class RunConfiguration:
             raise ValueError(f"learning_rate: got {self.learning_rate}; it must be positive and finite")
         if self.beta is not None and not 0 <= self.beta < math.inf:
             raise ValueError(f"beta: got {self.beta}; it must be finite and not negative")
+        if self.kl_schedule is not None:
+            KLSchedule.parse(self.kl_schedule)
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule: got {self.schedule!r}; it must be one of {', '.join(SCHEDULES)}")
         if not 0 <= self.warmup < math.inf:
@@ -150,13 +155,18 @@ class RunConfiguration:
             method = build(self.model, TaskShape.of(stream, self.width, beta=beta, min_scale=min_scale, **parts))
         if self.objective is not None:
             given = {"beta": self.beta, "num_particles": self.num_particles}
-            options = {name: value for name, value in given.items() if value is not None}
+            options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+            if self.kl_schedule is not None:
+                options["kl_schedule"] = KLSchedule.parse(self.kl_schedule, self.steps)
             method.objective = make(self.objective, normalize=True, **options)
             return method
         if self.num_particles is not None:
             method.objective.num_particles = self.num_particles
         if self.beta is not None:
             method.objective.beta = self.beta  # type: ignore[attr-defined]
+        if self.kl_schedule is not None:
+            schedule = KLSchedule.parse(self.kl_schedule, self.steps)
+            method.objective = remade(cast(TaskObjective, method.objective), kl_schedule=schedule)
         return method
 
 
@@ -181,7 +191,7 @@ def configure(model: str, tasks: str, held: RunConfiguration | None = None, **gi
         kind = given.get("recipe", "best")
         own = {"recipe": kind, **asdict(OF_PAPERS if kind == "paper" else recipe(model, _of_pictures(tasks)))}
     if "objective" in given:  # another one may have no KL to weigh
-        own.pop("beta", None)
+        own |= {"beta": None, "kl_schedule": None}
     return RunConfiguration(model, tasks, **own | given)
 
 

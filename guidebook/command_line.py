@@ -169,6 +169,10 @@ def fit_command(
     input_features: Annotated[int | None, typer.Option(help="sines and cosines of x that a network reads")] = None,
     experts: Annotated[str | None, typer.Option(help="of a mixture: conjugate, context or strict")] = None,
     beta: Annotated[float | None, typer.Option(help="weight of the KL")] = None,
+    kl_schedule: Annotated[
+        str | None,
+        typer.Option(help="of the KL: warm-up:1000, cyclical:1000:4, free-bits:0.1, late:500; joined by +"),
+    ] = None,
     num_particles: Annotated[int | None, typer.Option(help="draws of each task in the objective")] = None,
     average: Annotated[
         float | None, typer.Option(help="end at the mean parameters of this share of the steps, the last ones")
@@ -232,7 +236,8 @@ def fit_command(
         model, named, continued, objective=objective, steps=3_000 if steps is None else steps, seed=seed, width=width,
         batch_size=batch_size, learning_rate=learning_rate, schedule=schedule, warmup=warmup,
         max_grad_norm=max_grad_norm, recipe=recipe, pooling=pooling, path=path, input_features=input_features,
-        experts=experts, beta=beta, num_particles=num_particles, average=average, precision=precision,
+        experts=experts, beta=beta, kl_schedule=kl_schedule, num_particles=num_particles, average=average,
+        precision=precision,
     )  # fmt: skip
     if cpu_seconds is not None:
         if continued is None:

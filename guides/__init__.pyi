@@ -51,5 +51,6 @@ from .processes.context_points import ContextPointsGuide as ContextPointsGuide
 from .processes.distance_informed_guide import DistanceInformedGuide as DistanceInformedGuide
 from .processes.gradient_adaptation import CAVIAGuide as CAVIAGuide
 from .processes.gradient_adaptation import MAMLGuide as MAMLGuide
+from .processes.modulation import ModulationGuide as ModulationGuide
 from .processes.neural_process_guide import NeuralProcessGuide as NeuralProcessGuide
 from .table import GUIDES as GUIDES

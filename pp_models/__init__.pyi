@@ -6,6 +6,8 @@ from .adapters.low_rank_adapted import LowRankAdapted as LowRankAdapted
 from .data import DataError as DataError
 from .data import Dataset as Dataset
 from .data import TaskBatch as TaskBatch
+from .discretized_logistics import DiscretizedLogisticLikelihood as DiscretizedLogisticLikelihood
+from .film_network import FiLMNetwork as FiLMNetwork
 from .likelihoods import BernoulliLikelihood as BernoulliLikelihood
 from .likelihoods import CategoricalLikelihood as CategoricalLikelihood
 from .likelihoods import GaussianHeadLikelihood as GaussianHeadLikelihood
@@ -21,6 +23,7 @@ from .mixtures.mixture_density import unused_experts as unused_experts
 from .mixtures.simplex_distributions import ExpertMixture as ExpertMixture
 from .mixtures.simplex_distributions import LogSpaceDirichlet as LogSpaceDirichlet
 from .mixtures.simplex_distributions import StickBreaking as StickBreaking
+from .multinomial import MultinomialLikelihood as MultinomialLikelihood
 from .networks.bayesian_attention import BayesianAttentionNetwork as BayesianAttentionNetwork
 from .networks.bayesian_module import BayesianModule as BayesianModule
 from .networks.bayesian_network import BayesianNetwork as BayesianNetwork
@@ -32,6 +35,8 @@ from .networks.priors import GivenGaussianPrior as GivenGaussianPrior
 from .networks.spike_and_slab_prior import SpikeAndSlabPrior as SpikeAndSlabPrior
 from .processes.conv_neural_process import ConvNeuralProcess as ConvNeuralProcess
 from .processes.distance_informed_process import DistanceInformedProcess as DistanceInformedProcess
+from .processes.implicit_representation import ImplicitRepresentation as ImplicitRepresentation
+from .processes.modulated_prototypes import ModulatedPrototypicalNetwork as ModulatedPrototypicalNetwork
 from .processes.neural_process import NeuralProcess as NeuralProcess
 from .processes.prototypical_network import ConvEmbedding as ConvEmbedding
 from .processes.prototypical_network import PrototypicalNetwork as PrototypicalNetwork

@@ -176,6 +176,10 @@ class Likelihood(Recorded, nn.Module):
         """Width of y for a network of this many outputs."""
         return outputs
 
+    def num_outputs(self, dim_y: int) -> int:
+        """Outputs that a network needs for a y of this width: twice as many where each point has its own scale."""
+        return dim_y if self.dim_y(2 * dim_y) != dim_y else 2 * dim_y
+
     def forward(self, outputs: Tensor) -> TorchDistribution:
         """The distribution of one point's y at the outputs."""
         raise NotImplementedError

@@ -16,11 +16,6 @@ from pp_models.data import DataError, Dataset
 from pp_models.likelihoods import Likelihood, of_observed
 
 
-def network_outputs(likelihood: Likelihood, dim_y: int) -> int:
-    """Outputs that a network needs for a y of this width: twice as many where each point has its own scale."""
-    return dim_y if likelihood.dim_y(2 * dim_y) != dim_y else 2 * dim_y
-
-
 class ObservationModel(Model):
     """A model with inputs ``[*B, N, dim_x]``, whose network's ``outputs`` a likelihood turns into a density of y."""
 

@@ -15,7 +15,6 @@ from guides.set_encoder import SetEncoder
 from pp_models.arguments import WIDTH, checked
 from pp_models.contract import Guide
 from pp_models.data import Dataset
-from pp_models.observation_model import decode_jointly
 from pp_models.outputs_apart import apart
 from pp_models.processes.neural_process import NeuralProcess
 from pp_models.task_plates import task_plates
@@ -83,7 +82,7 @@ class BootstrapGuide(Guide):
             return points
         assert wide.y is not None and wide.mask is not None
         model = self._shared[0]
-        predicted = model.likelihood(decode_jointly(model.decoder, wide.x, [self.representation(points, points)]))
+        predicted = model.likelihood(model.decode(wide.x, [self.representation(points, points)]))
         mean, std = predicted.mean, predicted.stddev
         mask = (wide.mask.unsqueeze(-1) if wide.observed is None else wide.observed).to(mean.dtype)
         residuals = (wide.y - mean) / std

@@ -20,7 +20,6 @@ from pp_models.contract import Guide
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, of_observed
 from pp_models.networks.bayesian_network import BayesianNetwork
-from pp_models.observation_model import decode_jointly
 from pp_models.processes.neural_process import NeuralProcess
 from pp_models.single_precision import single
 from pp_models.task_plates import task_plates
@@ -229,7 +228,7 @@ class CAVIAGuide(Guide):
         model.check(data)
 
         def outputs(values: Sequence[Tensor]) -> Tensor:
-            return decode_jointly(model.decoder, data.x, [values[0]])
+            return model.decode(data.x, [values[0]])
 
         start = data.x.new_zeros(*data.batch_shape, self.representation_dim)
         (found,) = self.descent(data, [start], model.likelihood, outputs)

@@ -16,10 +16,12 @@ from .npe import Simulations as Simulations
 from .npml import NPML as NPML
 from .npvi import NPVI as NPVI
 from .pp_avi import PPAVI as PPAVI
+from .r_drop import RDrop as RDrop
 from .renyi import Renyi as Renyi
 from .rws import ReweightedWakeSleep as ReweightedWakeSleep
 from .table import REGISTRY as REGISTRY
 from .table import make as make
+from .table import remade as remade
 from .task_objective import BoundTerms as BoundTerms
 from .task_objective import TaskObjective as TaskObjective
 from .tempered_elbo import TemperedELBO as TemperedELBO

@@ -44,7 +44,7 @@ class TaskELBO(LocallyReparameterized):
     name = "elbo"
     description = "evidence lower bound of each task, analytic KL where there is one"
     reference = "Jordan et al. 1999"
-    estimators = ("pathwise", "stl", "score", "analytic", "sigma-points")
+    estimators: tuple[str, ...] = ("pathwise", "stl", "score", "analytic", "sigma-points")
 
     @checked(on=one_of("full", "context"))
     def __init__(self, num_particles: int = 1, *, on: str = "full", **options: Any) -> None:

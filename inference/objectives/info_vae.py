@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -10,25 +9,17 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
 from inference.objectives.analytic_kl import is_flat
-from inference.objectives.elbo import TaskELBO
 from inference.objectives.independent_plates import TaskAxes, drawn_sites, is_point_mass
-from inference.objectives.kl_objective import Branches, KLDraws
-from inference.objectives.task_objective import BoundTerms
-from pp_models.arguments import NOT_NEGATIVE, POSITIVE, checked, one_of
+from inference.objectives.kl_objective import Branches
+from inference.objectives.penalised_elbo import PenalisedELBO
+from pp_models.arguments import POSITIVE, checked, one_of
 
 PENALTIES = ("mmd", "sinkhorn", "dip")
 #: widths of the inverse multi-quadratic kernels, in units of the prior's own mean squared distance
 WIDTHS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
-@dataclass(kw_only=True)
-class PenalisedDraws(KLDraws):
-    """Terms of each particle, and the penalty of the batch."""
-
-    penalty: Tensor
-
-
-class InfoVAE(TaskELBO):
+class InfoVAE(PenalisedELBO):
     """ELBO(D) - λ Δ(q(z), p(z)) for each task, q(z) = mean over tasks of q(z | D).
 
     Where the guide is the posterior and the tasks are the model's, q(z) is the prior, whatever the model (the tower
@@ -64,7 +55,7 @@ class InfoVAE(TaskELBO):
     description = "the bound with a penalty on the aggregated posterior: MMD, Sinkhorn or DIP"
     reference = "Zhao et al. 2019; Tolstikhin et al. 2018; Kumar et al. 2018"
 
-    @checked(penalty=one_of(*PENALTIES), penalty_weight=NOT_NEGATIVE, blur=POSITIVE)
+    @checked(penalty=one_of(*PENALTIES), blur=POSITIVE)
     def __init__(
         self,
         num_particles: int = 1,
@@ -74,31 +65,15 @@ class InfoVAE(TaskELBO):
         blur: float = 0.05,
         **options: Any,
     ) -> None:
-        super().__init__(num_particles, **options)
-        self.penalty, self.penalty_weight, self.blur = penalty, penalty_weight, blur
+        super().__init__(num_particles, penalty_weight=penalty_weight, **options)
+        self.penalty, self.blur = penalty, blur
         if self.local_reparameterization and penalty_weight:
             raise ValueError("local_reparameterization: got True, which draws no weight that a penalty could look at")
         self._sinkhorn = _geomloss(blur) if penalty == "sinkhorn" else None
 
-    def measure(self, runs: Branches, scored: Trace, axes: TaskAxes) -> KLDraws:
-        draws = super().measure(runs, scored, axes)
-        if not self.penalty_weight:
-            return draws
-        found = self._distance(runs.posterior, scored)
-        if found is None:
-            found = torch.zeros_like(draws.log_likelihood)
-        given = {item.name: getattr(draws, item.name) for item in fields(draws)}
-        return PenalisedDraws(**given, penalty=found.expand_as(draws.log_likelihood))
-
-    def combine(self, draws: KLDraws) -> BoundTerms:
-        terms = super().combine(draws)
-        if isinstance(draws, PenalisedDraws):
-            weight = self.penalty_weight / terms.points.clamp_min(1.0) if self.normalize else self.penalty_weight
-            terms.bound = terms.bound - weight * draws.penalty.mean(0)
-        return terms
-
-    def _distance(self, posterior: Trace, scored: Trace) -> Tensor | None:
+    def penalise(self, runs: Branches, scored: Trace, axes: TaskAxes) -> Tensor | None:
         """Δ of all draws of a batch; None where nothing is drawn, as in a CNP, or all is a point mass."""
+        posterior = runs.posterior
         own, prior, centre, spread = [], [], [], []
         for name, site in drawn_sites(posterior):
             other: Any = scored.nodes.get(name)

@@ -63,6 +63,50 @@ class KLSchedule(nn.Module):
         self.noise, self.noise_steps = noise, steps if noise_steps is None else noise_steps
         self.register_buffer("losses", torch.zeros(()))
 
+    @classmethod
+    def parse(cls, text: str, steps: int = 1_000) -> KLSchedule:
+        """A schedule from one word, as the command line takes it.
+
+        Parts are joined by ``+``: ``warm-up[:STEPS]`` or ``cyclical[:STEPS[:CYCLES]]``, ``free-bits:NATS``, and
+        ``late:STEPS`` or ``early:STEPS`` for the noise.
+
+        Args:
+            text: the parts.
+            steps: of a schedule that names none.
+
+        Raises:
+            ValueError: a part of another form, or two of one kind.
+
+        Example:
+            >>> KLSchedule.parse("cyclical:4000:4+free-bits:0.1").cycles
+            4
+        """
+        found: dict[str, Any] = {"kind": "none", "steps": steps}
+        seen = []
+        try:
+            for part in text.split("+"):
+                name, *values = part.split(":")
+                if name in ("warm-up", "cyclical") and len(values) <= (1 if name == "warm-up" else 2):
+                    found |= {"kind": name, **dict(zip(("steps", "cycles"), map(int, values), strict=False))}
+                elif name == "free-bits" and len(values) == 1:
+                    found["free_bits"] = float(values[0])
+                elif name in ("late", "early") and len(values) == 1:
+                    found |= {"noise": name, "noise_steps": int(values[0])}
+                else:
+                    raise ValueError
+                seen.append("kind" if name in KINDS else "noise" if name in ("late", "early") else name)
+            if len(set(seen)) < len(seen):
+                raise ValueError
+        except ValueError:
+            raise ValueError(
+                f"kl_schedule: got {text!r}; it must be parts such as warm-up:1000, cyclical:1000:4, free-bits:0.1 or "
+                "late:500, one of a kind, joined by +"
+            ) from None
+        try:
+            return cls(**found)
+        except ValueError as error:
+            raise ValueError(f"kl_schedule: got {text!r}, of which {error}") from None
+
     def advance(self) -> None:
         """Counts a loss with gradients."""
         if torch.is_grad_enabled():

@@ -26,7 +26,7 @@ from pp_models.mixtures.simplex_distributions import (
     log_density_of_events,
     log_weights,
 )
-from pp_models.observation_model import ObservationModel, network_outputs, observe
+from pp_models.observation_model import ObservationModel, observe
 from pp_models.task_plates import task_plates, without_repeats
 
 #: mean weights of experts, at least one of them
@@ -121,7 +121,7 @@ class MixtureDensityNetwork(ObservationModel):
         self.reads_memory = experts != "strict"
         self.likelihood = make_likelihood(likelihood, min_scale=min_scale)
         self.concentration = concentration
-        self.outputs = network_outputs(self.likelihood, dim_y)
+        self.outputs = self.likelihood.num_outputs(dim_y)
         if experts == "conjugate":
             if type(self.likelihood) is not GaussianHeadLikelihood:
                 raise ValueError(

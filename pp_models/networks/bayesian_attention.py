@@ -9,7 +9,7 @@ from pp_models.attention import attend
 from pp_models.likelihoods import Likelihood, make_likelihood
 from pp_models.networks.bayesian_network import BayesianNetwork, Layer
 from pp_models.networks.priors import WeightPrior
-from pp_models.observation_model import ACTIVATIONS, network_outputs
+from pp_models.observation_model import ACTIVATIONS
 
 #: weight matrices of a block: queries, keys, values, output, and the two of the feed-forward part
 MATRICES_OF_A_BLOCK = 6
@@ -75,7 +75,7 @@ class BayesianAttentionNetwork(BayesianNetwork):
         if width % num_heads:
             raise ValueError(f"width: got {width}; attention needs a multiple of num_heads, {num_heads}")
         likelihood = make_likelihood(likelihood, noise_scale)
-        outputs = network_outputs(likelihood, dim_y)
+        outputs = likelihood.num_outputs(dim_y)
         # every inner matrix is square, so that the shapes are those of a perceptron with as many layers
         inner = [width] * (MATRICES_OF_A_BLOCK * num_blocks + 1)
         sizes = [dim_x, *inner, outputs]

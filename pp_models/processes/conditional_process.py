@@ -11,7 +11,7 @@ from pp_models.arguments import FEATURES, FLAG, checked
 from pp_models.context_path import split_memory
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
-from pp_models.observation_model import ObservationModel, network_outputs, observe, seen_outputs
+from pp_models.observation_model import ObservationModel, observe, seen_outputs
 from pp_models.task_plates import task_plates, without_repeats
 
 
@@ -68,13 +68,17 @@ class ConditionalProcess(ObservationModel):
         super().__init__()
         self.dim_x, self.dim_y, self.missing_outputs = dim_x, dim_y, missing_outputs
         self.likelihood = make_likelihood(likelihood)
-        self.outputs = network_outputs(self.likelihood, dim_y)
+        self.outputs = self.likelihood.num_outputs(dim_y)
 
-    def decode(self, asked: Dataset, context: Dataset) -> Tensor:
+    def sample_latents(self, data: Dataset) -> list[Tensor]:
+        """Samples a task's latents ``[*B, R]``, inside the task plates; by default there are none."""
+        return []
+
+    def decode(self, asked: Dataset, context: Dataset, *latents: Tensor) -> Tensor:
         """The network's outputs ``[P, N, outputs]`` at the inputs asked ``[P, N]`` given contexts ``[P, M]``.
 
         Both have a mask, and the context's y is ``[P, M, Dy]`` (classes one-hot), with a mask of outputs where some are
-        missing.
+        missing. Latents are those of :meth:`sample_latents`, ``[P, R]``.
         """
         raise NotImplementedError
 
@@ -83,7 +87,9 @@ class ConditionalProcess(ObservationModel):
         self.check(data)
         with task_plates(data.batch_shape, data.x.device):
             memory = without_repeats(pyro.sample("memory", flat_memory(data, self.dim_x + self.dim_y + 1)), 2)
-            shape = torch.broadcast_shapes(data.batch_shape, memory.shape[:-2])
+            latents = self.sample_latents(data)
+            leads = (latent.shape[:-1] for latent in latents)
+            shape = torch.broadcast_shapes(data.batch_shape, memory.shape[:-2], *leads)
             memory = memory.expand(*shape, -1, -1).reshape(shape.numel(), *memory.shape[-2:])
             context = Dataset.unchecked(*split_memory(memory, self.dim_x, self.dim_y))
             count = data.num_points
@@ -92,7 +98,8 @@ class ConditionalProcess(ObservationModel):
                 None,
                 data.full_mask().expand(*shape, -1).reshape(shape.numel(), count),
             )
-            outputs = self.decode(asked, context)
+            flat = (latent.expand(*shape, -1).reshape(shape.numel(), -1) for latent in latents)
+            outputs = self.decode(asked, context, *flat)
             outputs = outputs.reshape(*shape, count, self.outputs)
             observe(self.likelihood(outputs), data)
         return outputs

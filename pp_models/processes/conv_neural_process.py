@@ -106,7 +106,7 @@ class ConvNeuralProcess(ConditionalProcess):
             x = data.x.squeeze(-1)
             self.grid.stretch(x, data.full_mask())
 
-    def decode(self, asked: Dataset, context: Dataset) -> Tensor:
+    def decode(self, asked: Dataset, context: Dataset, *latents: Tensor) -> Tensor:
         """See :meth:`ConditionalProcess.decode`.
 
         Raises:

@@ -11,7 +11,7 @@ from torch.nn.functional import leaky_relu
 from pp_models.arguments import FEATURES, FLAG, LAYERS, POSITIVE, WIDTH, checked, interval
 from pp_models.data import Dataset
 from pp_models.likelihoods import Likelihood, make_likelihood
-from pp_models.observation_model import ObservationModel, decode_jointly, network_outputs, observe
+from pp_models.observation_model import ObservationModel, decode_jointly, observe
 from pp_models.parameter_module import mlp
 from pp_models.processes.conditional_process import flat_memory
 from pp_models.single_precision import single
@@ -93,7 +93,7 @@ class DistanceInformedProcess(ObservationModel):
         self.dim_x, self.dim_y, self.latent_dim, self.local_dim = dim_x, dim_y, latent_dim, local_dim
         self.num_heads = num_heads
         self.likelihood = make_likelihood(likelihood)
-        self.outputs = network_outputs(self.likelihood, dim_y)
+        self.outputs = self.likelihood.num_outputs(dim_y)
         widths = [dim_x, *[width] * embedding_depth]
         self.embedding = nn.ModuleList(
             [BoundedLinear(widths[i], widths[i + 1], singular_values) for i in range(embedding_depth)]

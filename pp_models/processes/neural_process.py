@@ -18,7 +18,6 @@ from pp_models.observation_model import (
     decode_jointly,
     flat_representation,
     join,
-    network_outputs,
     observe,
 )
 from pp_models.parameter_module import mlp
@@ -91,10 +90,14 @@ class NeuralProcess(ObservationModel):
         self.dim_x, self.dim_y = dim_x, dim_y
         self.latent_dim, self.representation_dim, self.reads_memory = latent_dim, representation_dim, path is not None
         self.likelihood = make_likelihood(likelihood)
-        self.outputs = network_outputs(self.likelihood, dim_y)
-        self.decoder = mlp([dim_x + latent_dim + representation_dim, *[width] * (depth - 1), self.outputs])
+        self.outputs = self.likelihood.num_outputs(dim_y)
+        self.decoder: Any = mlp([dim_x + latent_dim + representation_dim, *[width] * (depth - 1), self.outputs])
         if path is not None:
             self.attend: Any = make_path(path, dim_x, dim_y, width, representation_dim, num_heads)
+
+    def decode(self, x: Tensor, vectors: list[Tensor]) -> Tensor:
+        """Outputs ``[*B, N, outputs]`` at ``x`` given the latent, the representation or both, ``[*B, R]`` each."""
+        return decode_jointly(self.decoder, x, vectors)
 
     def forward(self, data: Dataset) -> Tensor:
         """Returns the decoder's outputs ``[*B, N, outputs]``."""
@@ -115,6 +118,6 @@ class NeuralProcess(ObservationModel):
                 if self.representation_dim:
                     flat = flat_representation(self.representation_dim, data.x)
                     vectors.append(pyro.sample("representation", flat))
-                outputs = decode_jointly(self.decoder, data.x, vectors)
+                outputs = self.decode(data.x, vectors)
             observe(self.likelihood(outputs), data)
         return outputs

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from pp_models.arguments import FEATURES, WIDTH, checked, each, instance, integer
 from pp_models.data import Dataset
+from pp_models.film_network import Modulated
 from pp_models.processes.conditional_process import ConditionalProcess
 
 
-class ConvEmbedding(nn.Module):
+class ConvEmbedding(Modulated):
     """Pictures as vectors: blocks of a 3 x 3 convolution, a group norm, a ReLU and a halving (Conv-4 of few-shot work).
 
-    A group norm in place of the usual batch norm: what a picture becomes does not depend on those beside it.
+    A group norm in place of the usual batch norm: what a picture becomes does not depend on those beside it. Channels
+    are modulated after the norm.
 
     Args:
         image_size: (height, width) of a picture.
@@ -51,13 +55,26 @@ class ConvEmbedding(nn.Module):
                 nn.MaxPool2d(2),
             ]
         self.layers = nn.Sequential(*layers)
-        #: width of what a picture becomes
-        self.dim_out: int = width * (image_size[0] >> blocks) * (image_size[1] >> blocks)
+        self.widths = [width] * blocks
+        self.dim_out = width * (image_size[0] >> blocks) * (image_size[1] >> blocks)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Pictures ``[..., D]``, their numbers row by row with the channel last, as vectors ``[..., dim_out]``."""
-        pictures = x.reshape(-1, *self.image_size, self.channels).movedim(-1, 1)
-        return self.layers(pictures).flatten(1).reshape(*x.shape[:-1], self.dim_out)
+    def forward(self, x: Tensor, modulations: Sequence[Tensor] | None = None) -> Tensor:
+        """Pictures ``[..., D]``, their numbers row by row with the channel last, as vectors ``[..., dim_out]``.
+
+        Args:
+            x: the pictures.
+            modulations: see :meth:`Modulated.forward`; then pictures are ``[..., N, D]``.
+        """
+        hidden = x.reshape(-1, *self.image_size, self.channels).movedim(-1, 1)
+        waiting = list(modulations or ())
+        for layer in self.layers:
+            hidden = layer(hidden)
+            if waiting and isinstance(layer, nn.GroupNorm):
+                found = waiting.pop(0).unsqueeze(-2)
+                found = found.expand(*x.shape[:-1], found.shape[-1]).flatten(0, -2)[..., None, None]
+                scale, shift = found.chunk(2, 1)
+                hidden = hidden + hidden * scale + shift
+        return hidden.flatten(1).reshape(*x.shape[:-1], self.dim_out)
 
 
 class PrototypicalNetwork(ConditionalProcess):
@@ -81,13 +98,17 @@ class PrototypicalNetwork(ConditionalProcess):
         self.embedding = embedding
         self.absent = nn.Parameter(torch.zeros(()))
 
-    def decode(self, asked: Dataset, context: Dataset) -> Tensor:
+    def embed(self, x: Tensor, latents: Sequence[Tensor]) -> Tensor:
+        """Embeddings ``[P, N, anything]`` of inputs ``[P, N, dim_x]``, given a task's latents where there are any."""
+        return self.embedding(x)
+
+    def decode(self, asked: Dataset, context: Dataset, *latents: Tensor) -> Tensor:
         """See :meth:`ConditionalProcess.decode`."""
         assert context.y is not None and context.mask is not None
         shown = context.y * context.mask.unsqueeze(-1)  # [P, M, C]
         if not context.num_points:
             return self.absent.expand(*asked.x.shape[:-1], self.dim_y)
-        found, queries = self.embedding(context.x), self.embedding(asked.x)
+        found, queries = self.embed(context.x, latents), self.embed(asked.x, latents)
         count = shown.sum(-2).unsqueeze(-1)  # [P, C, 1]
         prototypes = shown.mT @ found / count.clamp_min(1)
         distance = (queries.unsqueeze(-2) - prototypes.unsqueeze(-3)).square().sum(-1)

@@ -55,7 +55,7 @@ class TransformerNeuralProcess(ConditionalProcess):
         self.layers = nn.ModuleList([TokenLayer(width, num_heads, feedforward) for _ in range(num_layers)])
         self.head = mlp([width, feedforward, self.outputs], kaiming=False)
 
-    def decode(self, asked: Dataset, context: Dataset) -> Tensor:
+    def decode(self, asked: Dataset, context: Dataset, *latents: Tensor) -> Tensor:
         """See :meth:`ConditionalProcess.decode`."""
         assert context.y is not None and context.mask is not None
         x = asked.x

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pp_models.tasks.function_tasks import HeavisideTasks, NetworkTasks, SawtoothTasks, SquaredExponentialTasks
     from pp_models.tasks.gp_tasks import GPTasks
     from pp_models.tasks.image_tasks import ImageTasks
+    from pp_models.tasks.interpolated_tasks import InterpolatedTasks
     from pp_models.tasks.mixed_offset_tasks import MixedOffsetTasks
     from pp_models.tasks.regression_tasks import RegressionTasks
     from pp_models.tasks.tabular_tasks import AbaloneTasks
@@ -113,6 +114,22 @@ def few_shot(
     from pp_models.tasks import few_shot_data
 
     return few_shot_data.few_shot(name, split, ways, shots, queries, batch_size, seed, **options)
+
+
+def interpolated(
+    tasks: FewShotTasks, concentration: float = 0.5, share: float = 0.5, weight: float | None = None
+) -> InterpolatedTasks:
+    """Few-shot tasks between tasks, where there are few of them; see :class:`InterpolatedTasks`.
+
+    Args:
+        tasks: of :func:`few_shot` or :func:`from_few_shot`.
+        concentration: of the Beta distribution of λ.
+        share: of the tasks that are mixed.
+        weight: λ itself, in place of a draw.
+    """
+    from pp_models.tasks.interpolated_tasks import InterpolatedTasks
+
+    return InterpolatedTasks(tasks, concentration, share, weight)
 
 
 def gp(kernel: str | Sequence[str] = "rbf", batch_size: int = 16, seed: int = 0, **options: Any) -> GPTasks:

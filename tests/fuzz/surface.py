@@ -217,6 +217,14 @@ def model_surface() -> list[Surface]:
             p.detach() for p in model.parameters()
         ]),
         Surface("NeuralProcess", gb.NeuralProcess, {"attention": FLAGS}, process_outputs),
+        Surface("ImplicitRepresentation", gb.ImplicitRepresentation, {
+            "width": integers(4, 8), "depth": integers(2, 3), "likelihood": names("gaussian-head"),
+            "basis": names("fourier", "siren"), "frequencies": integers(1, 4), "lengthscale": SCALED,
+            "latent_dim": integers(1, 4), "representation_dim": integers(0, 4), "missing_outputs": FLAGS,
+        }, lambda model: [p.detach() for p in model.parameters()]),
+        Surface("FiLMNetwork", gb.FiLMNetwork, {
+            "layer_sizes": names([1, 4, 1], (1, 3, 1)), "activation": names("relu", "tanh", "sine"),
+        }, lambda module: [p.detach() for p in module.parameters()]),
         Surface("ConvNeuralProcess", gb.ConvNeuralProcess, convolution, process_outputs),
         Surface("TransformerNeuralProcess", gb.TransformerNeuralProcess, {}, process_outputs),
         Surface("ConvEmbedding", gb.ConvEmbedding, {
@@ -233,6 +241,9 @@ def model_surface() -> list[Surface]:
         }),
         Surface("PrototypicalNetwork", gb.PrototypicalNetwork, {
             "num_classes": integers(2, 3), "embedding": made(lambda: nn.Linear(1, 4)),
+        }, lambda model: [p.detach() for p in model.parameters()]),
+        Surface("ModulatedPrototypicalNetwork", gb.ModulatedPrototypicalNetwork, {
+            "num_classes": integers(2, 3), "embedding": made(lambda: gb.FiLMNetwork([1, 4, 3])), "prior_scale": SCALED,
         }, lambda model: [p.detach() for p in model.parameters()]),
         Surface("DistanceInformedProcess", gb.DistanceInformedProcess, distance, process_outputs),
         Surface("LowRankAdapted", gb.LowRankAdapted, {
@@ -260,6 +271,10 @@ def model_surface() -> list[Surface]:
         }, prior_draws),
         Surface("GaussianLikelihood", gb.GaussianLikelihood, {"learn_noise": FLAGS}, likelihood_draws),
         Surface("GaussianHeadLikelihood", gb.GaussianHeadLikelihood, {}, likelihood_draws),
+        Surface("DiscretizedLogisticLikelihood", gb.DiscretizedLogisticLikelihood, {
+            "components": integers(1, 3), "levels": integers(2, 16), "low": floats(-1.0, 0.0), "high": floats(0.5, 1.0),
+        }),
+        Surface("MultinomialLikelihood", gb.MultinomialLikelihood, {"total_count": integers(1, 9)}, likelihood_draws),
         Surface("StudentTHeadLikelihood", gb.StudentTHeadLikelihood, {"degrees_of_freedom": floats(3.0, 5.0)},
                 likelihood_draws),
         Surface("Dataset", Dataset, {"x": tensors(2, 3, 1), "y": tensors(2, 3, 1)}, None, 6),
@@ -351,7 +366,9 @@ def objective_surface() -> list[Surface]:
         "tempered-elbo": {"kl_weight": names("elbo")},
     }
     for name, entry in REGISTRY.items():
-        found.append(Surface(f"objectives {name}", entry.load(), flags | own.get(name, {}), loss_of, 3))
+        found.append(
+            Surface(f"objectives {name}", entry.load(), flags | own.get(name, {}), loss_of, 3, also=("model", "guide"))
+        )
     found.append(
         Surface("objectives.make", objectives.make, {"name": names("elbo", "iwae")}, None, 2, also=("objective",))
     )

@@ -241,6 +241,18 @@ BAD_FITS = {
     "path": (["--path", "walk"], "path: got 'walk'; it must be one of"),
     "features": (["--input-features", "-3"], "input_features: got -3; it must be at least 0"),
     "beta": (["--beta", "nan"], "beta: got nan; it must be finite and not negative"),
+    "KL schedule": (
+        ["--kl-schedule", "linear:3"],
+        "kl_schedule: got 'linear:3'; it must be parts such as",
+    ),
+    "no KL": (
+        ["--model", "bnp", "--kl-schedule", "warm-up:3"],
+        "kl_schedule: got one, and 'npml' has",
+    ),
+    "free bits": (
+        ["--kl-schedule", "free-bits:1"],
+        "kl_schedule: got free_bits = 1.0 with kl_reduction='mean'",
+    ),
     "device": (["--device", "gpu"], "device: got 'gpu'; it must be 'auto', 'cpu', 'cuda', 'cuda:N',"),
     "device number": (["--device", "cpu:x"], "device: got 'cpu:x'; it must be"),
     "precision": (["--precision", "31-true"], "precision: got '31-true'; "),
@@ -344,6 +356,7 @@ def test_an_existing_run_is_not_overwritten(guidebook, run_folder):
         (["--objective", "elbo"], "objective: got 'elbo', but"),
         (["--learning-rate", "0.1"], "learning_rate: got 0.1, but"),
         (["--beta", "2"], "beta: got 2.0, but"),
+        (["--kl-schedule", "warm-up:9"], "kl_schedule: got 'warm-up:9', but"),
         (["--precision", "64-true"], "precision: got '64-true', but"),
         (["--steps", "3"], "steps: got 3, but the run in "),
     ],

@@ -44,6 +44,21 @@ def test_building_is_seeded_and_leaves_the_global_generator_alone():
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
+@pytest.mark.parametrize("objective", [None, "elbo"])
+def test_a_kl_schedule_reaches_the_objective_and_a_resumed_run_goes_on_with_it(tmp_path, objective):
+    options = {"kl_schedule": "warm-up:4", "width": 8, "batch_size": 2, "objective": objective}
+    plain = RunConfiguration("np", "gp-rbf", **TINY, objective=objective).build().objective
+    found = RunConfiguration("np", "gp-rbf", **options, steps=2).build().objective
+    assert found.kl_schedule.steps == 4 and plain.kl_schedule is None
+    assert (type(found), found.kl_reduction, found.normalize) == (type(plain), plain.kl_reduction, plain.normalize)
+    whole = start(RunConfiguration("np", "gp-rbf", **options, steps=6), tmp_path / "whole", **QUIET)
+    start(RunConfiguration("np", "gp-rbf", **options, steps=3), tmp_path / "parts", **QUIET)
+    again = RunConfiguration("np", "gp-rbf", **options, steps=6)
+    parts = start(again, tmp_path / "parts", resume=True, **QUIET)
+    for one, two in zip(whole.guide.parameters(), parts.guide.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
 @pytest.mark.parametrize(
     ("model", "tasks", "objective", "beta", "expected"),
     [

@@ -37,6 +37,7 @@ from guides import (
     MAMLGuide,
     MCDropoutAdapterGuide,
     MCDropoutGuide,
+    ModulationGuide,
     ModuleDropoutGuide,
     ModuleLaplaceGuide,
     ModuleLowRankGuide,
@@ -60,11 +61,14 @@ from pp_models import (
     ConvNeuralProcess,
     Dataset,
     DistanceInformedProcess,
+    FiLMNetwork,
+    ImplicitRepresentation,
     LearnedGaussianPrior,
     LogUniformPrior,
     LowRankAdapted,
     MaskedNetwork,
     MixtureDensityNetwork,
+    ModulatedPrototypicalNetwork,
     NeuralProcess,
     PrototypicalNetwork,
     TransformerNeuralProcess,
@@ -161,6 +165,16 @@ def of_points(make_model: Callable[[], Any]):
         return model, ContextPointsGuide(model)
 
     return build
+
+
+def implicit(batch, basis="fourier"):
+    model = ImplicitRepresentation(1, 1, latent_dim=4, width=8, depth=3, frequencies=4, basis=basis)
+    return model, NeuralProcessGuide(model, width=8)
+
+
+def modulation(batch):
+    model = ModulatedPrototypicalNetwork(1, 3, FiLMNetwork([1, 5, 4], "tanh"))
+    return model, ModulationGuide(model, width=8)
 
 
 def distance_informed(batch):
@@ -344,8 +358,11 @@ ROWS: dict[str, Row] = {
     ),
     "cnp": Row(of_process(latent_dim=0, representation_dim=8), "npml", POINT),
     "np": Row(of_process(latent_dim=4), "npvi"),
+    "np bayesian": Row(of_process(guide={"width": 8, "pooling": "bayesian"}, latent_dim=4), "npvi", NO_EMPTY),
     "np+cnp": Row(of_process(latent_dim=4, representation_dim=8), "npvi"),
     "anp": Row(of_process(latent_dim=4, representation_dim=8, attention=True), "npvi"),
+    "implicit": Row(implicit, "npvi"),
+    "implicit siren": Row(lambda batch: implicit(batch, "siren"), "npvi"),
     "bootstrap": Row(
         of_process(BootstrapGuide, latent_dim=0, representation_dim=8),
         "npml",
@@ -372,6 +389,7 @@ ROWS: dict[str, Row] = {
     "prototypical": Row(
         of_points(lambda: PrototypicalNetwork(1, 3, nn.Linear(1, 4))), "npml", POINT | NO_EMPTY, y="class"
     ),
+    "modulation": Row(modulation, "npvi", NO_EMPTY, y="class"),
     "distance-informed": Row(
         distance_informed,
         "npml",

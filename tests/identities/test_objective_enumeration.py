@@ -168,7 +168,7 @@ SAMPLER = {"npml": "context", "pp-avi": "context", "iw-em": "context", "conditio
 OPTIONS = {"renyi": {"alpha": 0.4}, "conditional-prior": {"kl_reduction": "sum", "local_reparameterization": False}}
 #: npe has no value at data that are given, info-vae's penalty moves draws by their reparameterisation, and
 #: log-variance's own enumeration is of masks: tests of those names
-DISCRETE = [name for name in REGISTRY if name not in ("dreg", "npe", "info-vae", "log-variance")]
+DISCRETE = [name for name in REGISTRY if name not in ("dreg", "npe", "info-vae", "log-variance", "r-drop")]
 
 
 def found_gradient(name, model, guide, batch, exact, **options):

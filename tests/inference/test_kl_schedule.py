@@ -9,7 +9,7 @@ from torch.distributions import kl_divergence
 
 from guides import AmortisedMeanFieldGuide, MCDropoutGuide, ModuleDropoutGuide
 from inference import fit
-from inference.objectives import KLSchedule, make
+from inference.objectives import REGISTRY, KLSchedule, make, remade
 from pp_models import BayesianModule, BayesianNetwork, Dataset, tasks
 
 WEIGHED = ("elbo", "tempered-elbo", "npvi", "conditional-prior", "pp-avi", "iwae", "renyi")
@@ -188,3 +188,49 @@ def test_a_guide_of_a_network_under_early_dropout_trains():
     objective = make("elbo", kl_schedule=KLSchedule("warm-up", 5, noise="late"))
     result = fit(model, MCDropoutGuide(model, rate=0.2), BATCH, objective, steps=10, progress=False)
     assert not result.skipped and result.history[-1]["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("warm-up", {"kind": "warm-up", "steps": 70}),
+        ("warm-up:1000", {"kind": "warm-up", "steps": 1_000}),
+        ("cyclical:400:2", {"kind": "cyclical", "steps": 400, "cycles": 2}),
+        ("free-bits:0.1", {"kind": "none", "steps": 70, "free_bits": 0.1}),
+        ("cyclical+free-bits:2+late:30", {"kind": "cyclical", "steps": 70, "free_bits": 2.0, "noise": "late",
+                                          "noise_steps": 30}),
+        ("early:0", {"kind": "none", "steps": 70, "noise": "early", "noise_steps": 0}),
+    ],
+)  # fmt: skip
+def test_a_schedule_in_one_word(text, options):
+    found, expected = KLSchedule.parse(text, 70), KLSchedule(**options)
+    for name in ("kind", "steps", "cycles", "rising", "free_bits", "noise", "noise_steps"):
+        assert getattr(found, name) == getattr(expected, name)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *((t, rf"^kl_schedule: got '{t}'; it must be parts such as warm-up:1000, cyclical:1000:4")
+          for t in ("", "linear", "warm-up:x", "warm-up:3:4", "free-bits", "cyclical:", "late")),
+        ("warm-up:3+cyclical:4", r"^kl_schedule: got 'warm-up:3\+cyclical:4'; .* one of a kind, joined by \+"),
+        ("warm-up:0", r"^kl_schedule: got 'warm-up:0', of which steps: got 0; it must be"),
+        ("free-bits:-1", r"^kl_schedule: got 'free-bits:-1', of which free_bits: got -1.0; it must"),
+        ("free-bits:nan", r"^kl_schedule: got 'free-bits:nan', of which free_bits: got nan; it must"),
+    ],
+)  # fmt: skip
+def test_a_word_that_is_no_schedule_is_refused_in_one_line(text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        KLSchedule.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in REGISTRY if name not in ("tempered-elbo", "npe")])
+def test_an_objective_made_anew_is_the_same_but_for_what_was_named(name):
+    first = make(name, num_particles=3, normalize=True)
+    again = remade(first, num_particles=4)
+    kept = {key: value for key, value in vars(first).items() if key not in ("num_particles", "_pairs", "module")}
+    assert type(again) is type(first) and again.num_particles == 4
+    assert {key: vars(again)[key] for key in kept} == kept
+    with pytest.raises(ValueError, match=r"^kl_schedule: 'tempered-elbo' is made anew with it by "):
+        remade(make("tempered-elbo"), kl_schedule=KLSchedule())

@@ -195,7 +195,7 @@ def test_failed_cells_are_tried_again_only_when_asked(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"models": ["gan"]}, r"^models: got 'gan'; it is none of"),
-        ({"guides": ["auto"]}, r"^guides: got 'auto'; it is none of 22 names such as "),
+        ({"guides": ["auto"]}, r"^guides: got 'auto'; it is none of 23 names such as "),
         ({"objectives": ["elbow"]}, r"^objectives: got 'elbow'; did you mean 'elbo'"),
         ({"objectives": []}, r"^objectives: got none; at least one is needed$"),
         ({"seeds": []}, r"^seeds: got .*; it must hold at least one seed$"),
