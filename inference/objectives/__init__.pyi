@@ -16,10 +16,13 @@ from .npe import Simulations as Simulations
 from .npml import NPML as NPML
 from .npvi import NPVI as NPVI
 from .pp_avi import PPAVI as PPAVI
+from .program import Program as Program
+from .program_values import Particles as Particles
 from .renyi import Renyi as Renyi
 from .rws import ReweightedWakeSleep as ReweightedWakeSleep
 from .table import REGISTRY as REGISTRY
 from .table import make as make
 from .task_objective import BoundTerms as BoundTerms
 from .task_objective import TaskObjective as TaskObjective
+from .task_objective import log_mean_exp as log_mean_exp
 from .tempered_elbo import TemperedELBO as TemperedELBO

@@ -349,7 +349,9 @@ def objective_surface() -> list[Surface]:
         "npml": {"average": names("logmeanexp"), "score": names("target", "full")},
         "iw-em": {"score": names("target", "full"), "min_ess": floats(0.1, 0.5), "inner_steps": integers(1)},
         "tempered-elbo": {"kl_weight": names("elbo")},
-    }
+        "program": {"baseline": names("leave-one-out", "running-mean"), "estimators": names("score", "pathwise"),
+                    "minimize": FLAGS, "stopped": FLAGS},
+    }  # fmt: skip
     for name, entry in REGISTRY.items():
         found.append(Surface(f"objectives {name}", entry.load(), flags | own.get(name, {}), loss_of, 3))
     found.append(
