@@ -517,10 +517,13 @@ def evaluation_surface() -> list[Surface]:
         Surface("psis", diagnostics.psis, weights, lambda khat: 0 / (~khat.isnan()).double(), 2),
         Surface("psis_weights", diagnostics.psis_weights, weights, lambda f: f[0], 2),
     ]
-    table: list[tuple[Any, dict[str, Any]]] = [
-         (diagnostics.rhat, {"draws": draws}),
+    chains: list[tuple[Any, dict[str, Any]]] = [  # of chains of fewer than four draws they are NaN, as in ArviZ
+        (diagnostics.rhat, {"draws": draws}),
         (diagnostics.ess, {"draws": draws, "method": names("bulk", "tail", "mean"), "prob": floats(0.5)}),
         (diagnostics.mcse, {"draws": draws, "method": names("mean", "sd")}),
+    ]
+    found += [Surface(call.__name__, call, right, lambda f: f[~f.isnan()], 2) for call, right in chains]
+    table: list[tuple[Any, dict[str, Any]]] = [
         (diagnostics.khat_threshold, {"num_draws": integers(1, 100)}),
         (diagnostics.loo, {"log_likelihood": tensors(2, 8, 3)}), (diagnostics.mmd, tests),
         (diagnostics.energy_distance, tests), (diagnostics.wasserstein, tests),
