@@ -215,7 +215,7 @@ def mcse(draws: Tensor, method: str = "mean", prob: float | None = None) -> Tens
         prob: which quantile.
 
     Returns:
-        ``[*batch]``.
+        ``[*batch]``; NaN with fewer than four draws of a chain.
 
     Raises:
         ValueError: an unknown method, a shape without chains and draws, or a quantile outside (0, 1).

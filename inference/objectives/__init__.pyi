@@ -16,6 +16,8 @@ from .npe import Simulations as Simulations
 from .npml import NPML as NPML
 from .npvi import NPVI as NPVI
 from .pp_avi import PPAVI as PPAVI
+from .program import Program as Program
+from .program_values import Particles as Particles
 from .r_drop import RDrop as RDrop
 from .renyi import Renyi as Renyi
 from .rws import ReweightedWakeSleep as ReweightedWakeSleep
@@ -24,4 +26,5 @@ from .table import make as make
 from .table import remade as remade
 from .task_objective import BoundTerms as BoundTerms
 from .task_objective import TaskObjective as TaskObjective
+from .task_objective import log_mean_exp as log_mean_exp
 from .tempered_elbo import TemperedELBO as TemperedELBO

@@ -30,6 +30,7 @@ from inference.objectives.independent_plates import (
     common_scale,
     drawn_sites,
     independent_axes,
+    reported_axes,
     sample_sites,
     share,
 )
@@ -169,7 +170,11 @@ class ImportanceWeighted(WeightedObjective):
 
 
 def weigh(
-    model_trace: Trace, guide_trace: Trace, ties: Ties | None = None, particles: str = PARTICLE_PLATE
+    model_trace: Trace,
+    guide_trace: Trace,
+    ties: Ties | None = None,
+    particles: str = PARTICLE_PLATE,
+    additive: bool = False,
 ) -> WeightedDraws:
     """Log-densities of model and guide by particle and task.
 
@@ -178,13 +183,19 @@ def weigh(
         guide_trace: the guide's.
         ties: what ties the elements of plates; None for the library's own programs.
         particles: name of the plate of the particles.
+        additive: only sums of the densities are wanted, so that tasks may share latents, whose terms are divided among
+            them, and sites may be scaled apart.
 
     Raises:
         ValueError: some sites are scaled and others are not.
     """
     check_extra_sites(guide_trace, model_trace, "the model")
-    axes = independent_axes(model_trace, guide_trace, ties=ties, particles=particles)
-    scale = common_scale((model_trace, guide_trace), axes, ties)
+    if additive:
+        axes = reported_axes(model_trace, guide_trace, ties=ties, particles=particles, every=True)
+        scale: float | Tensor = 1.0
+    else:
+        axes = independent_axes(model_trace, guide_trace, ties=ties, particles=particles)
+        scale = common_scale((model_trace, guide_trace), axes, ties)
 
     def by_site(trace: Trace) -> dict[str, Tensor]:
         return {name: share(log_density(unscaled(site, scale), axes), axes.shape) for name, site in sample_sites(trace)}

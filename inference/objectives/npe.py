@@ -27,7 +27,7 @@ from inference.objectives.particles import NotVectorised, density, picked, witho
 from inference.objectives.task_objective import BoundTerms, TaskObjective, data_set
 from inference.objectives.ties import alike
 from inference.random_state import seeded
-from pp_models.arguments import DRAWS, SEED, checked, one_of
+from pp_models.arguments import CALLABLE, DRAWS, SEED, checked, one_of, optional
 from pp_models.contract import Guide, as_guide
 from pp_models.data import Dataset
 
@@ -73,7 +73,7 @@ class NPE(TaskObjective):
     reference = "Papamakarios and Murray 2016"
     simulates = True
 
-    @checked(on=one_of("full", "context"))
+    @checked(on=one_of("full", "context"), simulate=optional(CALLABLE))
     def __init__(
         self, num_particles: int = 64, *, on: str = "full", simulate: Callable | None = None, **options: Any
     ) -> None:

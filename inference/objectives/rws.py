@@ -15,7 +15,7 @@ from inference.objectives.fixed_values import score_term
 from inference.objectives.importance_weights import ImportanceWeighted, WeightedDraws
 from inference.objectives.independent_plates import TaskAxes, drawn_sites, independent_axes, per_particle
 from inference.objectives.task_objective import BoundTerms, data_set, log_mean_exp
-from pp_models.arguments import NOT_NEGATIVE, checked
+from pp_models.arguments import CALLABLE, NOT_NEGATIVE, checked, optional
 from pp_models.data import Dataset
 
 
@@ -55,7 +55,7 @@ class ReweightedWakeSleep(ImportanceWeighted):
     reference = "Bornschein and Bengio 2015; Le et al. 2019"
     fixed_particles = True
 
-    @checked(wake_theta=NOT_NEGATIVE, wake_phi=NOT_NEGATIVE, sleep_phi=NOT_NEGATIVE)
+    @checked(wake_theta=NOT_NEGATIVE, wake_phi=NOT_NEGATIVE, sleep_phi=NOT_NEGATIVE, simulate=optional(CALLABLE))
     def __init__(
         self,
         num_particles: int = 8,

@@ -364,7 +364,9 @@ def objective_surface() -> list[Surface]:
         "npml": {"average": names("logmeanexp"), "score": names("target", "full")},
         "iw-em": {"score": names("target", "full"), "min_ess": floats(0.1, 0.5), "inner_steps": integers(1)},
         "tempered-elbo": {"kl_weight": names("elbo")},
-    }
+        "program": {"baseline": names("leave-one-out", "running-mean"), "estimators": names("score", "pathwise"),
+                    "minimize": FLAGS, "stopped": FLAGS},
+    }  # fmt: skip
     for name, entry in REGISTRY.items():
         found.append(
             Surface(f"objectives {name}", entry.load(), flags | own.get(name, {}), loss_of, 3, also=("model", "guide"))
@@ -532,10 +534,13 @@ def evaluation_surface() -> list[Surface]:
         Surface("psis", diagnostics.psis, weights, lambda khat: 0 / (~khat.isnan()).double(), 2),
         Surface("psis_weights", diagnostics.psis_weights, weights, lambda f: f[0], 2),
     ]
-    table: list[tuple[Any, dict[str, Any]]] = [
-         (diagnostics.rhat, {"draws": draws}),
+    chains: list[tuple[Any, dict[str, Any]]] = [  # of chains of fewer than four draws they are NaN, as in ArviZ
+        (diagnostics.rhat, {"draws": draws}),
         (diagnostics.ess, {"draws": draws, "method": names("bulk", "tail", "mean"), "prob": floats(0.5)}),
         (diagnostics.mcse, {"draws": draws, "method": names("mean", "sd")}),
+    ]
+    found += [Surface(call.__name__, call, right, lambda f: f[~f.isnan()], 2) for call, right in chains]
+    table: list[tuple[Any, dict[str, Any]]] = [
         (diagnostics.khat_threshold, {"num_draws": integers(1, 100)}),
         (diagnostics.loo, {"log_likelihood": tensors(2, 8, 3)}), (diagnostics.mmd, tests),
         (diagnostics.energy_distance, tests), (diagnostics.wasserstein, tests),

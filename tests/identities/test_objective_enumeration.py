@@ -129,7 +129,7 @@ class Exact:
     def value(self, name):
         """A scalar with the exact expected gradient of the objective."""
         full, q = self.scores["full"], self.sampler
-        if name in ("elbo", "tempered-elbo"):
+        if name in ("elbo", "tempered-elbo", "program"):
             return (q.exp() * full).sum() - self.kl(q, self.prior)
         if name in ("iwae", "renyi"):
             alpha = 0.0 if name == "iwae" else 0.4
@@ -250,7 +250,9 @@ def test_a_broken_estimator_misses_the_exact_gradient(broken, name, monkeypatch)
     if name == "iw-em":
         return  # its guide is trained through log g at fixed particles: nothing of these
     attributes, replacement, _ = BROKEN[broken]
-    own = [import_module(f"inference.objectives.{name}") for name in ("renyi", "rws", "chi2", "f_divergence")]
+    own = [
+        import_module(f"inference.objectives.{name}") for name in ("renyi", "rws", "chi2", "f_divergence", "program")
+    ]
     for module in (fixed_values, importance_weights, kl_objective, *own):
         for attribute in attributes:
             if hasattr(module, attribute):

@@ -35,7 +35,7 @@ def bottom_up():
 def test_facts_stand_on_the_classes():
     facts = {name: type(make(name)) for name in REGISTRY}
     assert {n for n, c in facts.items() if c.weighs_particles} == {
-        *("iw-em", "iwae", "dreg", "renyi", "rws", "chi2", "f-divergence", "log-variance")
+        *("iw-em", "iwae", "dreg", "renyi", "rws", "chi2", "f-divergence", "log-variance", "program")
     }
     assert {n for n, c in facts.items() if c.guide_is == "predictor"} == {"iw-em", "conditional-prior", "npvi", "npml"}
     of_data = {n for n, c in facts.items() if c.needs == "data set"}

@@ -38,7 +38,7 @@ GUIDES = {
     "gate": DeterministicGateGuide,
     "uniform": UniformMixtureGuide,
 }
-WEIGHING = {"iw-em", "iwae", "dreg", "renyi", "rws", "chi2", "f-divergence", "log-variance"}
+WEIGHING = {"iw-em", "iwae", "dreg", "renyi", "rws", "chi2", "f-divergence", "log-variance", "program"}
 
 
 def pair(name="dirichlet", experts="strict", num_experts=5, **options):
