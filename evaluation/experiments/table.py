@@ -63,6 +63,10 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             "AVI, PP-AVI, NPML and NPVI with a fixed and a learned prior",
             "bnnp_objectives:run",
         ),
+        "bnnp/sweeps": Experiment(
+            "draws in training, covariances of the learned prior, points that come one by one",
+            "bnnp_sweeps:run",
+        ),
         "bnnp/prior-sawtooth": Experiment("prior learning, sawtooth waves", "bnnp_prior_learning:run", "sawtooth"),
         "bnnp/prior-heaviside": Experiment(
             "prior learning, functions that jump between -1 and 1",

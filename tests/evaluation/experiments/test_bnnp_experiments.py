@@ -29,6 +29,7 @@ FIGURES = {
     "bnnp/images-digits": {"completions", "super_resolution"},
     "bnnp/images-mnist": {"completions", "super_resolution"},
     "bnnp/objectives": {"predictions"},
+    "bnnp/sweeps": {"sweeps"},
     **{f"bnnp/prior-{name}": {"priors", "posteriors"} for name in FAMILIES},
 }
 
