@@ -10,6 +10,7 @@ from .adapters.lrvd_layers import sampling as sampling
 from .adapters.lrvd_peft import LrvdConfig as LrvdConfig
 from .adapters.lrvd_peft import as_plain_lora as as_plain_lora
 from .adapters.lrvd_saving import lrvd_load as lrvd_load
+from .adapters.nested_dropout import NestedDropoutAdapterGuide as NestedDropoutAdapterGuide
 from .adapters.rankwise import RankwiseGuide as RankwiseGuide
 from .any_model.amortised_guide import AnyModelGuide as AnyModelGuide
 from .any_model.flow_guide import FlowGuide as FlowGuide

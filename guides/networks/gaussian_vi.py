@@ -13,7 +13,7 @@ from guides.networks.whitened_gaussian import Unwhitened, WhitenedGaussian
 from pp_models.arguments import SCALE, TASKS, checked, each, one_of
 from pp_models.data import DataError, Dataset
 from pp_models.networks.bayesian_network import BayesianNetwork
-from pp_models.networks.priors import GRANULARITIES, GaussianPrior
+from pp_models.networks.priors import GRANULARITIES, GaussianPrior, GivenGaussianPrior
 from pp_models.task_plates import task_plates
 
 
@@ -52,6 +52,22 @@ class GaussianVIGuide(WeightGuide):
         self.batch_shape = tuple(batch_shape)
         self.posterior = _TaskGaussian(model, correlation, self.batch_shape, initial_scale)
         self.independent_sites = correlation != "network"
+
+    def as_prior(self) -> GivenGaussianPrior:
+        """The posterior as it is now, as the prior of a model of further data (variational continual learning).
+
+        Nguyen et al. 2018. Where the posterior is exact, data in parts are data at once.
+
+        Raises:
+            ValueError: it holds posteriors of several tasks.
+
+        Example:
+            >>> fit(model, guide, first, "elbo")
+            >>> later = BayesianNetwork([1, 20, 1], prior=guide.as_prior())
+        """
+        if self.batch_shape:
+            raise ValueError(f"batch_shape: got {self.batch_shape}; it must be (): a prior is one task's posterior")
+        return self.posterior.as_given()
 
     def _check_tasks(self, data: Dataset) -> None:
         if data.batch_shape != self.batch_shape:

@@ -22,6 +22,7 @@ from inference.objectives.independent_plates import (
 from inference.objectives.kl_objective import Branches
 from inference.objectives.penalised_elbo import PenalisedELBO
 from pp_models.arguments import checked
+from pp_models.mixtures.simplex_distributions import ExpertMixture
 
 
 class RDrop(PenalisedELBO):
@@ -123,7 +124,7 @@ def rolled(fn: Any, dim: int) -> Any:
     names = [name for name in fn.arg_constraints if name in fn.__dict__]
     if {"probs", "logits"} <= set(names):  # one was derived from the other when it was first asked for
         names.remove("probs")
-    if not names or any(not isinstance(getattr(fn, name), Tensor) for name in names):
+    if not names or isinstance(fn, ExpertMixture) or any(not isinstance(getattr(fn, name), Tensor) for name in names):
         raise NotImplementedError
     full = fn.expand(fn.batch_shape)
     events = {name: fn.arg_constraints[name].event_dim for name in names}

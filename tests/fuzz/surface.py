@@ -335,6 +335,7 @@ def guide_surface() -> list[Surface]:
         "RankwiseGuide": {"family": names("rank", "untied"), "init_log_alpha": floats(-4.0, 0.0)},
         "AdapterMeanFieldGuide": {"init_scale": SCALED},
         "MCDropoutAdapterGuide": {"rate": floats(0.1), "where": names("input", "rank")},
+        "NestedDropoutAdapterGuide": {"rate": floats(0.1, 0.5), "keep": integers(0, 2)},
         "LaplaceAdapterGuide": {"prior_precision": SCALED, "structure": names("diagonal", "kronecker")},
         "PointAdapterGuide": {},
     }

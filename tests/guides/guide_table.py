@@ -44,6 +44,7 @@ from guides import (
     ModuleMeanFieldGuide,
     ModulePointGuide,
     ModuleSWAGGuide,
+    NestedDropoutAdapterGuide,
     NeuralProcessGuide,
     PointAdapterGuide,
     RankwiseGuide,
@@ -414,6 +415,10 @@ ROWS: dict[str, Row] = {
     "adapter mean-field": Row(of_adapter(AdapterMeanFieldGuide, {"factor_prior": 0.2}), **ADAPTER),
     "adapter dropout": Row(of_adapter(MCDropoutAdapterGuide), **ADAPTER),
     "adapter rank dropout": Row(of_adapter(MCDropoutAdapterGuide, rate=0.5, where="rank"), **ADAPTER),
+    "adapter nested dropout": Row(
+        of_adapter(NestedDropoutAdapterGuide, rate=0.5),
+        **(ADAPTER | {"exempt": GLOBAL | {"spread": "for prediction nothing is dropped"}}),
+    ),
     "lrvd": Row(of_adapter(RankwiseGuide), **ADAPTER),
     "lrvd half-cauchy": Row(of_adapter(RankwiseGuide, {"rank_prior": "half-cauchy"}), **ADAPTER),
     "lrvd ard": Row(of_adapter(RankwiseGuide, {"rank_prior": "ard"}), **ADAPTER),

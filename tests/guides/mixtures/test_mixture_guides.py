@@ -76,6 +76,10 @@ def test_ten_steps_lower_the_loss_or_are_refused_with_a_reason(guide, objective)
         with pytest.raises(ValueError, match=rf"^objective: '{objective}' .*{reason}"):
             chosen.terms(model, built, batch)
         return
+    if objective == "r-drop":
+        with pytest.raises(ValueError, match=r"^model: the KL between two predictions of site 'y' .* has no closed"):
+            chosen.terms(model, built, batch)
+        return
     before = loss(model, built, chosen, batch)
     result = fit(model, built, batch, chosen, steps=10, learning_rate=3e-3, max_grad_norm=10.0, progress=False)
     assert result.skipped == []
