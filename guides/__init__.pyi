@@ -13,6 +13,7 @@ from .adapters.lrvd_saving import lrvd_load as lrvd_load
 from .adapters.rankwise import RankwiseGuide as RankwiseGuide
 from .any_model.amortised_guide import AnyModelGuide as AnyModelGuide
 from .any_model.flow_guide import FlowGuide as FlowGuide
+from .any_model.implicit_guide import AmortisedImplicitGuide as AmortisedImplicitGuide
 from .any_model.normal_guides import AmortisedLowRankNormalGuide as AmortisedLowRankNormalGuide
 from .any_model.normal_guides import AmortisedMixtureNormalGuide as AmortisedMixtureNormalGuide
 from .any_model.normal_guides import AmortisedMultivariateNormalGuide as AmortisedMultivariateNormalGuide

@@ -280,6 +280,11 @@ def guide_surface() -> list[Surface]:
         "AmortisedNormalGuide": {},
         "AmortisedMultivariateNormalGuide": {},
         "AmortisedLowRankNormalGuide": {"rank": integers(1, 2)},
+        "AmortisedImplicitGuide": {
+            "rank": integers(1, 2),
+            "hidden": names([4], ()),
+            "entropy": names("bound", "local"),
+        },
         "FlowGuide": {"flow": names("nsf", "maf"), "transforms": integers(1, 2), "hidden": names([4], [4, 4])},
         "MCDropoutGuide": {"rate": floats(0.1, 0.5), "initial_rate": floats(0.1, 0.5)},
         "MAMLGuide": {"steps": integers(0, 2), "learn_rate": FLAGS, "first_order": FLAGS},
