@@ -47,6 +47,8 @@ from .networks.sparse_vi import SparseVIGuide as SparseVIGuide
 from .networks.swag import SWAGGuide as SWAGGuide
 from .networks.vbll import VBLLGuide as VBLLGuide
 from .networks.weight_guide import WeightGuide as WeightGuide
+from .networks.weight_pruning import WeightPruning as WeightPruning
+from .networks.weight_pruning import prune_weights as prune_weights
 from .processes.bootstrap import BootstrapGuide as BootstrapGuide
 from .processes.context_points import ContextPointsGuide as ContextPointsGuide
 from .processes.distance_informed_guide import DistanceInformedGuide as DistanceInformedGuide

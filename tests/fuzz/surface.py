@@ -336,6 +336,10 @@ def guide_surface() -> list[Surface]:
         Surface("guides.BootstrapGuide", guides.BootstrapGuide, {"model": representation}, None, 2),
         Surface("guides.CAVIAGuide", guides.CAVIAGuide, {"model": representation, "steps": integers(0, 1)},
                 guide_draws, 2),
+        Surface("guides.prune_weights", guides.prune_weights, {
+            "model": made(network), "guide": made(lambda: guides.GaussianVIGuide(network())),
+            "threshold": floats(3.0, 100.0),
+        }, None, 2),
         Surface("guides.prune_experts", guides.prune_experts, {
             "model": made(mixture), "guide": made(lambda: guides.DirichletMixtureGuide(mixture(), 4)), "data": CONTEXT,
             "threshold": floats(0.001, 0.01),

@@ -134,7 +134,7 @@ def test_with_the_inverse_network_it_is_a_bound_and_importance_weights_are_prope
         gap = q.log_prob(value) - marginal(q, value[:, :2], scale)
         assert 4 * gap.std() / 1_000**0.5 < gap.mean() < 2  # E log q_bound is above E log q: the bound below the ELBO
         weights = (-gap).exp()  # E[q(θ) r(ε | θ) / q(θ, ε)] = 1, as r is a density
-        assert abs(weights.mean() - 1) < 5 * weights.std() / 1_000**0.5 < 0.2
+        assert abs(weights.mean() - 1) < 5 * weights.std() / 1_000**0.5 < 0.5
 
 
 def banana(y):
