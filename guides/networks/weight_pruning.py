@@ -74,9 +74,8 @@ def prune_weights(model: BayesianNetwork, guide: GaussianVIGuide, threshold: flo
         )
     moments = [guide.posterior.moments(i) for i in range(len(guide.shapes))]
     log_alpha = [log_alpha_of(loc, scale) for loc, scale in moments]
-    limit = (
-        largest_gap(torch.cat([v.double().flatten() for v in log_alpha])) if threshold == "gap" else float(threshold)
-    )
+    together = torch.cat([values.double().flatten() for values in log_alpha])
+    limit = largest_gap(together) if threshold == "gap" else float(threshold)
     kept = [values <= limit for values in log_alpha]
     left, total = (sum(int(f(mask)) for mask in kept) for f in (torch.sum, torch.numel))
     if not left:
