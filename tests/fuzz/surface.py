@@ -358,6 +358,7 @@ def objective_surface() -> list[Surface]:
         "npml": {"average": names("logmeanexp"), "score": names("target", "full")},
         "iw-em": {"score": names("target", "full"), "min_ess": floats(0.1, 0.5), "inner_steps": integers(1)},
         "tempered-elbo": {"kl_weight": names("elbo")},
+        "log-variance": {"exploration": floats(0.0), "temperature": floats(1.0)},
         "program": {"baseline": names("leave-one-out", "running-mean"), "estimators": names("score", "pathwise"),
                     "minimize": FLAGS, "stopped": FLAGS},
     }  # fmt: skip
