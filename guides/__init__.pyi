@@ -14,6 +14,7 @@ from .adapters.nested_dropout import NestedDropoutAdapterGuide as NestedDropoutA
 from .adapters.rankwise import RankwiseGuide as RankwiseGuide
 from .any_model.amortised_guide import AnyModelGuide as AnyModelGuide
 from .any_model.flow_guide import FlowGuide as FlowGuide
+from .any_model.implicit_guide import AmortisedImplicitGuide as AmortisedImplicitGuide
 from .any_model.normal_guides import AmortisedLowRankNormalGuide as AmortisedLowRankNormalGuide
 from .any_model.normal_guides import AmortisedMixtureNormalGuide as AmortisedMixtureNormalGuide
 from .any_model.normal_guides import AmortisedMultivariateNormalGuide as AmortisedMultivariateNormalGuide
@@ -47,6 +48,8 @@ from .networks.sparse_vi import SparseVIGuide as SparseVIGuide
 from .networks.swag import SWAGGuide as SWAGGuide
 from .networks.vbll import VBLLGuide as VBLLGuide
 from .networks.weight_guide import WeightGuide as WeightGuide
+from .networks.weight_pruning import WeightPruning as WeightPruning
+from .networks.weight_pruning import prune_weights as prune_weights
 from .processes.bootstrap import BootstrapGuide as BootstrapGuide
 from .processes.context_points import ContextPointsGuide as ContextPointsGuide
 from .processes.distance_informed_guide import DistanceInformedGuide as DistanceInformedGuide

@@ -165,6 +165,14 @@ class ObjectiveOffers:
     #: options that one may expect of it, and why there are none
     has_no: Mapping[str, str] = MappingProxyType({})
 
+    @property
+    def scores_guide(self) -> bool:
+        """It differentiates the guide's log-density at fixed values, or compares two of its densities.
+
+        A guide that has a bound in place of its density refuses it.
+        """
+        return False
+
 
 class Likelihood(Recorded, nn.Module):
     """From network outputs ``[..., N, K]`` to a distribution of batch shape ``[..., N]`` over one point's y."""

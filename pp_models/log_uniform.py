@@ -104,6 +104,25 @@ def log_uniform_kl(log_alpha: Tensor, approximate: bool = False) -> Tensor:
     return _ExactKL.apply(log_alpha)[0]  # type: ignore[no-untyped-call]
 
 
+def normal_log_uniform_kl(loc: Tensor, scale: Tensor) -> Tensor:
+    """KL(N(μ, σ²) ‖ log-uniform) elementwise, α = σ²/μ²; by the sigmoid fit, for these are whole matrices."""
+    return log_uniform_kl(log_alpha_of(loc, scale), approximate=True)
+
+
+def log_alpha_of(loc: Tensor, scale: Tensor) -> Tensor:
+    """log α = log σ² - log μ², the noise-to-signal ratio of a weight."""
+    return 2 * single(scale).log() - torch.log(single(loc).square() + 1e-8)
+
+
+def largest_gap(values: Tensor) -> float:
+    """The middle of the largest gap between sorted values of log α; infinite for fewer than two."""
+    ordered = values.sort().values
+    if len(ordered) < 2:
+        return float("inf")
+    widest = int(ordered.diff().argmax())
+    return float(ordered[widest] + ordered[widest + 1]) / 2
+
+
 class LogUniform(TorchDistribution):
     """Log-uniform over magnitudes with a symmetric sign: density ∝ 1/|w| on ``low <= |w| <= high``.
 

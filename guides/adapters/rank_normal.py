@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.distributions import register_kl
 
 from pp_models.adapters.low_rank_priors import CentredCauchy, half_cauchy_kl
-from pp_models.log_uniform import LogUniform, log_uniform_kl
-from pp_models.single_precision import single
+from pp_models.log_uniform import LogUniform, log_uniform_kl, normal_log_uniform_kl
 
 
 def magnitude(value: Tensor) -> Tensor:
@@ -60,5 +59,4 @@ def _kl_rank_normal_centred_cauchy(p: RankNormal, q: dist.Cauchy) -> Tensor:
 @register_kl(dist.Normal, LogUniform)
 def _kl_normal_log_uniform(p: dist.Normal, q: LogUniform) -> Tensor:
     """The same with α = σ²/μ²; by the sigmoid fit, for these are whole matrices."""
-    log_alpha = 2 * single(p.scale).log() - torch.log(single(p.loc).square() + 1e-8)
-    return log_uniform_kl(log_alpha, approximate=True)
+    return normal_log_uniform_kl(p.loc, p.scale)

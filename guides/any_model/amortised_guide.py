@@ -110,6 +110,10 @@ class AnyModelGuide(Guide):
         """
         raise NotImplementedError
 
+    def latent_part(self, vector: Tensor) -> Tensor:
+        """The latents ``[*B, D]`` of what the density draws, where it draws more."""
+        return vector
+
     # -- setting up ---------------------------------------------------------------------------------------------
 
     def set_up(self, *args: Any, **kwargs: Any) -> None:
@@ -235,7 +239,7 @@ class AnyModelGuide(Guide):
             vector = pyro.sample(VECTOR, density, infer={"is_auxiliary": True}).to(self.centre.dtype)
         found = {}
         for latent, (value, log_density) in zip(
-            self.layout.latents, self.layout.unpacked(vector).values(), strict=True
+            self.layout.latents, self.layout.unpacked(self.latent_part(vector)).values(), strict=True
         ):
             with self.layout.entered(made, latent):
                 delta = dist.Delta(value, log_density, event_dim=latent.event_dims)

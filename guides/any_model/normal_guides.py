@@ -119,12 +119,16 @@ class AmortisedLowRankNormalGuide(AnyModelGuide):
         factor = 0.1 * self.initial_scale / math.sqrt(self.rank(size)) * torch.randn(size * self.rank(size))
         return torch.cat([torch.zeros(size), torch.full((size,), raw), factor])
 
-    def distribution(self, numbers: Tensor, features: Tensor | None, centre: Tensor, spread: Tensor) -> Any:
+    def parts(self, numbers: Tensor, centre: Tensor, spread: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """μ ``[*B, D]``, W ``[*B, D, rank]`` and d ``[*B, D]``."""
         size = centre.shape[-1]
         loc, raw, factor = numbers.split([size, size, numbers.shape[-1] - 2 * size], -1)
         factor = spread.unsqueeze(-1) * factor.unflatten(-1, (size, self.rank(size)))
         diagonal = single(spread * (softplus(raw) + LEAST_SCALE)).square()
-        return dist.LowRankMultivariateNormal(single(centre + spread * loc), single(factor), single(diagonal))
+        return single(centre + spread * loc), single(factor), single(diagonal)
+
+    def distribution(self, numbers: Tensor, features: Tensor | None, centre: Tensor, spread: Tensor) -> Any:
+        return dist.LowRankMultivariateNormal(*self.parts(numbers, centre, spread))
 
 
 class EqualMixture(TorchDistribution):

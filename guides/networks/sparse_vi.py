@@ -14,6 +14,7 @@ from torch.distributions import kl_divergence, register_kl
 from guides.networks.gaussian_vi import GaussianVIGuide
 from pp_models.arguments import SHARE, checked, number
 from pp_models.data import Dataset
+from pp_models.log_uniform import LogUniform, normal_log_uniform_kl
 from pp_models.networks.bayesian_network import BayesianNetwork
 from pp_models.task_plates import task_plates
 
@@ -71,9 +72,12 @@ def _entries(matrix: Any) -> Any:
 @register_kl(SparseNormal, torch.distributions.Independent)
 def _kl_sparse(q: SparseNormal, p: torch.distributions.Independent) -> Tensor:
     entries = _entries(p)
-    if not isinstance(entries, torch.distributions.Normal):
+    if isinstance(entries, LogUniform):
+        each = normal_log_uniform_kl(q.loc, q.scale)
+    elif isinstance(entries, torch.distributions.Normal):
+        each = kl_divergence(dist.Normal(q.loc, q.scale), entries)
+    else:
         raise NotImplementedError
-    each = kl_divergence(dist.Normal(q.loc, q.scale), entries)
     return torch.where(q.active, each, torch.zeros_like(each)).sum((-1, -2))
 
 
@@ -85,7 +89,7 @@ class SparseVIGuide(GaussianVIGuide):
     density 1 it is :class:`GaussianVIGuide` with ``correlation="weight"``, bit for bit.
 
     Args:
-        model: the network; the entries of its prior must be independent Gaussians.
+        model: the network; the entries of its prior must be independent Gaussians, or log-uniform.
         density: share of the weights of each task that are not 0.
         batch_shape: task dimensions of the data that it will be fitted to.
         initial_scale: see :class:`GaussianVIGuide`.
@@ -110,10 +114,10 @@ class SparseVIGuide(GaussianVIGuide):
     ) -> None:
         super().__init__(model, "weight", batch_shape, initial_scale)
         for i in range(len(self.shapes)):
-            if not isinstance(_entries(model.prior.layer(i, [])), torch.distributions.Normal):
+            if not isinstance(_entries(model.prior.layer(i, [])), torch.distributions.Normal | LogUniform):
                 raise ValueError(
-                    f"model: its prior, {type(model.prior).__name__}, is not of independent Gaussian entries, which a "
-                    "sparse subspace needs"
+                    f"model: its prior, {type(model.prior).__name__}, is not of independent Gaussian entries, nor "
+                    "log-uniform, which a sparse subspace needs"
                 )
         self._shared = (model,)  # in a tuple: its parameters are the model's, not the guide's
         self.initial_scale = initial_scale
@@ -147,10 +151,18 @@ class SparseVIGuide(GaussianVIGuide):
 
         Args:
             share: of the active weights.
+
+        Raises:
+            ValueError: a guide of several tasks, or of one, that :func:`.prune_weights` cut to other numbers.
         """
         if self.dense:
             return
         active = self.active
+        counts = torch.stack([a.sum((-1, -2)) for a in active]).sum(0)
+        if bool((counts != self.num_active).any()):
+            raise ValueError(
+                "guide: its weights were pruned, and tasks keep their own numbers; it must not be exchanged"
+            )
         moments = [self.posterior.moments(i) for i in range(len(self.shapes))]
         signal = [loc.abs() / scale for loc, scale in moments]
         kept = self._best(

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import register_kl
 
 from guides.networks.positive_solve import PositiveMatrix
+from pp_models.log_uniform import LogUniform, normal_log_uniform_kl
 from pp_models.single_precision import single
 
 
@@ -321,7 +322,12 @@ def prior_of(fn: Any) -> Any:
 
 @register_kl(WhitenedGaussian, torch.distributions.Distribution)
 def _kl_whitened_gaussian(q: WhitenedGaussian, p: torch.distributions.Distribution) -> Tensor:
-    """Exact KL to any Gaussian with the same (or finer, diagonal) blocks."""
+    """Exact KL to any Gaussian with the same (or finer, diagonal) blocks; of independent entries to a log-uniform."""
+    entries = p
+    while isinstance(entries, torch.distributions.Independent):
+        entries = entries.base_dist
+    if isinstance(entries, LogUniform) and q.diagonal and isinstance(q.whitened, Unwhitened):
+        return normal_log_uniform_kl(q.loc, q.factor).sum((-1, -2)).expand(q.batch_shape)
     found = gaussian_blocks(p, q.block_shape)
     if found is None:
         raise NotImplementedError

@@ -15,6 +15,7 @@ from inference.adapters.optimizer_cutting import check_optimizers, forget, shrin
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
 from pp_models.adapters.low_rank_layer import RankModule, RankParameter
 from pp_models.arguments import checked, instance, integer, named, number, optional
+from pp_models.log_uniform import largest_gap
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,6 @@ class RankPruning:
 
 class NoRankLeft(ValueError):
     """A pruning that would leave no rank at all."""
-
-
-def largest_gap(values: Tensor) -> float:
-    """The middle of the largest gap between sorted values of log α; infinite for fewer than two."""
-    ordered = values.sort().values
-    if len(ordered) < 2:
-        return float("inf")
-    widest = int(ordered.diff().argmax())
-    return float(ordered[widest] + ordered[widest + 1]) / 2
 
 
 def rank_threshold(log_alpha: dict[str, Tensor], threshold: float | str = 1.0, budget: int | None = None) -> float:

@@ -61,6 +61,10 @@ class ConditionalPrior(LocallyReparameterized):
         )
         self.stop_prior_gradient = stop_prior_gradient
 
+    @property
+    def scores_guide(self) -> bool:
+        return True
+
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
         context, full = context_and_full(args[0])
         # a guide that draws nothing is not run on the whole task

@@ -133,6 +133,10 @@ class ImportanceWeighted(WeightedObjective):
         super().__init__(num_particles, **options)
         self.on = on
 
+    @property
+    def scores_guide(self) -> bool:
+        return self.fixed_particles or self.needs_score
+
     def check_guide(self, guide_trace: Trace) -> None:
         """Refuses a guide for which the estimator is not defined."""
 

@@ -130,6 +130,10 @@ class KLObjective(TaskObjective):
                 "of 'sum'"
             )
 
+    @property
+    def scores_guide(self) -> bool:
+        return self.estimator in ("score", "stl")
+
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
         """Runs the guide on the data that the objective shows it."""
         raise NotImplementedError

@@ -73,6 +73,10 @@ class NPE(TaskObjective):
     reference = "Papamakarios and Murray 2016"
     simulates = True
 
+    @property
+    def scores_guide(self) -> bool:
+        return True
+
     @checked(on=one_of("full", "context"), simulate=optional(CALLABLE))
     def __init__(
         self, num_particles: int = 64, *, on: str = "full", simulate: Callable | None = None, **options: Any

@@ -41,6 +41,10 @@ class NPVI(LocallyReparameterized):
     guide_is = "predictor"
     needs = "data set"
 
+    @property
+    def scores_guide(self) -> bool:
+        return True
+
     def run_branches(self, model: Any, guide: Any, args: tuple, kwargs: dict) -> Branches:
         context, full = context_and_full(args[0])
         with shared_points(context, full):

@@ -149,6 +149,10 @@ class Program(ImportanceWeighted):
         if baseline == "running-mean":
             self.module = RunningMean()
 
+    @property
+    def scores_guide(self) -> bool:
+        return self.stopped or (isinstance(self.estimators, str) and self.estimators != "pathwise")
+
     # -- draws --------------------------------------------------------------------------------------------------
 
     def draw(

@@ -135,6 +135,10 @@ class TaskObjective(ObjectiveOffers, ELBO):
         if kl_schedule is not None:
             self.module = kl_schedule
 
+    @property
+    def scores_guide(self) -> bool:
+        return self.fixed_particles
+
     # -- what a subclass says -----------------------------------------------------------------------------------
 
     def draw(

@@ -295,6 +295,11 @@ def guide_surface() -> list[Surface]:
         "AmortisedNormalGuide": {},
         "AmortisedMultivariateNormalGuide": {},
         "AmortisedLowRankNormalGuide": {"rank": integers(1, 2)},
+        "AmortisedImplicitGuide": {
+            "rank": integers(1, 2),
+            "hidden": names([4], ()),
+            "entropy": names("bound", "local"),
+        },
         "FlowGuide": {"flow": names("nsf", "maf"), "transforms": integers(1, 2), "hidden": names([4], [4, 4])},
         "MCDropoutGuide": {"rate": floats(0.1, 0.5), "initial_rate": floats(0.1, 0.5)},
         "MAMLGuide": {"steps": integers(0, 2), "learn_rate": FLAGS, "first_order": FLAGS},
@@ -347,6 +352,10 @@ def guide_surface() -> list[Surface]:
         Surface("guides.BootstrapGuide", guides.BootstrapGuide, {"model": representation}, None, 2),
         Surface("guides.CAVIAGuide", guides.CAVIAGuide, {"model": representation, "steps": integers(0, 1)},
                 guide_draws, 2),
+        Surface("guides.prune_weights", guides.prune_weights, {
+            "model": made(network), "guide": made(lambda: guides.GaussianVIGuide(network())),
+            "threshold": floats(3.0, 100.0),
+        }, None, 2),
         Surface("guides.prune_experts", guides.prune_experts, {
             "model": made(mixture), "guide": made(lambda: guides.DirichletMixtureGuide(mixture(), 4)), "data": CONTEXT,
             "threshold": floats(0.001, 0.01),
@@ -365,6 +374,7 @@ def objective_surface() -> list[Surface]:
         "npml": {"average": names("logmeanexp"), "score": names("target", "full")},
         "iw-em": {"score": names("target", "full"), "min_ess": floats(0.1, 0.5), "inner_steps": integers(1)},
         "tempered-elbo": {"kl_weight": names("elbo")},
+        "log-variance": {"exploration": floats(0.0), "temperature": floats(1.0)},
         "program": {"baseline": names("leave-one-out", "running-mean"), "estimators": names("score", "pathwise"),
                     "minimize": FLAGS, "stopped": FLAGS},
     }  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from guides import (
     AdapterMeanFieldGuide,
+    AmortisedImplicitGuide,
     AmortisedLowRankNormalGuide,
     AmortisedMeanFieldGuide,
     AmortisedMixtureNormalGuide,
@@ -439,6 +440,7 @@ ROWS: dict[str, Row] = {
     "any multivariate normal": Row(of_network(AmortisedMultivariateNormalGuide, width=8), "iw-em"),
     "any low-rank normal": Row(of_network(AmortisedLowRankNormalGuide, width=8, rank=3)),
     "any mixture": Row(of_network(AmortisedMixtureNormalGuide, width=8, components=2)),
+    "any implicit": Row(of_network(AmortisedImplicitGuide, width=8, hidden=[8], rank=3)),
     "any flow": Row(of_network(FlowGuide, width=8, transforms=1, hidden=[8]), "conditional-prior"),
     "any flow of a mixture": Row(of_strict_mixture, "iw-em"),
     "refined mean-field": Row(of_refined(AmortisedMeanFieldGuide)),
