@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from evaluation.arviz.resampling import resample
     from evaluation.comparison.swap_matrix import compare
     from evaluation.grading import grade
+    from evaluation.outlier_ratio import likelihood_ratio
     from evaluation.posterior_collapse import collapse
     from evaluation.scores import metrics, mixture_uncertainty, task_representation
     from evaluation.trust import verdict
@@ -32,6 +33,7 @@ __all__ = [
     "from_pyro_mcmc",
     "from_pyro_svi",
     "grade",
+    "likelihood_ratio",
     "metrics",
     "mixture_uncertainty",
     "plots",
@@ -52,6 +54,7 @@ _HOMES = {
     "from_pyro_svi": "arviz.pyro_conversion",
     "from_pyro_mcmc": "arviz.pyro_conversion",
     "collapse": "posterior_collapse",
+    "likelihood_ratio": "outlier_ratio",
     "compare": "comparison.swap_matrix",
     "verdict": "trust",
     "grade": "grading",

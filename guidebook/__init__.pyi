@@ -8,6 +8,7 @@ from evaluation import diagnostics as diagnostics
 from evaluation import from_pyro_mcmc as from_pyro_mcmc
 from evaluation import from_pyro_svi as from_pyro_svi
 from evaluation import grade as grade
+from evaluation import likelihood_ratio as likelihood_ratio
 from evaluation import metrics as metrics
 from evaluation import mixture_uncertainty as mixture_uncertainty
 from evaluation import plots as plots

@@ -17,6 +17,9 @@ from pp_models.parameter_module import mlp
 from pp_models.processes.neural_process import NeuralProcess
 from pp_models.task_plates import task_plates
 
+#: added to what a point's precision is the softplus of, so that many points are not sure of z at the start
+WEAK = -3.0
+
 
 class NeuralProcessGuide(Guide):
     """q(z | D) = N(μ(D), σ²(D)), σ = 0.1 + 0.9 sigmoid, and a point mass on the deterministic path.
@@ -83,7 +86,7 @@ class NeuralProcessGuide(Guide):
             mean, raw = self.latent_head(self.latent_encoder(data)).chunk(2, -1)
             return dist.Normal(mean, 0.1 + 0.9 * torch.sigmoid(raw)).to_event(1)
         value, raw = self.latent_points(data).chunk(2, -1)  # [*B, N, latent_dim]
-        precision = softplus(raw) * data.full_mask().unsqueeze(-1)
+        precision = softplus(raw + WEAK) * data.full_mask().unsqueeze(-1)
         total = 1 + precision.sum(-2)
         return dist.Normal((precision * value).sum(-2) / total, total.rsqrt()).to_event(1)
 

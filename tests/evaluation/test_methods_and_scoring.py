@@ -48,18 +48,19 @@ def test_a_method_trains_predicts_and_is_scored(batches, name):
     assert found.within_1sd.between(0, 1).all() and (found.within_2sd >= found.within_1sd).all()
 
 
-def test_rates_by_class_are_of_classes_alone():
+@pytest.mark.parametrize("name", ["nvdp-class", "metamodulation"])
+def test_methods_of_classes_are_of_classes_alone(name):
     x, labels = torch.randn(60, 4), torch.arange(60) // 6
     stream = tasks.from_few_shot(x, labels, ways=3, shots=1, queries=2, batch_size=4)
-    method = build("nvdp-class", TaskShape(4, 3, 8, num_classes=3))
+    method = build(name, TaskShape(4, 3, 8, num_classes=3))
     before = [p.detach().clone() for p in method.guide.parameters()]
     fit(method.model, method.guide, stream, method.objective, steps=3, progress=False)
     assert any(not torch.equal(a, b) for a, b in zip(before, method.guide.parameters(), strict=True))
     batch = stream.batch(9)
     found = predict(method.model, method.guide, batch.context, batch.target.x, 4)
     assert found.mean.shape == (4, 6, 3) and found.log_prob(batch.target.y).isfinite().all()
-    with pytest.raises(ValueError, match=r"^model: got nvdp-class, which predicts classes; of numbers take nvdp$"):
-        build("nvdp-class", TaskShape(1, 1, 8))
+    with pytest.raises(ValueError, match=rf"^model: got {name}, which predicts classes; of numbers take n"):
+        build(name, TaskShape(1, 1, 8))
 
 
 def has_a_head(name):

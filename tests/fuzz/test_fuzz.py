@@ -38,7 +38,7 @@ def test_the_surface_has_every_public_callable():
         "summarise",
     }  # fmt: skip
     # fits of other kinds, whose arguments have tests of their own
-    fits = {"IVON", "collapse", "gaussian_vi", "ivon_guide", "match_prior", "sgmcmc"}
+    fits = {"IVON", "collapse", "gaussian_vi", "ivon_guide", "likelihood_ratio", "match_prior", "sgmcmc"}
     assert public - made - fits <= called, public - made - fits - called
 
 
