@@ -216,7 +216,7 @@ class AnyModelGuide(Guide):
         if features is None:
             if self._has_tasks(args):
                 raise ValueError(
-                    "encoder: got None, and the data are many data sets, which would all have one posterior; it must "
+                    "encoder: got None, and the data are many data sets, which would share one posterior; it must "
                     "be 'auto' or an encoder"
                 )
             return self.distribution(self.numbers, None, self.centre, self.spread)

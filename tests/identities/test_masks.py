@@ -112,7 +112,7 @@ def test_draws_of_a_proposal_give_the_gradient_of_the_variance_under_it(pair, pr
 
 
 def test_a_proposal_finds_what_the_guide_never_draws():
-    """The guide starts on the wrong side with probability 1 - 6e-6, and its own draws hold no other; three at once."""
+    """The guide starts on the wrong side with probability 1 - 6e-6: its draws hold no other; three times at once."""
     prior = torch.tensor([0.0, 3.0]).double()
     posterior, reached = torch.softmax(prior, -1)[1], {}
 
