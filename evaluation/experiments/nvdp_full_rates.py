@@ -24,7 +24,7 @@ from pp_models import TaskBatch
 from pp_models.tasks.task_table import TASKS, task_stream
 
 NAME = "gp-rbf-fixed"
-VARIANTS = {"nvdp": "row × column × layer", "nvdp-full": "every weight", "nvdp-layer": "one a layer"}
+VARIANTS = {"nvdp": "row × column × layer", "nvdp-full": "a rate for every weight", "nvdp-layer": "a rate a layer"}
 SCALES = {
     "smoke": Budget(0, 3, 8, 1, 2),
     "small": Budget(0, 700, None, 8),
@@ -32,6 +32,8 @@ SCALES = {
 }
 #: hidden widths at which costs are taken
 WIDTHS = {"smoke": (6, 8), "small": (24, 48, 96), "paper": (24, 48, 96, 192)}
+#: how often the branches are timed
+ROUNDS = 4
 BRANCHES = ("whole", "no gradient through the prior", "no pass on the whole task")
 
 
@@ -92,10 +94,12 @@ def branch_costs(width: int | None) -> dict[str, float]:
     beta = TASKS[NAME].beta if configuration.beta is None else configuration.beta
     stream = training_stream(configuration)
     objectives = (method.objective, ConditionalPrior(beta=beta, stop_prior_gradient=True), ContextAlone(beta=beta))
-    return {
-        branch: 1000 * step_cost(method.model, method.guide, stream, objective, max_grad_norm=1.0)
-        for branch, objective in zip(BRANCHES, objectives, strict=True)
-    }
+    found: dict[str, list[float]] = {branch: [] for branch in BRANCHES}
+    for _ in range(ROUNDS):  # in turn, and the least of each: what else runs on the machine comes and goes
+        for branch, objective in zip(BRANCHES, objectives, strict=True):
+            cost = step_cost(method.model, method.guide, stream, objective, max_grad_norm=1.0)
+            found[branch].append(1000 * cost)
+    return {branch: min(each) for branch, each in found.items()}
 
 
 def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
@@ -127,15 +131,14 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     outcome.checks = _checks(scale_name, table, spent, branches, seeds, float(oracle.ll.mean()))
     outcome.notes = [
         f"Tasks {NAME}, NVDP's recipe, {budget.steps} steps for all three; "
-        + "; ".join(
-            f"{name}: a rate for {what}" if name != "nvdp" else f"nvdp: {what}" for name, what in VARIANTS.items()
-        )
+        + "; ".join(f"{name}: {what}" for name, what in VARIANTS.items())
         + f". {budget.test_batches * budget.test_batch_size} test tasks on a grid of 400 points, mean weights; every "
         "scale is at least 0.1. rate_spread is the across-task standard deviation of the drop probability, averaged "
         "over the hidden layers.",
         "rates: drop probabilities of a task; outputs: of the rate networks, from which they are made; MiB kept: "
         "tensors that a step of 16 tasks keeps for its backward pass; ms: CPU milliseconds on the machine that wrote "
-        "this, beside whatever else ran there. The KL is taken of every rate in all three.",
+        "this, beside whatever else ran there, and for the pass on the whole task the least of four. The KL is taken "
+        "of every rate in all three.",
     ]
     outcome.figures["costs"] = (_figure(spent), "What rates cost by width of the network.")
     return outcome

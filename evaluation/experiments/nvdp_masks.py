@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 from evaluation.experiments.common_fits import DRAWS, LEVELS, Budget, TestTasks, trained
-from evaluation.experiments.common_gp import SIZES, sized
+from evaluation.experiments.common_gp import sized
 from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
 from evaluation.methods import Method
 from evaluation.plots.style import WIDTH, colours, look
@@ -26,6 +26,8 @@ from pp_models import Dataset, TaskBatch, oracle_predict
 from pp_models.task_plates import task_plates
 
 TASKS = "gp-rbf-fixed"
+#: context points; training has four at least
+SIZES = (4, 6, 10, 20, 40)
 #: networks of the ensemble, which share what one network may spend
 MEMBERS = 5
 SCALES = {
@@ -127,9 +129,11 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     table = table.reset_index()
     split = long.groupby(["model", "points"], sort=False)[["ll", "aleatoric", "epistemic"]].mean().reset_index()
     split = split[split.model.isin([GAUSSIAN, ENSEMBLE])]
+    split = pd.concat([split, _exact(by_size)], ignore_index=True)
     outcome = Outcome("nvdp/masks", "", table)
-    outcome.checks = _checks(scale_name, table, long, pd.DataFrame(asked), seeds)
-    outcome.tables["Parts of the variance"] = pd.concat([split, _exact(by_size)], ignore_index=True)
+    outcome.checks = _checks(scale_name, table, long, split, pd.DataFrame(asked), seeds)
+    split[["aleatoric", "epistemic"]] **= 0.5
+    outcome.tables["Standard deviation by part"] = split
     outcome.notes = [
         f"Tasks {TASKS}, methods by their recipes, {budget.cpu_seconds:g} CPU seconds for NVDP, as many for the one "
         f"CNP and for the {MEMBERS} of the ensemble together. {size * count} tasks with each of "
@@ -142,8 +146,8 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
         "all points with mean weights.",
     ]
     outcome.figures["parts"] = (
-        _figure(long, outcome.tables["Parts of the variance"]),
-        "Parts of the variance by points.",
+        _figure(long, split),
+        "Roots of the parts of the variance by points.",
     )
     return outcome
 
@@ -181,7 +185,9 @@ def _exact(by_size: dict[int, list[TaskBatch]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _checks(scale: str, table: pd.DataFrame, long: pd.DataFrame, asked: pd.DataFrame, seeds: list[int]) -> list[Check]:
+def _checks(
+    scale: str, table: pd.DataFrame, long: pd.DataFrame, split: pd.DataFrame, asked: pd.DataFrame, seeds: list[int]
+) -> list[Check]:
     def claim(value: bool) -> bool | None:
         return bool(value) if scale == "small" else None
 
@@ -217,6 +223,8 @@ def _checks(scale: str, table: pd.DataFrame, long: pd.DataFrame, asked: pd.DataF
             claim(nearer),
         )
     )
+    early = gaps(GAUSSIAN, ENSEMBLE, f"ll {SIZES[0]} points")
+    checks.append(Check(f"NVDP less {ENSEMBLE}, {SIZES[0]} points, LL", "reported", signed(early), None))
     means = long[long.model == GAUSSIAN].groupby(["seed", "points"])[["aleatoric", "epistemic"]].mean()
     few, many = SIZES[0], SIZES[-1]
     left = {p: [float(means.loc[(s, many), p] / means.loc[(s, few), p]) for s in seeds] for p in means.columns}
@@ -226,6 +234,9 @@ def _checks(scale: str, table: pd.DataFrame, long: pd.DataFrame, asked: pd.DataF
         Check(f"the epistemic part falls, {where}", "ratio < 1 in every seed", signed(left["epistemic"]), claim(falls)),
         Check(f"the aleatoric part stays, {where}", "ratio between 0.5 and 2", signed(left["aleatoric"]), claim(stays)),
     ]
+    exact = split[split.model == EXACT].set_index("points").epistemic
+    ratio = f"{exact[many] / exact[few]:.5f}"
+    checks.append(Check(f"the exact GP's epistemic part, {where}", "reported", ratio, None))
     ll = asked.pivot_table(index="seed", columns="acquisition", values="ll")
     for name in QUERIES[:-1]:
         checks.append(Check(f"queries by {name} less random, LL", "reported", signed(ll[name] - ll["random"]), None))
@@ -243,8 +254,8 @@ def _figure(long: pd.DataFrame, split: pd.DataFrame) -> Figure:
                 axes.plot(rows.points, rows[part], color=colour, marker="o", label=name)
                 seeds = long[long.model == name].groupby(["points", "seed"])[part].mean()
                 for (points, _), value in seeds.items():
-                    axes.plot([points], [value], ".", color=colour, ms=3)
-            axes.set(title=part, xlabel="context points", yscale="log")
-        panels[0].set_ylabel("variance")
-        panels[1].legend()
+                    axes.plot([points], [value**0.5], ".", color=colour, ms=3)
+            axes.set(title=part, xlabel="context points", ylim=(0, None))
+        panels[0].set_ylabel("standard deviation")
+        panels[1].legend(fontsize=8)
     return figure
