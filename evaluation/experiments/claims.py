@@ -73,7 +73,7 @@ NVDP = (
     Claim("nvdp-22", "open: a set transformer as the encoder", MIXED, "trains as the mean does (-0.372, -0.382); closed-form "
           "regressions are far better", (), ("guides/test_context_parts.py",)),
     Claim("nvdp-23", "open: aleatoric and epistemic parts", MIXED, "from 4 to 40 points the epistemic part falls by 13 to 23 %, "
-          "where the exact one falls to a thousandth; the aleatoric part stays, but at 0.3 where the noise is 0.02",
+          "where the exact one falls to a thousandth; the aleatoric part stays, but at an sd of 0.3 where the noise has 0.02",
           ("nvdp/masks", "nmdp/active-context")),
     Claim("nvdp-24", "next check: tasks that need full-rank rates", MIXED, "renumbered classes are such tasks",
           ("common/few-shot",)),
