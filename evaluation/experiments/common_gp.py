@@ -62,12 +62,12 @@ def test_tasks(name: str, budget: Budget) -> TestTasks:
     """Test tasks of a kernel: with the training counts, and the same functions with every number of context points."""
     size, few = budget.test_batch_size, max(1, budget.test_batches // 8)
     stream = task_stream(name, size, 0, test=True)
-    by_size = {m: [_sized(name, size, m).batch(i) for i in range(few)] for m in SIZES}
+    by_size = {m: [sized(name, size, m).batch(i) for i in range(few)] for m in SIZES}
     watched = [stream.batch(budget.test_batches + i) for i in range(few)]
     return TestTasks(name, [stream.batch(i) for i in range(budget.test_batches)], by_size, watched)
 
 
-def _sized(name: str, batch_size: int, context: int) -> TaskStream:
+def sized(name: str, batch_size: int, context: int) -> TaskStream:
     """The test functions of a kernel; points move from target to context as these become more."""
     return TASKS.find(name).train(
         batch_size=batch_size, seed=TEST_SEED + 1, num_context=(context, context),

@@ -51,6 +51,12 @@ EXPERIMENTS: Registry[Experiment] = Registry(
         ),
         "nvdp/inpainting-celeba": Experiment("image completion, CelebA", "nvdp_inpainting:run", "celeba", "celeba"),
         "nvdp/active-learning": Experiment("queries by predictive variance against random", "nvdp_active_learning:run"),
+        "nvdp/masks": Experiment(
+            "Gaussian weights, true masks, mean weights, an ensemble; parts of the variance", "nvdp_masks:run"
+        ),
+        "nvdp/full-rates": Experiment(
+            "rates by rows and columns against a rate for every weight: quality and cost", "nvdp_full_rates:run"
+        ),
         "bnnp/against-nuts": Experiment(
             "BNNP and mean-field VI against NUTS on a small network",
             "bnnp_against_nuts:run",
@@ -66,6 +72,9 @@ EXPERIMENTS: Registry[Experiment] = Registry(
         "bnnp/sweeps": Experiment(
             "draws in training, covariances of the learned prior, points that come one by one",
             "bnnp_sweeps:run",
+        ),
+        "bnnp/limits": Experiment(
+            "contexts in portions, and an attention network's targets asked for together", "bnnp_limits:run"
         ),
         "bnnp/prior-sawtooth": Experiment("prior learning, sawtooth waves", "bnnp_prior_learning:run", "sawtooth"),
         "bnnp/prior-heaviside": Experiment(
@@ -114,6 +123,9 @@ EXPERIMENTS: Registry[Experiment] = Registry(
             "learned prior over MNIST: completion, super-resolution",
             "bnnp_images:run",
             "mnist",
+        ),
+        "nmdp/adaptation": Experiment(
+            "what adapting takes against MAML and CAVIA, and how fast A4 and A5 train", "nmdp_adaptation:run"
         ),
         "nmdp/branches": Experiment("four branches and their oracle: the ablation ladder", "nmdp_branches:run"),
         "nmdp/sweep": Experiment("experts, particles and proposals, on the branches", "nmdp_branches:run_sweep"),

@@ -39,6 +39,8 @@ FIGURES = {
     "nvdp/trigonometric": {"ambiguity"},
     "nvdp/active-learning": {"queries"},
     "nvdp/ablations": {"comparison"},
+    "nvdp/masks": {"parts"},
+    "nvdp/full-rates": {"costs"},
 }
 
 

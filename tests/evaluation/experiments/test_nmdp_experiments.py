@@ -24,6 +24,7 @@ IMAGES = ("digits", "mnist", "cifar10-subset", "emnist", "svhn")
 FIGURES = {
     "nmdp/active-context": {"queries"},
     "nmdp/ablations": {"ladder"},
+    "nmdp/adaptation": {"training"},
     "nmdp/branches": {"ladder"},
     "nmdp/gp-mix": {"methods"},
     "nmdp/sweep": {"particles"},
