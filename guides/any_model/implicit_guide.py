@@ -50,16 +50,18 @@ class Generator(nn.Module):
 
     def forward(self, noise: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
         """Value ``[*B, D]`` and Jacobian ``[*B, D, M]`` at noise ``[*B, M]`` and features ``[*B, R]``."""
-        value, jacobian = noise, torch.eye(noise.shape[-1], dtype=noise.dtype, device=noise.device)
-        for i, layer in enumerate(self.layers):
+        layers: list[Any] = list(self.layers)
+        held = layers[0].weight.dtype if layers else noise.dtype  # half precision, where the network is in it
+        value, jacobian = noise.to(held), torch.eye(noise.shape[-1], dtype=held, device=noise.device)
+        for i, layer in enumerate(layers):
             value = layer(value)
             if i == 0 and self.of_features is not None and features is not None:
-                value = value + self.of_features(features)
-            jacobian = layer.get_parameter("weight") @ jacobian
+                value = value + self.of_features(features.to(held))
+            jacobian = layer.weight @ jacobian
             if i < len(self.layers) - 1:
                 value = torch.tanh(value)
                 jacobian = (1 - value.square()).unsqueeze(-1) * jacobian
-        return value, jacobian
+        return value.to(noise.dtype), jacobian.to(noise.dtype)
 
 
 class ImplicitNormal(TorchDistribution):

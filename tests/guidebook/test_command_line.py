@@ -515,7 +515,7 @@ def test_what_nobody_expected_keeps_its_traceback(guidebook, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("words", "status", "expected"),
     [
-        (["inspect", "nothing"], 1, "error: nothing: holds no run (run.json is missing)\n"),
+        (["inspect", "runs/nothing"], 1, "error: runs/nothing: holds no run (run.json is missing)\n"),
         (["fit", "--hidden", "3"], 2, "error: No such option: --hidden"),
     ],
 )

@@ -225,7 +225,7 @@ def test_a_word_that_is_no_schedule_is_refused_in_one_line(text, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [name for name in REGISTRY if name not in ("tempered-elbo", "npe")])
+@pytest.mark.parametrize("name", [name for name in REGISTRY if name not in ("tempered-elbo", "npe", "program")])
 def test_an_objective_made_anew_is_the_same_but_for_what_was_named(name):
     first = make(name, num_particles=3, normalize=True)
     again = remade(first, num_particles=4)

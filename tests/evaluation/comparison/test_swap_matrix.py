@@ -49,7 +49,7 @@ def test_one_row_a_run():
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_by_name_with_a_guide_of_its_family(model):
     own = {"convcnp": "context-points", "tnp-d": "context-points", "dnp": "distance-informed"}
-    own |= dict.fromkeys(("np", "np+cnp", "cnp", "anp", "canp"), "neural-process")
+    own |= dict.fromkeys(("np", "np+cnp", "cnp", "anp", "canp", "inr"), "neural-process")
     own |= dict.fromkeys(("mixture", "mixture-strict"), "dirichlet-mixture")
     guide = own.get(model, "mean-field")
     table = grid(models=[model], guides=[guide], objectives=["elbo"], steps=2, snr_particles=())
@@ -195,7 +195,7 @@ def test_failed_cells_are_tried_again_only_when_asked(tmp_path, monkeypatch):
     ("changes", "message"),
     [
         ({"models": ["gan"]}, r"^models: got 'gan'; it is none of"),
-        ({"guides": ["auto"]}, r"^guides: got 'auto'; it is none of 23 names such as "),
+        ({"guides": ["auto"]}, r"^guides: got 'auto'; it is none of 24 names such as "),
         ({"objectives": ["elbow"]}, r"^objectives: got 'elbow'; did you mean 'elbo'"),
         ({"objectives": []}, r"^objectives: got none; at least one is needed$"),
         ({"seeds": []}, r"^seeds: got .*; it must hold at least one seed$"),
