@@ -43,18 +43,13 @@ def _quantiles(prediction: Prediction, task: int, output: int, q: Tensor) -> Ten
 def _gaussian_mixture(likelihood: Any, task: int, output: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """Weights, means and scales ``[C, N]`` of one task and output over draws and experts; None where not Gaussian."""
     if isinstance(likelihood, ExpertMixture):
-        normal = pointwise(likelihood.experts, 0)
-        if not isinstance(normal, torch.distributions.Normal):
+        parts = likelihood.gaussian_parts()
+        if parts is None:
             return None
-        draws, number = likelihood.batch_shape[0], likelihood.num_experts
-        shape = (*likelihood.batch_shape, number)
-        log_weights = likelihood.log_weights.expand(shape)[:, task].double()
-        weights = log_weights.softmax(-1).permute(0, 2, 1).flatten(0, 1) / draws
-        loc, scale = (
-            part.expand(*shape, part.shape[-1])[:, task, ..., output].double().permute(0, 2, 1).flatten(0, 1)
-            for part in (normal.loc, normal.scale)
-        )
-        return weights, loc, scale
+        log_weights, loc, scale = parts
+        each = (log_weights.double().softmax(-1)[:, task], loc[:, task, ..., output], scale[:, task, ..., output])
+        weights, loc, scale = (part.double().movedim(-1, 1).flatten(0, 1) for part in each)
+        return weights / len(log_weights), loc, scale
     normal = pointwise(likelihood, 0)
     if not isinstance(normal, torch.distributions.Normal):
         return None

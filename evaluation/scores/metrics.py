@@ -305,24 +305,13 @@ def gaussian_parts(prediction: Any) -> tuple[Tensor, Tensor, Tensor]:
         ValueError: it is something else, or a mixture over several draws.
     """
     likelihood = getattr(prediction, "likelihood", None)
-    base = likelihood.experts if isinstance(likelihood, ExpertMixture) else None
-    while isinstance(base, torch.distributions.Independent):
-        base = base.base_dist
-    if not isinstance(likelihood, ExpertMixture) or not isinstance(base, torch.distributions.Normal):
+    parts = likelihood.gaussian_parts() if isinstance(likelihood, ExpertMixture) else None
+    if parts is None:
         raise ValueError("method: 'mixture' needs the prediction of a mixture of Gaussian experts")
     if prediction.num_samples != 1:
         raise ValueError(f"method: 'mixture' needs weights='mean'; this prediction has {prediction.num_samples} draws")
-    weights = likelihood.log_weights.exp()[0].unsqueeze(-2)
-    of_the_draw = (
-        *likelihood.batch_shape[1:],
-        *base.loc.shape[-2:],
-    )  # experts may lack the draws' dimension, or have it
-    means, scales = (_first_draw(part, of_the_draw).mT for part in (base.loc, base.scale))
-    return weights.expand_as(means), means, scales
-
-
-def _first_draw(experts: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return (experts[0] if experts.dim() > len(shape) else experts).expand(shape)
+    log_weights, means, scales = (part[0] for part in parts)
+    return log_weights.exp().unsqueeze(-2).expand_as(means.mT), means.mT, scales.mT
 
 
 @checked(

@@ -240,16 +240,29 @@ class ExpertMixture(torch.distributions.Distribution, TorchDistributionMixin, Pa
             index = picked.reshape(*batch, 1, *(1,) * len(self.event_shape)).expand(*batch, 1, *self.event_shape)
             return draws.gather(len(batch), index).squeeze(len(batch))
 
+    @property
+    def _outputs(self) -> Any:
+        """The experts' distribution of single outputs."""
+        base: Any = self.experts
+        while isinstance(base, torch.distributions.Independent):
+            base = base.base_dist
+        return base
+
+    def gaussian_parts(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """log z ``[*B, L]``, means and standard deviations ``[*B, L, *event]``; None where experts are not Gaussian."""
+        base, shape = self._outputs, (*self.batch_shape, self.num_experts)
+        if not isinstance(base, torch.distributions.Normal):
+            return None
+        loc, scale = (part.expand(*shape, *self.event_shape) for part in (base.loc, base.scale))
+        return self.log_weights.expand(shape), loc, scale
+
     def cdf(self, value: Tensor) -> Tensor:
         """P(Y_d <= y_d) of every output d ``[*B, *event]``.
 
         Raises:
             NotImplementedError: the experts have no closed-form distribution function.
         """
-        base = self.experts
-        while isinstance(base, torch.distributions.Independent):
-            base = base.base_dist
-        return self._over_experts(base.cdf(value.unsqueeze(-1 - len(self.event_shape))))
+        return self._over_experts(self._outputs.cdf(value.unsqueeze(-1 - len(self.event_shape))))
 
     def quantile(self, q: float | Tensor, iterations: int = 60) -> Tensor:
         """Quantiles of every output ``[*q, *B, *event]`` by bisection of the distribution function.
