@@ -17,11 +17,11 @@ from pp_models.arguments import OPEN_SHARE, checked, one_of
 PLACES = ("input", "rank")
 
 
-class DropoutMask(TorchDistribution):
-    """0 with a given rate, else 1 / (1 - rate), for each of ``size`` entries: mean 1.
+class RandomMask(TorchDistribution):
+    """A mask of ``size`` entries whose law has one number, which is not trained.
 
     Args:
-        rate: drop probability.
+        rate: that number.
         like: a tensor ``[size]`` of the dtype and on the device wanted.
     """
 
@@ -34,7 +34,19 @@ class DropoutMask(TorchDistribution):
         super().__init__(batch_shape, like.shape, validate_args=False)
 
     def expand(self, batch_shape, _instance=None):
-        return DropoutMask(self.rate, self.like, torch.Size(batch_shape))
+        return type(self)(self.rate, self.like, torch.Size(batch_shape))
+
+    def rsample(self, sample_shape=()):
+        return self.sample(sample_shape)
+
+
+class DropoutMask(RandomMask):
+    """0 with a given rate, else 1 / (1 - rate), for each of ``size`` entries: mean 1.
+
+    Args:
+        rate: drop probability.
+        like: a tensor ``[size]`` of the dtype and on the device wanted.
+    """
 
     @property
     def mean(self) -> Tensor:
@@ -43,8 +55,6 @@ class DropoutMask(TorchDistribution):
     def sample(self, sample_shape=()):
         kept = torch.full_like(self.like, 1 - self.rate).expand(self._extended_shape(torch.Size(sample_shape)))
         return torch.bernoulli(kept) / (1 - self.rate)
-
-    rsample = sample
 
     def log_prob(self, value):
         kept = value > 0

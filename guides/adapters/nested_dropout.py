@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions import TorchDistribution, constraints
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
+from guides.adapters.adapter_dropout import RandomMask
 from guides.adapters.adapter_guide import AdapterGuide
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
 from pp_models.arguments import OPEN_SHARE, checked, integer
 
 
-class NestedMask(TorchDistribution):
+class NestedMask(RandomMask):
     """1 for the first k of ``size`` entries and 0 for the rest, P(k) = p (1 - p)^(k - 1), the rest at ``size``.
 
     Args:
         rate: p.
         like: a tensor ``[size]`` of the dtype and on the device wanted.
     """
-
-    arg_constraints: ClassVar[dict] = {}
-    support = constraints.real_vector
-    has_rsample = True  # it has no parameter: a draw is a function of the noise alone
-
-    def __init__(self, rate: float, like: Tensor, batch_shape: torch.Size = torch.Size()) -> None:  # noqa: B008
-        self.rate, self.like = rate, like
-        super().__init__(batch_shape, like.shape, validate_args=False)
-
-    def expand(self, batch_shape, _instance=None):
-        return NestedMask(self.rate, self.like, torch.Size(batch_shape))
 
     @property
     def reached(self) -> Tensor:
@@ -49,8 +37,6 @@ class NestedMask(TorchDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         uniform = torch.rand(*shape[:-1], 1, dtype=self.like.dtype, device=self.like.device)
         return (uniform < self.reached).to(self.like.dtype).expand(shape)
-
-    rsample = sample
 
     def log_prob(self, value):
         kept = (value > 0.5).to(value.dtype)
