@@ -16,7 +16,7 @@ from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
 from evaluation.plots.style import WIDTH, colours, look, symlog_ticks
 from guides import BNNWeightGuide
 from inference.objectives import make
-from pp_models import BayesianNetwork, FixedGaussianPrior, LearnedGaussianPrior, tasks
+from pp_models import BayesianNetwork, FixedGaussianPrior, LearnedGaussianPrior, TaskBatch, tasks
 
 COUNTS = (5, 15, 30)
 #: name -> objective and its options; AVI is the ELBO, of the context alone or of the whole task
@@ -52,19 +52,24 @@ def training_tasks(batch_size: int, seed: int) -> tasks.SquaredExponentialTasks:
     return tasks.squared_exponential(batch_size, seed, lengthscale=1.0, x_range=(-4.0, 4.0), num_points=(24, 40))
 
 
-def pair(size: Size, prior: str) -> tuple[BayesianNetwork, BNNWeightGuide]:
-    """The tanh network and its guide; the noise is given, 0.1."""
-    model = BayesianNetwork([1, *size.hidden, 1], prior=PRIORS[prior](), activation="tanh", noise_scale=0.1)
+def test_tasks(count: int) -> list[TaskBatch]:
+    """Batches of 16 such functions, 30 context points and 30 targets each."""
+    test = tasks.squared_exponential(
+        16, 1_000_000, lengthscale=1.0, x_range=(-4.0, 4.0), num_points=(60, 60), num_context=30
+    )
+    return [test.batch(i) for i in range(count)]
+
+
+def pair(hidden: tuple[int, ...], prior: Any) -> tuple[BayesianNetwork, BNNWeightGuide]:
+    """The tanh network under a prior and its guide; the noise is given, 0.1."""
+    model = BayesianNetwork([1, *hidden, 1], prior=prior, activation="tanh", noise_scale=0.1)
     return model, BNNWeightGuide(model)
 
 
 def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     """Trains every objective with either prior, and scores all on the same held-out tasks."""
     size = SCALES[scale_name]
-    test = tasks.squared_exponential(
-        16, 1_000_000, lengthscale=1.0, x_range=(-4.0, 4.0), num_points=(60, 60), num_context=30
-    )
-    batches = [test.batch(i) for i in range(size.test_batches)]
+    batches = test_tasks(size.test_batches)
     rows: list[dict[str, Any]] = []
     for seed in seeds:
         stream = training_tasks(size.batch_size, seed)
@@ -73,7 +78,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
                 model, guide, _ = workshop.fit(
                     f"bnnp-objectives-{scale_name}",
                     f"{name}-{prior}",
-                    lambda prior=prior: pair(size, prior),  # type: ignore[misc]
+                    lambda prior=prior: pair(size.hidden, PRIORS[prior]()),  # type: ignore[misc]
                     stream,
                     seed,
                     objective=make(objective, num_particles=size.particles, **options),
@@ -85,7 +90,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
                 row |= context_scores(model, guide, batches, COUNTS)
                 row |= generator_scores(model, stream, seed=seed)  # type: ignore[arg-type]
                 rows.append(row)
-        untrained = pair(size, "fixed")
+        untrained = pair(size.hidden, PRIORS["fixed"]())
         row = {"model": "untrained", "objective": "untrained", "prior": "fixed", "seed": seed}
         rows.append(
             row | context_scores(*untrained, batches, COUNTS) | generator_scores(untrained[0], stream, seed=seed)

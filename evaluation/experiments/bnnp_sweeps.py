@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -12,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from pyro import poutine
 
-from evaluation.experiments.bnnp_objectives import training_tasks
+from evaluation.experiments.bnnp_objectives import pair, test_tasks, training_tasks
 from evaluation.experiments.bnnp_scoring import context_scores, generator_scores
 from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
 from evaluation.plots.style import WIDTH, colours, look
@@ -21,7 +20,7 @@ from guides.networks.bnn_online import OnlinePosterior
 from inference.objectives import make
 from inference.prediction import likelihood_of_points
 from inference.step_cost import step_cost
-from pp_models import BayesianNetwork, Dataset, LearnedGaussianPrior, TaskBatch, tasks
+from pp_models import Dataset, LearnedGaussianPrior, TaskBatch
 from pp_models.task_plates import PARTICLE_PLATE
 
 COUNTS = (5, 30)
@@ -55,31 +54,20 @@ SCALES = {
 }
 
 
-def pair(size: Size, prior: str = "unit, full") -> tuple[BayesianNetwork, BNNWeightGuide]:
-    """The tanh network and its guide; the noise is given, 0.1."""
-    model = BayesianNetwork(
-        [1, *size.hidden, 1], prior=LearnedGaussianPrior(**PRIORS[prior]), activation="tanh", noise_scale=0.1
-    )
-    return model, BNNWeightGuide(model)
-
-
 def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
     """Trains with each number of draws and each prior, and follows one of the fits along streams of points."""
     size = SCALES[scale_name]
-    test = tasks.squared_exponential(
-        16, 1_000_000, lengthscale=1.0, x_range=(-4.0, 4.0), num_points=(60, 60), num_context=30
-    )
-    batches = [test.batch(i) for i in range(size.test_batches)]
+    batches = test_tasks(size.test_batches)
     rows: list[dict[str, Any]] = []
     streams: list[dict[str, Any]] = []
     for seed in seeds:
         stream = training_tasks(size.batch_size, seed)
 
-        def fitted(name: str, build: Callable, draws: int, seed: int = seed, stream: Any = stream) -> tuple:
+        def fitted(name: str, prior: str, draws: int, seed: int = seed, stream: Any = stream) -> tuple:
             objective = make("pp-avi", num_particles=draws)
             model, guide, _ = workshop.fit(
-                f"bnnp-sweeps-{scale_name}", name, build, stream, seed, objective=objective, steps=size.steps,
-                learning_rate=5e-3, final_learning_rate=5e-4,
+                f"bnnp-sweeps-{scale_name}", name, lambda: pair(size.hidden, LearnedGaussianPrior(**PRIORS[prior])),
+                stream, seed, objective=objective, steps=size.steps, learning_rate=5e-3, final_learning_rate=5e-4,
             )  # fmt: skip
             spent: dict[str, float] = {"parameters": sum(p.numel() for p in model.parameters())}
             if scale_name != "smoke":
@@ -87,11 +75,11 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
             return model, guide, spent
 
         for draws in size.draws:
-            model, guide, spent = fitted(f"draws-{draws}", lambda: pair(size), draws)
+            model, guide, spent = fitted(f"draws-{draws}", "unit, full", draws)
             row = {"sweep": "draws", "model": f"S = {draws}", "seed": seed}
             rows.append(row | context_scores(model, guide, batches, COUNTS) | spent)
         for prior in PRIORS:
-            model, guide, spent = fitted(f"prior-{prior}", lambda prior=prior: pair(size, prior), size.particles)
+            model, guide, spent = fitted(f"prior-{prior}", prior, size.particles)
             row = {"sweep": "prior", "model": prior, "seed": seed} | context_scores(model, guide, batches, COUNTS)
             rows.append(row | generator_scores(model, stream, seed=seed) | spent)
             if prior == "unit, full":
