@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from pp_models.adapters.half_frozen import HalfFrozenLinear
 from pp_models.data import DataError, Dataset, TaskBatch
+from pp_models.single_precision import single
 
 Data = TypeVar("Data", bound=Tensor | Dataset | TaskBatch)
 
@@ -16,14 +18,19 @@ def parameter_dtype(*programs: Any) -> torch.dtype | None:
     """The dtype that inputs must have: of the first module's floating-point parameters, frozen ones before others.
 
     A frozen network in half precision may carry an adapter in float32, and it is the network that reads the inputs.
-    Where there are no parameters buffers count; None without any.
+    Not so where it has embeddings, for its inputs are then indices, which half precision would round (4090 to 4096):
+    they stay in float32; nor do layers count whose weights alone are in half precision. Where there are no parameters
+    buffers count; None without any.
     """
     modules = [p for p in programs if isinstance(p, nn.Module)]
     for members in (nn.Module.parameters, nn.Module.buffers):
         for module in modules:
-            tensors = [t for t in members(module) if t.dtype.is_floating_point]
+            kept = {id(p) for m in module.modules() if isinstance(m, HalfFrozenLinear) for p in m.parameters()}
+            tensors = [t for t in members(module) if t.dtype.is_floating_point and id(t) not in kept]
             if tensors:
-                return min(tensors, key=lambda t: t.requires_grad).dtype
+                first = min(tensors, key=lambda t: t.requires_grad)
+                indices = any(isinstance(m, nn.Embedding | nn.EmbeddingBag) for m in module.modules())
+                return single(first.new_empty(0)).dtype if indices else first.dtype
     return None
 
 

@@ -39,6 +39,7 @@ class AdapterBudget:
         travel: the sum of the learning rates of log α (or log σ²) over the run; less than about 12 prunes nothing.
         draws: S of Monte-Carlo predictions.
         max_len: tokens a text.
+        half_frozen: whether the frozen layers' products are taken in bfloat16.
     """
 
     steps: int = 300
@@ -51,6 +52,7 @@ class AdapterBudget:
     travel: float = TRAVEL
     draws: int = 10
     max_len: int = 40
+    half_frozen: bool = False
 
 
 def _peft() -> Any:
@@ -145,20 +147,28 @@ class LoraDropout(PlainLora):
 
 
 class Lrvd(PlainLora):
-    """Rank-wise variational dropout, KL counted once a rank and weighted T / N after a warm-up of a fifth of the steps.
+    """Rank-wise variational dropout, KL counted once a rank and weighted κ / N after a warm-up of a fifth of the steps.
 
     Args:
         budget: ranks, steps and rates.
         num_data: N.
         family: see ``guides.LrvdConfig``.
         frozen: a value at which log α stays, without KL: noise alone, as a control.
+        kappa: times the budget's temperature, κ.
     """
 
     stochastic = True
 
-    def __init__(self, budget: AdapterBudget, num_data: int, family: str = "rank", frozen: float | None = None) -> None:
+    def __init__(
+        self,
+        budget: AdapterBudget,
+        num_data: int,
+        family: str = "rank",
+        frozen: float | None = None,
+        kappa: float = 1.0,
+    ) -> None:
         super().__init__(budget, num_data)
-        self.family, self.frozen = family, frozen
+        self.family, self.frozen, self.kappa = family, frozen, kappa
 
     def config(self, targets: str) -> Any:
         _peft()
@@ -183,7 +193,7 @@ class Lrvd(PlainLora):
         if self.frozen is not None:
             return 0.0
         warmup = max(1.0, 0.2 * self.budget.steps)
-        weighed = Tempering(self.num_data, temperature=self.budget.temperature, warmup_steps=warmup)
+        weighed = Tempering(self.num_data, temperature=self.kappa * self.budget.temperature, warmup_steps=warmup)
         return weighed.beta(step) * weighed.kappa() / self.num_data * kl_divergence(self.model, "rank")
 
     def drawing(self, draws: int, seed: int) -> Any:
@@ -310,6 +320,66 @@ class AdaLora(PlainLora):
         return {path: int((layer.lora_E["default"] != 0).sum()) for path, layer in lora_layers(self.model).items()}
 
 
+class Pvera(PlainLora):
+    """peft's PVeRA: shared random factors, learned vectors, Gaussian activations between them (Leboeuf et al. 2025).
+
+    Args:
+        budget: ranks, steps and rates.
+        num_data: N.
+        rank: of the shared factors; its vectors have so many numbers, so that it is no rank of LoRA's.
+        rate: learning rate of the vectors.
+    """
+
+    stochastic = True
+
+    def __init__(self, budget: AdapterBudget, num_data: int, rank: int = 256, rate: float = 1e-2) -> None:
+        super().__init__(budget, num_data)
+        self.rank, self.rate = rank, rate
+
+    def config(self, targets: str) -> Any:
+        return _peft().PveraConfig(r=self.rank, target_modules=targets, projection_prng_key=0)
+
+    def scale_parameters(self) -> list[nn.Parameter]:
+        return [p for name, p in self.model.named_parameters() if "pvera_lambda" in name]
+
+    def scale_rate(self) -> float:
+        return self.rate
+
+    def drawing(self, draws: int, seed: int) -> Any:
+        return sampling(self.model, draws, seed)
+
+    def ranks(self) -> dict[str, int]:
+        layers = {path: m for path, m in self.model.named_modules() if hasattr(m, "pvera_lambda_d")}
+        return dict.fromkeys(layers, self.rank)
+
+
+class MonteClora(PlainLora):
+    """peft's MonteCLoRA: a mixture of Gaussian perturbations of A, with its variational loss (Das et al. 2024).
+
+    Args:
+        budget: ranks, steps and rates.
+        num_data: N.
+        sample_scaler: how large the perturbations are.
+        samples: of the mixture.
+    """
+
+    stochastic = True
+
+    def __init__(self, budget: AdapterBudget, num_data: int, sample_scaler: float = 5e-3, samples: int = 4) -> None:
+        super().__init__(budget, num_data)
+        self.sample_scaler, self.samples = sample_scaler, samples
+
+    def _options(self, targets: str) -> dict[str, Any]:
+        config = _peft().MontecloraConfig(num_samples=self.samples, sample_scaler=self.sample_scaler, buffer_size=8)
+        return super()._options(targets) | {"monteclora_config": config}
+
+    def penalty(self, step: int) -> Tensor | float:
+        return self.model.base_model._get_monteclora_loss()
+
+    def drawing(self, draws: int, seed: int) -> Any:
+        return sampling(self.model, draws, seed)
+
+
 #: by name; each is called with the budget and N
 ADAPTER_METHODS: dict[str, Callable[[AdapterBudget, int], PlainLora]] = {
     "lora": PlainLora,
@@ -318,6 +388,9 @@ ADAPTER_METHODS: dict[str, Callable[[AdapterBudget, int], PlainLora]] = {
     "sora": Sora,
     "blob": Blob,
     "fixed-noise": partial(Lrvd, frozen=0.0),
+    "pvera": Pvera,
+    "monteclora": MonteClora,
     "lrvd": Lrvd,
+    "lrvd-kappa-3": partial(Lrvd, kappa=3.0),
     "lrvd-shared-sigma": partial(Lrvd, family="shared_sigma"),
 }

@@ -1,4 +1,4 @@
-"""What can be done to a trained LoRA afterwards: fewer ranks by magnitude or by SVD, and Laplace's approximation."""
+"""What can be done to a trained LoRA afterwards: fewer ranks, Laplace's approximation, noise without training."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.adapters.adapter_methods import lora_layers
-from evaluation.adapters.adapter_training import AdaptedReader
+from evaluation.adapters.adapter_training import AdaptedReader, predict_classes
 from evaluation.scores.calibration_metrics import negative_log_likelihood
 from guides.adapters.recorded_calls import are_per_example, recorded_calls
 from guides.curvature import KroneckerMoments, check_structure, eigenbases
+from inference.random_state import seeded
 from pp_models.adapters.text_networks import TokenSet
 
 
@@ -197,3 +198,50 @@ class AdapterLaplace:
     def predict(self, texts: TokenSet, draws: int = 100, seed: int = 0) -> Tensor:
         """Class probabilities ``[S, n, C]`` under the chosen precision."""
         return self.posterior(texts).draw(self.chosen, draws, seed)
+
+
+class TrainingFree:
+    """Noise on the factors A of a trained LoRA in the gauge of B's SVD (TFB, Shi et al. 2024); nothing is trained.
+
+    With B = U diag(d) Vᵀ a layer is U diag(d) (Vᵀ A), and row i of Vᵀ A gets noise of standard deviation σ / d_i, so
+    that every direction of the update has the same. The authors take the largest σ within a tolerance; here
+    the one of a grid with the lowest NLL on held-out texts is taken, which is at least as good there.
+
+    Args:
+        reader: trained, of classes; its factors are turned in place, its function stays.
+        scales: the grid of σ.
+    """
+
+    def __init__(self, reader: AdaptedReader, scales: tuple[float, ...] = (0.002, 0.004, 0.008, 0.016, 0.03)) -> None:
+        self.reader, self.scales, self.scale = reader.eval(), scales, 0.0
+        #: by layer: A's parameter, its mean, and d
+        self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        with torch.no_grad():
+            for layer in lora_layers(reader.network).values():
+                a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+                u, d, vh = torch.linalg.svd(b, full_matrices=False)
+                b.copy_(u * d)
+                a.copy_(vh @ a)
+                self.rows.append((a, a.detach().clone(), d.clamp_min(1e-6).unsqueeze(-1)))
+
+    @torch.no_grad()
+    def predict(self, texts: TokenSet, draws: int, seed: int = 0, scale: float | None = None) -> Tensor:
+        """Class probabilities ``[S, n, C]`` under the chosen σ, or a given one."""
+        sigma = self.scale if scale is None else scale
+        found = []
+        with seeded(seed, self.reader.device):
+            for _ in range(draws):
+                for a, mean, d in self.rows:
+                    a.copy_(mean + sigma / d * torch.randn_like(mean))
+                found.append(predict_classes(self.reader, texts)[0])
+        for a, mean, _ in self.rows:
+            a.copy_(mean)
+        return torch.stack(found)
+
+    def choose(self, texts: TokenSet, draws: int = 5) -> float:
+        """Takes the σ with the lowest NLL on held-out texts, and returns it."""
+        losses = {
+            s: negative_log_likelihood(self.predict(texts, draws, 0, s).mean(0), texts.labels) for s in self.scales
+        }
+        self.scale = min(losses, key=losses.__getitem__)
+        return self.scale

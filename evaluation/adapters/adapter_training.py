@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from evaluation.adapters.adapter_methods import ADAPTER_METHODS, AdapterBudget, PlainLora
 from evaluation.scores.calibration_metrics import negative_log_likelihood
 from inference.random_state import seeded
+from pp_models.adapters.half_frozen import half_frozen
 from pp_models.adapters.text_networks import TextNetwork, TokenSet, letter_ids
 
 #: texts of a prediction batch
 PREDICTED_AT_ONCE = 64
+#: batches within which texts are sorted by length
+SORTED_BATCHES = 20
 
 
 class AdaptedReader(nn.Module):
@@ -128,11 +131,27 @@ def build_reader(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         reader = AdaptedReader(method.adapt(base), base, num_classes)
+    if budget.half_frozen:
+        half_frozen(reader.network)
     return reader, method
 
 
+def grouped_by_length(lengths: Tensor, batch_size: int) -> Tensor:
+    """A random order of texts of lengths ``[n]`` in which a batch has texts of about one length: little is padding.
+
+    The order is random, then sorted within stretches of twenty batches, whose batches are shuffled. Where ``n`` is no
+    multiple of the batch size, the last texts are of no complete batch.
+    """
+    batches: list[Tensor] = []
+    for stretch in torch.randperm(len(lengths)).split(SORTED_BATCHES * batch_size):
+        whole = stretch[lengths[stretch].argsort(stable=True)].split(batch_size)
+        batches += [whole[i] for i in torch.randperm(len(whole)).tolist()]
+    batches.sort(key=len, reverse=True)  # stable: only an incomplete one moves
+    return torch.cat(batches)
+
+
 class AdapterTraining:
-    """A method's adapter in training: every step takes the next texts of a random order.
+    """A method's adapter in training: every step takes the next texts of a random order, about equally long.
 
     The order and the noise come from the global random state.
 
@@ -172,13 +191,15 @@ class AdapterTraining:
             groups.append({"params": scales, "lr": self.method.scale_rate()})
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda done: 1 - done / budget.steps)
-        self.order = torch.randperm(len(train))
+        self.lengths = train.inputs["attention_mask"].sum(-1)
+        self.order = grouped_by_length(self.lengths, budget.batch_size)
         self.steps = 0
 
     def step(self) -> Tensor:
         """One step; the mean NLL of its texts, on the device, NaN where it or a gradient is not finite."""
         if len(self.order) < self.budget.batch_size:
-            self.order = torch.cat([self.order, torch.randperm(len(self.train))])
+            again = grouped_by_length(self.lengths, self.budget.batch_size)
+            self.order = torch.cat([self.order, again]) if len(self.train) < self.budget.batch_size else again
         rows, self.order = self.order[: self.budget.batch_size], self.order[self.budget.batch_size :]
         batch = self.train.take(rows).to(self.reader.device)
         self.reader.train()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
@@ -16,7 +16,7 @@ from evaluation import plots
 from evaluation.adapters.adapter_methods import ADAPTER_METHODS, AdapterBudget
 from evaluation.adapters.rank_analysis import EnergyCurve, rank_stability, rank_table
 from evaluation.experiments.experiment import Outcome, Workshop
-from evaluation.experiments.lrvd_text_claims import claims, energy_curves, gauge_rows
+from evaluation.experiments.lrvd_text_claims import OURS, claims, energy_curves, gauge_rows
 from evaluation.experiments.lrvd_text_runs import PRUNED_AT, Run, TextRuns
 from evaluation.scores.calibration_metrics import (
     average_draws,
@@ -26,6 +26,7 @@ from evaluation.scores.calibration_metrics import (
     score_classes,
 )
 from evaluation.scores.mixture_uncertainty import auroc
+from evaluation.scores.selective_prediction import area_under_risk_coverage
 from pp_models.adapters.text_networks import TextNetwork, load_network, tiny_network, tokenise
 from pp_models.tasks.text_tasks import TextSet, load_text, template_sentences
 
@@ -45,7 +46,7 @@ _ALL = 10**9
 SIZES: dict[str, dict[str, Size]] = {
     "minilm": {
         "smoke": Size(48, 16, 32, 16, AdapterBudget(steps=4, batch_size=8, draws=2, travel=5.2)),
-        "small": Size(1_200, 200, 400, 200, AdapterBudget(steps=300)),
+        "small": Size(1_200, 200, 400, 200, AdapterBudget(steps=300, half_frozen=True)),
         "paper": Size(_ALL, 400, _ALL, 800, AdapterBudget(steps=4_000, batch_size=32, max_len=64)),
     },
     "deberta": {
@@ -61,8 +62,8 @@ SIZES: dict[str, dict[str, Size]] = {
 }
 #: tasks of another size: pairs of sentences fill twice the tokens, and there are fewer docstrings
 OTHER_SIZES: dict[tuple[str, str, str], Size] = {
-    ("minilm", "mrpc", "small"): Size(1_200, 200, 400, 200, AdapterBudget(steps=300, batch_size=8)),
-    ("minilm", "docstrings", "small"): Size(400, 140, 400, 200, AdapterBudget(steps=300)),
+    ("minilm", "mrpc", "small"): Size(1_200, 200, 400, 200, AdapterBudget(steps=300, batch_size=8, half_frozen=True)),
+    ("minilm", "docstrings", "small"): Size(400, 140, 400, 200, AdapterBudget(steps=300, half_frozen=True)),
 }
 #: by architecture what an experiment is called, and its tasks
 EXPERIMENTS = {
@@ -86,12 +87,17 @@ TITLES = {
     "sora": "SoRA",
     "blob": "BLoB",
     "fixed-noise": "noise alone, α = 1",
+    "pvera": "PVeRA",
+    "monteclora": "MonteCLoRA",
     "lrvd": "LRVD",
+    "lrvd-kappa-3": "LRVD, κ = 3",
     "lrvd-shared-sigma": "LRVD, shared σ",
 }
 LAPLACE_TITLES = {"diagonal": "LoRA, diagonal Laplace", "kronecker": "LoRA, Kronecker Laplace"}
-#: AUROC of mutual information, and its means, which point estimates do not have
-DOUBT = ("odd_by_mi", "mi", "mi_odd")
+#: AUROC of mutual information, its means, which point estimates do not have, and risk over coverage by two doubts
+DOUBT = ("odd_by_entropy", "odd_by_mi", "mi", "mi_odd", "aurc_entropy", "aurc_mi")
+#: of those, what the first table has no room for
+ASIDE = ("mi", "mi_odd", "aurc_entropy", "aurc_mi")
 
 
 def other_corpus(task: str) -> str:
@@ -149,47 +155,86 @@ def run(architecture: str, task: str, scale_name: str, seeds: list[int], worksho
     """Trains every method with every seed (or reads it back) and compares predictions on the same test texts."""
     runs, sets = prepare(architecture, task, scale_name, workshop)
     labels = sets["test"].labels
-    rows: list[dict[str, Any]] = []
-
-    def add(model: str, seed: int, test: Tensor, odd: Tensor, **facts: Any) -> None:
-        rows.append({"model": model, "seed": seed} | scores(test, odd, labels) | facts)
-
+    table = Predictions(labels, sets["validation"].labels)
     lrvd: dict[int, Run] = {}
     for seed in seeds:
         for name in ADAPTER_METHODS:
-            found = runs.trained(name, seed)
-            tensors, title = found.tensors, TITLES[name]
+            found, title = runs.trained(name, seed), TITLES[name]
             facts = {"rank": sum(found.facts["ranks"].values()), "step_ms": found.facts["step_ms"]}
-            stochastic = "draws.test" in tensors
-            add(f"{title}, mean" if stochastic else title, seed, tensors["mean.test"], tensors["mean.odd"], **facts)
+            stochastic = "draws.test" in found.tensors
+            table.add(f"{title}, mean" if stochastic else title, seed, found.group("mean"), **facts)
             if stochastic:
-                add(title, seed, tensors["draws.test"], tensors["draws.odd"], **facts)
+                table.add(title, seed, found.group("draws"), **facts)
             if name == "lora":
-                _add_lora_variants(add, runs, found, seed, sets["validation"].labels, facts)
+                _add_lora_variants(table, runs, found, seed, facts)
         lrvd[seed] = runs.trained("lrvd", seed)
-        _add_pruned(add, runs, lrvd[seed], seed)
-    everything = pd.DataFrame(rows)
-    doubt = everything[everything.mi.notna()][["model", "seed", *DOUBT]]
-    table = everything.drop(columns=[*DOUBT[1:]])
-    outcome = Outcome(f"lrvd/{architecture}-{task}", "", table)
+        _add_pruned(table, runs, seed)
+    everything = pd.DataFrame(table.rows)
+    outcome = Outcome(f"lrvd/{architecture}-{task}", "", everything.drop(columns=list(ASIDE)))
     energies = {seed: energy_curves(found) for seed, found in lrvd.items()}
     gauge = pd.DataFrame([row for seed, curves in energies.items() for row in gauge_rows(curves, seed)])
-    outcome.checks = claims(everything, lrvd, gauge, judged=scale_name != "smoke")
+    tempered = table.tempered()
+    outcome.checks = claims(everything, lrvd, gauge, tempered, judged=scale_name != "smoke")
+    outcome.tables["With a temperature"] = tempered
     outcome.tables["Alignment with the SVD"] = gauge.groupby("seed", as_index=False).mean(numeric_only=True)
     outcome.tables["How many draws"] = by_draws([found.tensors for found in lrvd.values()], labels)
-    outcome.tables["Mutual information"] = doubt.groupby("model", as_index=False, sort=False)[list(DOUBT)].mean()
+    doubt = everything.groupby("model", as_index=False, sort=False)[list(DOUBT)].mean()
+    outcome.tables["Doubt"] = doubt[["model", *DOUBT]]
     _draw(outcome, lrvd, [pair for curves in energies.values() for pair in curves.values()])
     outcome.notes = _notes(runs, sets)
     return outcome
 
 
+class Predictions:
+    """Scores of every model and seed, raw and with a temperature.
+
+    Args:
+        labels: of the test texts.
+        held_out: labels of the texts that temperatures are fitted to.
+    """
+
+    def __init__(self, labels: Tensor, held_out: Tensor) -> None:
+        self.labels, self.held_out = labels, held_out
+        self.rows: list[dict[str, Any]] = []
+        #: by model the NLL of each test text with a temperature, one tensor a seed
+        self.nll: dict[str, list[Tensor]] = {}
+
+    def add(self, model: str, seed: int, probs: dict[str, Tensor], **facts: Any) -> None:
+        """Scores predictions ``[S, n, C]`` of ``validation``, ``test`` and ``odd`` texts."""
+        logs = {kind: _log(average_draws(probs[kind])) for kind in ("validation", "test")}
+        temperature = fit_temperature(logs["validation"], self.held_out)
+        logits = (logs["test"] / temperature).log_softmax(-1)
+        calm = score_classes(logits.exp().unsqueeze(0), self.labels)
+        found = {"model": model, "seed": seed} | scores(probs["test"], probs["odd"], self.labels)
+        self.rows.append(found | {"T": temperature, "nll_T": calm.nll, "ece_T": calm.ece} | facts)
+        self.nll.setdefault(model, []).append(-logits[torch.arange(len(self.labels)), self.labels])
+
+    def difference(self, model: str, other: str) -> tuple[float, float]:
+        """NLL with a temperature less another model's, and its standard error over test texts, paired."""
+        gap = torch.stack(self.nll[model]).mean(0) - torch.stack(self.nll[other]).mean(0)
+        return float(gap.mean()), float(gap.std() / len(gap) ** 0.5)
+
+    def tempered(self) -> pd.DataFrame:
+        """One row a model: T, NLL and ECE with it, and the NLL beside LoRA's with its own and beside LRVD's."""
+        means = pd.DataFrame(self.rows).groupby("model", sort=False)[["T", "nll_T", "ece_T", "rank"]].mean()
+        table = means.reset_index()
+        for other, name in (("LoRA", "lora"), (OURS, "lrvd")):
+            gaps = [self.difference(model, other) for model in table.model]
+            table[f"less_{name}"], table[f"less_{name}_se"] = map(list, zip(*gaps, strict=True))
+        return table
+
+
 def scores(test: Tensor, odd: Tensor, labels: Tensor) -> dict[str, float]:
-    """Scores of ``[S, n, C]`` predictions, and how well doubt tells another corpus (AUROC)."""
+    """Scores of ``[S, n, C]`` predictions, how well doubt tells another corpus (AUROC) and errors (AURC)."""
     found = score_classes(test, labels).as_dict()
-    found["odd_by_entropy"] = auroc(entropy(average_draws(test)), entropy(average_draws(odd)))
+    probs = average_draws(test)
+    wrong = (probs.argmax(-1) != labels).double()
+    found["odd_by_entropy"] = auroc(entropy(probs), entropy(average_draws(odd)))
+    found["aurc_entropy"] = area_under_risk_coverage(entropy(probs), wrong)
     if len(test) > 1:
         inside, outside = mutual_information(test), mutual_information(odd)
         found |= {"odd_by_mi": auroc(inside, outside), "mi": float(inside.mean()), "mi_odd": float(outside.mean())}
+        found["aurc_mi"] = area_under_risk_coverage(inside, wrong)
     return found
 
 
@@ -204,37 +249,34 @@ def by_draws(runs: Sequence[dict[str, Tensor]], labels: Tensor) -> pd.DataFrame:
     return pd.DataFrame(rows).groupby("draws", as_index=False).mean()
 
 
-def _add_lora_variants(
-    add: Callable[..., None], runs: TextRuns, lora: Run, seed: int, labels: Tensor, facts: dict[str, Any]
-) -> None:
-    """Early stopping, temperature scaling, Laplace and the ensemble: all from LoRA runs."""
-    tensors = lora.tensors
-    if "early-mean.test" in tensors:
-        add("LoRA, stopped early", seed, tensors["early-mean.test"], tensors["early-mean.odd"], **facts)
-    temperature = fit_temperature(_log(tensors["mean.validation"])[0], labels)
-    cooled = {kind: (_log(tensors[f"mean.{kind}"]) / temperature).softmax(-1) for kind in ("test", "odd")}
-    add("LoRA, temperature scaling", seed, cooled["test"], cooled["odd"], **facts)
+def _add_lora_variants(table: Predictions, runs: TextRuns, lora: Run, seed: int, facts: dict[str, Any]) -> None:
+    """Early stopping, Laplace, noise without training and the ensemble: all from LoRA runs."""
+    early = lora.group("early-mean")
+    if early:
+        table.add("LoRA, stopped early", seed, early, **facts)
     for structure, title in LAPLACE_TITLES.items():
-        laplace = runs.laplace(structure, seed).tensors
-        add(title, seed, laplace["draws.test"], laplace["draws.odd"], **facts)
-    together = runs.ensemble(seed)
+        table.add(title, seed, runs.laplace(structure, seed).group("draws"), **facts)
+    table.add("LoRA, training-free noise", seed, runs.training_free(seed).group("draws"), **facts)
     # three networks to keep and three trainings to pay for
     cost = {"rank": 3 * facts["rank"], "step_ms": 3 * facts["step_ms"]}
-    add("ensemble of 3 LoRA", seed, together["test"], together["odd"], **cost)
+    table.add("ensemble of 3 LoRA", seed, runs.ensemble(seed), **cost)
 
 
-def _add_pruned(add: Callable[..., None], runs: TextRuns, lrvd: Run, seed: int) -> None:
+def _add_pruned(table: Predictions, runs: TextRuns, seed: int) -> None:
     """LRVD after pruning, and LoRA with as many ranks as the stricter threshold kept."""
-    for threshold in PRUNED_AT:
-        name, kept = f"pruned{threshold:g}-", lrvd.facts[f"kept_at_{threshold:g}"]
-        title = f"LRVD pruned at {threshold:g}"
-        add(f"{title}, mean", seed, lrvd.tensors[f"{name}mean.test"], lrvd.tensors[f"{name}mean.odd"], rank=kept)
-        if f"{name}draws.test" in lrvd.tensors:
-            add(title, seed, lrvd.tensors[f"{name}draws.test"], lrvd.tensors[f"{name}draws.odd"], rank=kept)
-    kept = lrvd.facts[f"kept_at_{PRUNED_AT[-1]:g}"]
+    for method in ("lrvd", "lrvd-kappa-3"):
+        run = runs.trained(method, seed)
+        for threshold in PRUNED_AT:
+            name, kept = f"pruned{threshold:g}-", run.facts[f"kept_at_{threshold:g}"]
+            title = f"{TITLES[method]} pruned at {threshold:g}"
+            table.add(f"{title}, mean", seed, run.group(f"{name}mean"), rank=kept)
+            if drawn := run.group(f"{name}draws"):
+                table.add(title, seed, drawn, rank=kept)
+        kept = run.facts["kept_tenth"]
+        table.add(f"{TITLES[method]} pruned to a tenth, mean", seed, run.group("tenth-mean"), rank=kept)
+    kept = runs.trained("lrvd", seed).facts[f"kept_at_{PRUNED_AT[-1]:g}"]
     for by in ("magnitude", "svd"):
-        found = runs.truncated(by, kept, seed)
-        add(f"LoRA truncated by {by}", seed, found.tensors["mean.test"], found.tensors["mean.odd"], rank=kept)
+        table.add(f"LoRA truncated by {by}", seed, runs.truncated(by, kept, seed).group("mean"), rank=kept)
 
 
 def _log(probs: Tensor) -> Tensor:
@@ -288,9 +330,16 @@ def _notes(runs: TextRuns, sets: dict[str, TextSet]) -> list[str]:
         f"from -4 with a learning rate whose sum over the run is {size.travel:g}. Shared σ: log σ² from -8. BLoB: "
         "flipout on A, prior sd 0.2, KL weighted 0.02. SoRA: gates from 1, a shrinkage of 1.5 over the run. AdaLoRA: "
         "to a quarter of the ranks. LoRA dropout: 0.1, on in prediction. Laplace: linearised, its prior precision "
-        "chosen on validation texts, 100 draws of logits; temperature and early stopping are chosen on the same "
-        "texts. LoRA truncated: as many ranks as LRVD keeps at threshold 1.",
+        "chosen on validation texts, 100 draws of logits; temperatures, early stopping and the size of the "
+        "training-free noise are chosen on the same texts. PVeRA: shared factors of rank 256, vectors at 0.01. "
+        "MonteCLoRA: peft's, four samples, scaled by 0.005. LoRA truncated: as many ranks as LRVD keeps at threshold "
+        "1. Pruned to a tenth: the ranks of least log α that make a tenth of all, or what threshold 1 leaves.",
+        "T: the temperature of the averaged probabilities' logarithms, fitted to the validation texts; nll_T and ece_T "
+        "with it. less_lora and less_lrvd: nll_T less that of LoRA, and of LRVD's posterior mean, each with its own "
+        "temperature, means over seeds, with the standard error over test texts of the paired difference.",
+        *(["Texts of a batch are about equally long, and the frozen layers multiply in bfloat16."] * size.half_frozen),
         "rank: ranks in use over all modules. odd_by_entropy and odd_by_mi: AUROC of predictive entropy and mutual "
-        "information for texts of another corpus; mi and mi_odd: mean mutual information in nats. step_ms: median "
-        "processor time of a training step on this machine, which other work may disturb.",
+        "information for texts of another corpus; mi and mi_odd: mean mutual information in nats; aurc: the error rate "
+        "averaged over coverages, where texts of most entropy, or mutual information, are left out first. step_ms: "
+        "median processor time of a training step on this machine, which other work may disturb.",
     ]

@@ -13,17 +13,23 @@ from evaluation.experiments.lrvd_text_runs import Run
 #: rivals that LRVD's numbers are set beside
 RIVALS = (
     "LoRA, stopped early",
-    "LoRA, temperature scaling",
     "LoRA dropout (MC)",
     "ensemble of 3 LoRA",
     "LoRA, diagonal Laplace",
     "LoRA, Kronecker Laplace",
+    "LoRA, training-free noise",
+    "PVeRA",
+    "MonteCLoRA",
     "BLoB",
     "AdaLoRA",
     "SoRA",
     "noise alone, α = 1",
     "LRVD, shared σ",
 )
+#: what is compared once everything has a temperature
+OURS = "LRVD, mean"
+#: not trained once, or not a rival
+ASIDE = ("ensemble of 3 LoRA", "LRVD", "LoRA truncated")
 AT_EQUAL_RANK = ("LoRA truncated by magnitude", "LoRA truncated by svd")
 
 
@@ -56,13 +62,16 @@ def gauge_rows(curves: dict[str, tuple[EnergyCurve, EnergyCurve]], seed: int) ->
     ]
 
 
-def claims(table: pd.DataFrame, lrvd: dict[int, Run], gauge: pd.DataFrame, judged: bool = True) -> list[Check]:
+def claims(
+    table: pd.DataFrame, lrvd: dict[int, Run], gauge: pd.DataFrame, tempered: pd.DataFrame, judged: bool = True
+) -> list[Check]:
     """The acceptance of the method on text, means over seeds, and its differences from every rival.
 
     Args:
         table: one row a model and seed.
         lrvd: LRVD's runs by seed.
         gauge: one row a seed and module of :func:`gauge_rows`.
+        tempered: one row a model, NLL with a temperature beside that of LRVD's posterior mean.
         judged: False reports everything (for runs that are too short to claim anything).
     """
     means = table.groupby("model").mean(numeric_only=True)
@@ -110,6 +119,22 @@ def claims(table: pd.DataFrame, lrvd: dict[int, Run], gauge: pd.DataFrame, judge
         f"{margin:+.3f}, {share:.0%}",
         margin > 0.01 and share > 0.6,
     )
+    rivals = tempered[~tempered.model.str.startswith(ASIDE)].set_index("model")
+    closest = rivals.index[rivals.less_lrvd.argmin()]
+    gap, error = -rivals.less_lrvd[closest], rivals.less_lrvd_se[closest]
+    claim(
+        "all with a temperature: LRVD's mean beside the best single training",
+        "NLL at most a standard error above",
+        f"{gap:+.3f} ± {error:.3f} ({closest})",
+        gap <= error,
+    )
+    calm = tempered.set_index("model")
+    for kappa in ("LRVD", "LRVD, κ = 3"):
+        name = f"{kappa} pruned to a tenth, mean"
+        if name in calm.index:
+            change = calm.nll_T[name] - calm.nll_T[f"{kappa}, mean"]
+            share = f"{calm['rank'][name]:.0f} of {total:.0f} ranks"
+            checks.append(Check(f"{kappa}, a tenth of the ranks, T", "reported", f"{share}: NLL {change:+.3f}", None))
     for rival in RIVALS:
         if rival in means.index:
             checks.append(_beside(f"LRVD less {rival}", ours, means.loc[rival]))
@@ -120,5 +145,5 @@ def claims(table: pd.DataFrame, lrvd: dict[int, Run], gauge: pd.DataFrame, judge
 
 
 def _beside(name: str, ours: pd.Series, theirs: pd.Series) -> Check:
-    gaps = [f"{column} {float(ours[column] - theirs[column]):+.3f}" for column in ("acc", "nll", "ece")]
+    gaps = [f"{column} {float(ours[column] - theirs[column]):+.3f}" for column in ("acc", "nll", "ece", "nll_T")]
     return Check(name, "reported", ", ".join(gaps), None)

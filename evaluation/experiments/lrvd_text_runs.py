@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evaluation.adapters.adapter_methods import AdapterBudget, PlainLora
-from evaluation.adapters.adapter_post_hoc import AdapterLaplace, mask_ranks, truncate_ranks
+from evaluation.adapters.adapter_post_hoc import AdapterLaplace, TrainingFree, mask_ranks, truncate_ranks
 from evaluation.adapters.adapter_training import (
     AdaptedReader,
     build_reader,
@@ -29,6 +29,10 @@ from pp_models.sealed_tensors import read_sealed_tensors, sealed_tensors
 #: thresholds of log α of the curve of accuracy against rank, and those that predictions are pruned at
 SWEEP = (-2.0, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 PRUNED_AT = (2.0, 1.0)
+#: the share of all ranks that is left by the strictest pruning
+TENTH = 10
+#: texts that everything is predicted for
+PREDICTED = ("validation", "test", "odd")
 LAPLACE_DRAWS = 100
 MOST_RUN_BYTES = 2**33
 
@@ -92,10 +96,10 @@ class TextRuns:
         return run
 
     def predictions(self, reader: AdaptedReader, name: str, method: PlainLora | None, seed: int) -> dict[str, Tensor]:
-        """Probabilities of test and odd texts at the mean, and of draws where the method has any."""
-        found = {f"{name}mean.{kind}": predict_classes(reader, self.sets[kind]) for kind in ("test", "odd")}
+        """Probabilities of held-out, test and odd texts at the mean, and of draws where the method has any."""
+        found = {f"{name}mean.{kind}": predict_classes(reader, self.sets[kind]) for kind in PREDICTED}
         if method is not None and method.stochastic:
-            for kind in ("test", "odd"):
+            for kind in PREDICTED:
                 drawn = predict_classes(reader, self.sets[kind], method, seed, self.budget.draws)
                 found[f"{name}draws.{kind}"] = drawn
         return found
@@ -111,7 +115,6 @@ class TextRuns:
         )
         reader, method = found.reader, found.method
         tensors = self.predictions(reader, "", method, seed)
-        tensors["mean.validation"] = predict_classes(reader, self.sets["validation"])
         state = trained_state(reader)
         tensors |= {f"state.{key}": value for key, value in state.items()}
         for step, by_module in found.scales:
@@ -124,8 +127,9 @@ class TextRuns:
         if found.best_state is not None:
             load_trained_state(reader, found.best_state)
             tensors |= self.predictions(reader, "early-", None, seed)
-        if name == "lrvd":
+        if name in ("lrvd", "lrvd-kappa-3"):
             facts["sweep"] = self._sweep(reader, method, state)
+            total = sum(facts["ranks"].values())
             for threshold in PRUNED_AT:  # the milder one first: what it leaves is pruned again
                 if method.log_alpha():
                     prune_ranks(reader.network, threshold=threshold, allow_empty=True)
@@ -133,6 +137,10 @@ class TextRuns:
                 facts[f"kept_at_{threshold:g}"] = left
                 drawn = method if left and threshold == PRUNED_AT[-1] else None
                 tensors |= self.predictions(reader, f"pruned{threshold:g}-", drawn, seed)
+            facts["kept_tenth"] = min(left, total // TENTH)
+            if left > total // TENTH > 0:
+                prune_ranks(reader.network, budget=total // TENTH)
+            tensors |= self.predictions(reader, "tenth-", None, seed)
         return Run(tensors, facts)
 
     def _sweep(self, reader: AdaptedReader, method: PlainLora, state: dict[str, Tensor]) -> list[list[float]]:
@@ -164,7 +172,17 @@ class TextRuns:
     def _approximate(self, structure: str, seed: int) -> Run:
         laplace = AdapterLaplace(self._lora_again(seed), structure=structure).fit(self.sets["train"])
         facts = {"prior_precision": laplace.choose(self.sets["validation"], LAPLACE_DRAWS)}
-        drawn = {f"draws.{kind}": laplace.predict(self.sets[kind], LAPLACE_DRAWS, seed) for kind in ("test", "odd")}
+        drawn = {f"draws.{kind}": laplace.predict(self.sets[kind], LAPLACE_DRAWS, seed) for kind in PREDICTED}
+        return Run(drawn, facts)
+
+    def training_free(self, seed: int) -> Run:
+        """Noise around the seed's LoRA whose size is chosen on held-out texts."""
+        return self._kept(f"lora-training-free-seed{seed}", lambda: self._loosen(seed))
+
+    def _loosen(self, seed: int) -> Run:
+        noisy = TrainingFree(self._lora_again(seed))
+        facts = {"scale": noisy.choose(self.sets["validation"])}
+        drawn = {f"draws.{kind}": noisy.predict(self.sets[kind], self.budget.draws, seed) for kind in PREDICTED}
         return Run(drawn, facts)
 
     def _lora_again(self, seed: int) -> AdaptedReader:
@@ -177,4 +195,4 @@ class TextRuns:
     def ensemble(self, seed: int, members: int = 3) -> dict[str, Tensor]:
         """Probabilities ``[members, n, C]`` of LoRA runs with successive seeds, shared between ensembles."""
         runs = [self.trained("lora", seed + i) for i in range(members)]
-        return {kind: torch.cat([run.tensors[f"mean.{kind}"] for run in runs]) for kind in ("test", "odd")}
+        return {kind: torch.cat([run.tensors[f"mean.{kind}"] for run in runs]) for kind in PREDICTED}

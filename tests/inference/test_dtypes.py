@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import guidebook as gb
 from evaluation import to_arviz
 from inference import fit, nuts, predict, prior_predictive, sample_posterior, swag
 from inference.objectives import make
@@ -102,3 +103,31 @@ def test_a_posterior_of_half_precision_is_factorised_in_single(dtype, solver):
         low, torch.distributions.kl_divergence(exact, model.prior.layer(0, [])), rtol=0.02, atol=0
     )
     torch.testing.assert_close(q.mean.float(), exact.mean, rtol=0.05, atol=0.05)
+
+
+class Tagger(torch.nn.Module):
+    """Mean of embeddings, and a linear layer to adapt."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+        self.embedding, self.head = torch.nn.Embedding(5000, 4), torch.nn.Linear(4, 2)
+
+    def forward(self, x):
+        self.seen.append(x.detach().long())
+        return self.head(self.embedding(x.long()).mean(-2))
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_token_ids_are_not_rounded_to_the_precision_of_the_network(dtype):
+    """4090 in bfloat16 is 4096: another token, and no error."""
+    network = Tagger().to(dtype)
+    model = gb.LowRankAdapted(network, ["head"], rank=2, fold_draws=False)
+    ids, y = torch.arange(4080, 4092).reshape(4, 3), torch.tensor([0, 1, 0, 1])
+    guide = gb.guides.RankwiseGuide(model)
+    data = gb.Dataset(ids.float(), y)
+    gb.fit(model, guide, data, "elbo", steps=1, progress=False)
+    gb.predict(model, guide, data, data.x, num_samples=2, seed=0)
+    assert len(network.seen) > 1
+    for seen in network.seen:
+        assert torch.equal(seen.reshape(-1, 4, 3)[0], ids)

@@ -1,0 +1,58 @@
+"""Frozen linear layers whose weights are kept, and whose products are taken, in half precision."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from pp_models.arguments import checked, instance, one_of
+
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class HalfFrozenLinear(nn.Linear):
+    """A linear layer with half-precision weights between activations of any precision, which it hands on."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input.to(self.weight.dtype), self.weight, self.bias).to(input.dtype)
+
+
+@checked(model=instance(nn.Module), dtype=one_of(*HALVES))
+def half_frozen(model: nn.Module, dtype: str = "bfloat16") -> int:
+    """Keeps the weights of a model's frozen linear layers in half precision, in place.
+
+    Their products, most of an adapter's training, are then taken in it; adapters, head, normalisations, attention and
+    all activations stay as they were. Call it on an adapted model, whose transformer is frozen; what is trained, or
+    tied to what is trained, is left alone, as are layers of other kinds. Weights are rounded for good: a bfloat16 has
+    three digits.
+
+    Args:
+        model: with frozen ``Linear`` layers, adapted by peft, ``gb.LowRankAdapted`` or neither.
+        dtype: ``"bfloat16"``, or ``"float16"`` where the device multiplies in it.
+
+    Returns:
+        how many layers were changed.
+
+    Raises:
+        ValueError: no frozen linear layer in single precision, or an adapter that is merged.
+    """
+    layers = [
+        m
+        for m in model.modules()
+        if type(m) is nn.Linear
+        and m.weight.dtype == torch.float32
+        and not any(p.requires_grad for p in m.parameters(recurse=False))
+    ]
+    if any(getattr(module, "merged", False) is True for module in model.modules()):
+        raise ValueError("model: an adapter is merged into the weights, which would be rounded; unmerge it first")
+    if not layers:
+        raise ValueError(
+            f"model: {type(model).__name__} has no frozen float32 Linear; freeze it, or adapt it, before this"
+        )
+    with torch.no_grad():
+        for layer in layers:
+            for parameter in layer.parameters(recurse=False):
+                parameter.data = parameter.data.to(HALVES[dtype])
+            layer.__class__ = HalfFrozenLinear
+    return len(layers)

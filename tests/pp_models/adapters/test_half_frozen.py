@@ -1,0 +1,104 @@
+"""Frozen weights in half precision: what is rounded, what is not, and what is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+import guidebook as gb
+from pp_models.adapters.half_frozen import HalfFrozenLinear, half_frozen
+
+peft = pytest.importorskip("peft")
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.LayerNorm(16), nn.Linear(16, 3))
+
+
+def adapted():
+    model = peft.get_peft_model(network(), peft.LoraConfig(r=2, target_modules=["0"], modules_to_save=["3"]))
+    nn.init.normal_(model.base_model.model[0].lora_B["default"].weight, std=0.1)
+    return model
+
+
+def test_frozen_layers_alone_are_rounded_and_activations_keep_their_precision():
+    model, x = adapted(), torch.randn(5, 6)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    exact = model(x)
+    assert half_frozen(model) == 2  # the layer under the adapter, and the saved head's original
+    for name, parameter in model.named_parameters():
+        half = name.endswith(("base_layer.weight", "base_layer.bias")) or "original_module" in name
+        assert parameter.dtype == (torch.bfloat16 if half else torch.float32), name
+        assert torch.equal(parameter.float(), before[name].to(parameter.dtype).float())
+    found = model(x)
+    assert found.dtype == torch.float32
+    error = (found - exact).abs().max()
+    assert 0 < error < 0.05
+    # by hand: the frozen product alone is rounded
+    layer = model.base_model.model[0]
+    frozen = (x.bfloat16() @ layer.base_layer.weight.T + layer.base_layer.bias).float()
+    update = x @ layer.lora_A["default"].weight.T @ layer.lora_B["default"].weight.T * layer.scaling["default"]
+    torch.testing.assert_close(layer(x), frozen + update, atol=2e-2, rtol=0)
+
+
+def test_gradients_are_those_of_single_precision_but_for_rounding():
+    gradients = []
+    for half in (False, True):
+        model, x = adapted(), torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+        if half:
+            half_frozen(model)
+        model(x).square().mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) == 4
+    for name, exact in gradients[0].items():
+        assert (gradients[1][name] - exact).norm() < 0.02 * exact.norm(), name
+
+
+def test_guides_and_saved_adapters_go_on(tmp_path):
+    config = gb.guides.LrvdConfig(r=2, target_modules=["0", "3"])
+    model = peft.get_peft_model(network(), config)
+    x = torch.randn(4, 6)
+    half_frozen(model)
+    with gb.adapters.sampling(model, 3, seed=0) as draws:
+        assert torch.stack([model(x) for _ in draws]).shape == (3, 4, 3)
+    model.eval()
+    model.save_pretrained(tmp_path / "adapter")
+    again = peft.PeftModel.from_pretrained(network(), tmp_path / "adapter").eval()
+    half_frozen(again)
+    torch.testing.assert_close(again(x), model(x))
+    ours = gb.LowRankAdapted(network(), ["0"], rank=2, likelihood="categorical")
+    assert half_frozen(ours) == 2
+    guide = gb.guides.RankwiseGuide(ours)
+    data = gb.Dataset(x, torch.tensor([0, 1, 2, 1]))
+    result = gb.fit(ours, guide, data, "elbo", steps=2, progress=False)
+    assert torch.tensor([row["loss"] for row in result.history]).isfinite().all()
+
+
+def test_whole_saves_and_copies_keep_the_kind_of_layer():
+    import copy
+
+    model = adapted()
+    half_frozen(model)
+    twin = copy.deepcopy(model)
+    assert isinstance(twin.base_model.model[0].base_layer, HalfFrozenLinear)
+
+
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        (network, "has no frozen float32 Linear; freeze it, or adapt it"),
+        (lambda: network().requires_grad_(False).double(), "has no frozen float32 Linear"),
+    ],
+)
+def test_what_is_refused(model, line):
+    with pytest.raises(ValueError, match=line):
+        half_frozen(model())
+
+
+def test_a_merged_adapter_is_refused():
+    model = adapted()
+    model.merge_adapter()
+    with pytest.raises(ValueError, match="an adapter is merged into the weights"):
+        half_frozen(model)
+    with pytest.raises(ValueError, match="dtype: got 'float32'"):
+        half_frozen(adapted(), "float32")
