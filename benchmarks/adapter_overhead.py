@@ -25,6 +25,7 @@ from evaluation.adapters.adapter_methods import ADAPTER_METHODS, AdapterBudget
 from evaluation.adapters.adapter_training import AdapterTraining
 from guides.adapters.lrvd_peft import LrvdConfig
 from inference.adapters.lrvd_training import LrvdObjective, parameter_groups
+from pp_models.adapters.half_frozen import half_frozen
 from pp_models.adapters.text_networks import load_network, tokenise
 from pp_models.tasks.text_tasks import template_sentences
 
@@ -47,16 +48,19 @@ def backbone(width: int, layers: int) -> nn.Module:
     return BertForSequenceClassification(config)
 
 
-def pair(config: LoraConfig, width: int, layers: int, steps: int):
-    """A function that makes one training step."""
+def pair(config: LoraConfig, width: int, layers: int, steps: int, half: bool = False, compiled: bool = False):
+    """A function that makes one training step; with the frozen layers in bfloat16, or compiled by inductor."""
     model = get_peft_model(backbone(width, layers), config).train()
+    if half:
+        half_frozen(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, steps), fused=True)
     objective = LrvdObjective(num_data=1000, warmup_steps=steps // 5) if isinstance(config, LrvdConfig) else None
     ids, labels = torch.randint(1000, (BATCH, LENGTH)), torch.randint(2, (BATCH,))
+    forward = torch.compile(model) if compiled else model
 
     def step(i: int) -> None:
         optimizer.zero_grad()
-        loss = model(input_ids=ids, labels=labels).loss
+        loss = forward(input_ids=ids, labels=labels).loss
         if objective is not None:
             loss = loss + objective.penalty(model, i)
         loss.backward()
@@ -105,10 +109,12 @@ def main(steps: int = 30, width: int = 384, layers: int = 6) -> dict[str, float]
         "rank, per sequence": {},
         "rank, per token": {"noise": "token"},
         "rank, per call": {"noise": "call"},
+        "rank, frozen in bfloat16": {"half": True},
         "shared_sigma, per sequence": {"family": "shared_sigma"},
     }.items():
+        half = options.pop("half", False)
         functions = {
-            "lrvd": pair(LrvdConfig(r=8, target_modules=TARGETS, **options), width, layers, steps),
+            "lrvd": pair(LrvdConfig(r=8, target_modules=TARGETS, **options), width, layers, steps, half),
             "lora": pair(LoraConfig(r=8, target_modules=TARGETS), width, layers, steps),
         }
         times = in_turns(functions, steps)

@@ -184,6 +184,29 @@ def diagnostics_rows(count: int, rounds: int) -> list[dict]:
     return rows
 
 
+def adapter_rows(rounds: int, width: int = 384, layers: int = 6) -> list[dict]:
+    """A step of LRVD beside plain LoRA's in peft, on a BERT of MiniLM's sizes, and both with less to multiply."""
+    from peft import LoraConfig
+
+    from benchmarks.adapter_overhead import TARGETS, pair
+    from guides.adapters.lrvd_peft import LrvdConfig
+
+    lora, lrvd = LoraConfig(r=8, target_modules=TARGETS), LrvdConfig(r=8, target_modules=TARGETS)
+    steps = {
+        "LoRA": pair(lora, width, layers, rounds + 3),
+        "LRVD": pair(lrvd, width, layers, rounds + 3),
+        "LoRA, frozen in bfloat16": pair(lora, width, layers, rounds + 3, half=True),
+        "LRVD, frozen in bfloat16": pair(lrvd, width, layers, rounds + 3, half=True),
+    }
+    number = iter(range(10**6))
+    times = in_turns({name: lambda step=step: step(next(number)) for name, step in steps.items()}, rounds)
+    rows = []
+    for name, seconds in times.items():
+        low, ratio, high = statistics.quantiles([a / b for a, b in zip(seconds, times["LoRA"], strict=True)], n=4)
+        rows.append({"step": name, "ms": 1e3 * statistics.median(seconds), "ratio": ratio, "low": low, "high": high})
+    return rows
+
+
 def picture(steps: pd.DataFrame):
     """Ratios to the hand-written loop as bars, with their quartiles."""
     import matplotlib.pyplot as plt
@@ -239,10 +262,11 @@ def main(full: bool = False, rounds: int = 30, out: Path = Path("runs/performanc
             print(f"{label} {width}: {time.perf_counter() - began:.0f} s", flush=True)
         growth = pd.DataFrame(growth_rows(max(rounds // 3, 3)))
     steps, diagnostics = pd.DataFrame(rows), pd.DataFrame(diagnostics_rows(10_000 if rounds >= 10 else 200, rounds))
+    adapters = pd.DataFrame(adapter_rows(max(rounds // 3, 3), *((384, 6) if rounds >= 10 else (32, 1))))
     memory, took = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, time.perf_counter() - began
     facts = f"torch {torch.__version__}, {platform.machine()}, {threads} threads, {rounds} rounds; largest memory "
     facts += f"{memory:.1f} GB; {took:.0f} s in all"
-    frames = {"steps": steps, "growth": growth, "diagnostics": diagnostics}
+    frames = {"steps": steps, "growth": growth, "diagnostics": diagnostics, "adapters": adapters}
     for name, frame in frames.items():
         frame.to_csv(out / f"{name}.csv", index=False)
     picture(steps).savefig(out / "steps.png", dpi=120)
