@@ -105,6 +105,8 @@ class KLObjective(TaskObjective):
     weighs_kl = True
     estimators: tuple[str, ...] = ("pathwise", "score")
     local_reparameterization = False
+    #: whether the draws are of functions, whose importance weights mean something
+    coherent_draws = True
 
     @checked(beta=NOT_NEGATIVE, kl_reduction=one_of(*KL_REDUCTIONS))
     def __init__(
@@ -139,7 +141,7 @@ class KLObjective(TaskObjective):
         raise NotImplementedError
 
     @contextmanager
-    def _handlers(self, model: Any, particles: AbstractContextManager) -> Iterator[None]:
+    def _handlers(self, model: Any, particles: AbstractContextManager, args: tuple) -> Iterator[None]:
         with ExitStack() as stack:
             if self.local_reparameterization:
                 # a prior that depends on the weights of other layers needs some value, used or not
@@ -151,7 +153,7 @@ class KLObjective(TaskObjective):
     def draw(
         self, model: Any, guide: Any, args: tuple, kwargs: dict, particles: AbstractContextManager, diagnostics: bool
     ) -> KLDraws:
-        with self._handlers(model, particles):
+        with self._handlers(model, particles, args):
             runs = self.run_branches(model, guide, args, kwargs)
             if self.local_reparameterization and runs.reference is None and not as_model(model).independent_layers:
                 raise ValueError(
@@ -171,7 +173,7 @@ class KLObjective(TaskObjective):
         if fixed is not None:
             path = [share(v - v.detach(), axes.shape) for name, v in fixed.items() if name not in draws.log_q]
             draws.path_only = sum(path[1:], path[0]) if path else None
-        if diagnostics and not self.local_reparameterization:
+        if diagnostics and self.coherent_draws and not self.local_reparameterization:
             with torch.no_grad():
                 draws.log_weights = self._log_weights(draws, runs, scored)
         return draws

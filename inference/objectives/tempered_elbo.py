@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from inference.objectives.elbo import TaskELBO
 from inference.objectives.task_objective import BoundTerms, context_and_full
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
+from pp_models.adapters.per_example_noise import per_example_noise
 from pp_models.adapters.tempering import Tempering
 from pp_models.arguments import checked, integer
 from pp_models.contract import as_guide
@@ -32,6 +33,9 @@ class TemperedELBO(TaskELBO):
         kl_weight: ``"elbo"``, or a number w: a mean log-likelihood less w KL, κ = T w N.
         warmup_steps: losses with gradients over which β grows linearly to 1; their count is saved with a fit.
         num_data: N, number of training points, where a step sees only some of them; masked points do not count.
+        noise_per_example: draw what a guide over adapters makes random once for every row instead of once a batch
+            (:class:`pp_models.adapters.per_example_noise.per_example_noise`): the same bound, as a rule with less
+            noise in its gradient. There are then no importance weights to judge the guide by.
         **options: see :class:`TaskELBO`.
 
     Raises:
@@ -56,9 +60,17 @@ class TemperedELBO(TaskELBO):
         kl_weight: str | float = "elbo",
         warmup_steps: int = 0,
         num_data: int | None = None,
+        noise_per_example: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(num_particles, **options)
+        for name, must in (("kl_reduction", "sum"), ("estimator", "pathwise")):
+            if noise_per_example and getattr(self, name) != must:
+                raise ValueError(
+                    f"noise_per_example: got True with {name} = {getattr(self, name)!r}; it must be {must!r}"
+                )
+        self.noise_per_example = noise_per_example
+        self.coherent_draws = not noise_per_example
         self.tempering = Tempering(num_data, kl_count, kl_weight, temperature, warmup_steps)
         if warmup_steps and self.kl_schedule is not None:
             raise ValueError(f"warmup_steps: got {warmup_steps} beside kl_schedule; take one of them")
@@ -85,6 +97,19 @@ class TemperedELBO(TaskELBO):
         counts = as_guide(guide).kl_counts(self.tempering.kl_count)
         with _Weighed(self.tempering.kappa(), self.warmed_up(), counts, self._share(args)):
             return super().draw(model, guide, args, kwargs, particles, diagnostics)
+
+    @contextmanager
+    def _handlers(self, model: Any, particles: AbstractContextManager, args: tuple) -> Iterator[None]:
+        with super()._handlers(model, particles, args), ExitStack() as stack:
+            if self.noise_per_example:
+                if not isinstance(model, LowRankAdapted):
+                    raise ValueError(
+                        f"noise_per_example: got True with a model of type {type(model).__name__}; it is for a "
+                        "LowRankAdapted"
+                    )
+                _, full = context_and_full(args[0] if args else None)
+                stack.enter_context(per_example_noise(full.x.shape[:-1].numel()))
+            yield
 
     def _share(self, args: tuple) -> float | Tensor:
         """N / n of the data scored."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pp_models.adapters.called_layers import check_called, watch_layers
 from pp_models.adapters.low_rank_layer import FactorDraws, RankModule, RankParameter, adapt, linear_sizes
 from pp_models.adapters.low_rank_priors import RANK_PRIORS, CentredCauchy
+from pp_models.adapters.per_example_noise import rows_with_noise
 from pp_models.adapters.tempering import Tempering
 from pp_models.arguments import (
     CALLABLE,
@@ -300,11 +301,17 @@ class LowRankAdapted(Model):
     def _outputs(self, data: Dataset, draws: dict[str, FactorDraws]) -> Tensor:
         rows = data.x.reshape(-1, data.x.shape[-1])
         count = max((d.count for d in draws.values()), default=1)
+        own = rows_with_noise() if count > 1 else None  # a draw for each row
+        if own not in (None, len(rows)):
+            raise ValueError(f"per_example_noise: got rows = {own}; the model is run on {len(rows)}")
+        count = count if own is None else count // own
         at_once = max(1, min(count, MAX_ROWS // max(len(rows), 1))) if self.fold_draws else 1
         parts = []
         for start in range(0, count, at_once):
             size = min(at_once, count - start)
-            self._attach({path: _select(d, start, size, count) for path, d in draws.items()})
+            each = own or 1
+            selected = {p: _select(d, start * each, size * each, count * each) for p, d in draws.items()}
+            self._attach(selected)
             parts.append(self._call(rows if size == 1 else rows.repeat(size, 1)).unflatten(0, (size, -1)))
         if len(parts) > 1 or not any(getattr(m, "gradient_checkpointing", False) for m in self.backbone.modules()):
             self._attach({})  # a checkpointed backbone needs its draws once more, in the backward pass

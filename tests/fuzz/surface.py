@@ -367,7 +367,7 @@ def guide_surface() -> list[Surface]:
 def objective_surface() -> list[Surface]:
     found = []
     flags = dict.fromkeys(("normalize", "vectorize_particles", "local_reparameterization", "stop_prior_gradient",
-                           "doubly_reparameterized"), FLAGS)  # fmt: skip
+                           "doubly_reparameterized", "noise_per_example"), FLAGS)  # fmt: skip
     own: dict[str, dict[str, Any]] = {
         "rws": {"wake_theta": floats(1.0), "wake_phi": floats(0.5), "sleep_phi": floats(0.0)},
         "chi2": {"bound": names("forward", "cubo"), "order": floats(2.0)},
