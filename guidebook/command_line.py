@@ -416,12 +416,13 @@ def _reproduce_all(scale: str, seeds: list[int] | None, out: Path, device: str, 
 
     table = plan(scale, seeds, out)
     known = table[~table.stands].minutes.dropna()
-    show(f"experiments, {scale}; minutes of the last run in {out}", table.fillna({"minutes": "not timed"}))
+    title = f"experiments, {scale}; minutes of the last run in {out}, or of three seeds where we timed them"
+    show(title, table.fillna({"minutes": "not timed"}))
     if listed:
         return
     say(
         f"{int((~table.stands).sum())} of {len(table)} to run; {len(known)} of them took {known.sum():.0f} min "
-        "when they last ran here, the others have not been timed"
+        "when they last ran, the others have not been timed"
     )
     _prepare()
     show("what became of them", reproduce_all(scale, seeds, out, device=device, say=say)[["experiment", "outcome"]])

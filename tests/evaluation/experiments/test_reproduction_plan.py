@@ -77,6 +77,12 @@ def test_all_are_run_once_the_most_important_first(few, tmp_path):
     assert not other.stands.any() and other.minutes[:2].notna().all()
 
 
+def test_what_was_timed_is_said_before_anything_has_run(tmp_path):
+    assert set(reproduction.MEASURED_MINUTES) <= set(EXPERIMENTS)
+    known = reproduction.plan("small", None, tmp_path).set_index("experiment").minutes
+    assert known.dropna().to_dict() == reproduction.MEASURED_MINUTES
+
+
 def test_altered_results_do_not_stand(few, tmp_path):
     reproduction.reproduce_all("smoke", None, tmp_path, False, say=lambda _: None)
     path = reproduction.results_folder("common/gp", "smoke", tmp_path) / experiment.RESULTS
