@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 
+import guidebook as gb
 from evaluation.adapters.adapter_methods import ADAPTER_METHODS, AdapterBudget, lora_layers
 from evaluation.adapters.adapter_post_hoc import AdapterLaplace, LogitPosterior, truncate_ranks
 from evaluation.adapters.adapter_training import (
@@ -65,6 +66,52 @@ def test_a_step_reads_nothing_off_the_device_and_makes_nothing_elsewhere(name):
     base, train, _ = sets("deberta")
     training = AdapterTraining(name, base, train, 2, BUDGET, 0, "meta")
     assert {training.step().device.type for _ in range(2)} == {"meta"}
+
+
+@pytest.mark.parametrize(("name", "kappa"), [("lrvd", 1.0), ("lrvd-kappa-3", 3.0)])
+def test_a_step_of_lrvd_is_the_contracts_in_expectation(name, kappa):
+    """The same network as a Pyro model, its guide, and tempered-elbo with noise per example: loss and gradients."""
+    base, train, _ = sets()
+    reader, method = build_reader(name, base, 2, len(train), BUDGET, 0)
+    for parameter_name, parameter in reader.named_parameters():
+        if "lora_B" in parameter_name:
+            torch.nn.init.normal_(parameter, std=0.3)
+        if "lora_lrvd" in parameter_name:
+            torch.nn.init.uniform_(parameter, -2.0, 0.5)
+    batch, weights = train.take(torch.arange(8)), [p for n, p in reader.named_parameters() if "lora_A" in n]
+    ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+
+    def by_peft():
+        reader.train()
+        return mean_nll(reader(batch.inputs), batch.labels) + method.penalty(BUDGET.steps)
+
+    def call(backbone, x):
+        tokens, seen = x.long().chunk(2, -1)
+        return backbone({"input_ids": tokens, "attention_mask": seen})
+
+    def means(loss, leaves):
+        rows = []
+        for _ in range(250):
+            value = loss()
+            gradient = torch.autograd.grad(value, leaves)
+            rows.append(torch.cat([value.detach()[None], *(g.flatten() for g in gradients_of(gradient))]))
+        rows = torch.stack(rows)
+        return rows.mean(0), rows.var(0) / len(rows)
+
+    def gradients_of(found):
+        return [g.square().sum().sqrt()[None] for g in found[:4]] + [g.flatten()[:5] for g in found]
+
+    torch.manual_seed(1)
+    theirs = means(by_peft, weights)
+    model = gb.LowRankAdapted(reader, likelihood="categorical", call=call)
+    guide = gb.guides.RankwiseGuide(model)
+    objective = gb.objectives.make(
+        "tempered-elbo", num_data=len(train), temperature=kappa, noise_per_example=True, normalize=False
+    )
+    data = gb.Dataset(torch.cat([ids, mask], -1).float(), batch.labels)
+    ours = means(lambda: objective.differentiable_loss(model, guide, data) / len(train), weights)
+    error = (theirs[1] + ours[1]).sqrt() + 1e-7
+    assert float(((theirs[0] - ours[0]).abs() / error).max()) < 5
 
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step():
