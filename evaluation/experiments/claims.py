@@ -149,13 +149,15 @@ NMDP = (
     Claim("nmdp-16", "a picture of the weights by UMAP", PARTLY, "PCA, and UMAP where umap-learn is installed; neither separates "
           "the kernels", ("nmdp/representation",)),
     Claim("nmdp-17", "entropy of the Dirichlet as a sign of odd tasks", REFUTED, "it points the other way", ("nmdp/ood",)),
-    Claim("nmdp-18", "near-uniform weights where a context is short", PARTLY, "smoke size", ("nmdp/active-context",)),
+    Claim("nmdp-18", "near-uniform weights where a context is short", REFUTED, "entropy of the mean weights of eight experts: on kernels "
+          "from 1.46 nats at 2 points to 1.18 at 10, of 2.08 if uniform; on branches 1.16 to 1.23 throughout", ("nmdp/active-context",)),
     Claim("nmdp-19", "particles, and their collapse in many targets", HOLDS, "the conjugate proposal keeps 14 of 16 effective, the "
           "prior 4", ("nmdp/branches",)),
     Claim("nmdp-20", "overhead of particles", HOLDS, "linear; docs/performance.md"),
     Claim("nmdp-21", "future: stick-breaking", PARTLY, "the guide is tested; results at smoke size", (),
           ("identities/test_nmdp_identities.py",)),
-    Claim("nmdp-22", "future: entropy for choosing contexts", PARTLY, "smoke size", ("nmdp/active-context",)),
+    Claim("nmdp-22", "future: entropy for choosing contexts", MIXED, "LL above random points' by 0.01 to 0.06 on branches, below by 0.14 "
+          "to 0.29 on kernels; information about the weights above in 5 of 6", ("nmdp/active-context",)),
     Claim("nmdp-23", "a multimodal predictive", HOLDS, "0.72 nats a point above the CNP jointly", ("nmdp/bimodal",)),
 )  # fmt: skip
 
