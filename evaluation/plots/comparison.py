@@ -172,5 +172,6 @@ def query_curves(table: pd.DataFrame, score: str = "ll") -> Figure:
             axes.set_ylabel("nats per point" if score.startswith(("ll", "pll", "rll")) else score)
         for axes in grid[-1]:
             axes.set_xlabel("context points")
-        grid[0, 0].legend(loc="lower right")
+        lines, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(lines, labels, loc="outside upper center", ncols=len(ways))  # over no line of a panel
     return figure
