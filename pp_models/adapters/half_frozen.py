@@ -24,7 +24,7 @@ def half_frozen(model: nn.Module, dtype: str = "bfloat16") -> int:
 
     Their products, most of an adapter's training, are then taken in it; adapters, head, normalisations, attention and
     all activations stay as they were. Call it on an adapted model, whose transformer is frozen; what is trained, or
-    tied to what is trained, is left alone, as are layers of other kinds. Weights are rounded for good: a bfloat16 has
+    shares its weight with a layer that is not changed, is left alone, as are layers of other kinds. Weights are rounded for good: a bfloat16 has
     three digits.
 
     Args:
@@ -37,13 +37,12 @@ def half_frozen(model: nn.Module, dtype: str = "bfloat16") -> int:
     Raises:
         ValueError: no frozen linear layer in single precision, or an adapter that is merged.
     """
-    layers = [
-        m
-        for m in model.modules()
-        if type(m) is nn.Linear
-        and m.weight.dtype == torch.float32
-        and not any(p.requires_grad for p in m.parameters(recurse=False))
-    ]
+    layers = [m for m in model.modules() if type(m) is nn.Linear and m.weight.dtype == torch.float32]
+    layers = [m for m in layers if not any(p.requires_grad for p in m.parameters(recurse=False))]
+    ours = {id(m) for m in layers}
+    elsewhere = {id(p) for m in model.modules() if id(m) not in ours for p in m.parameters(recurse=False)}
+    # a head tied to the embeddings would take them along
+    layers = [m for m in layers if not any(id(p) in elsewhere for p in m.parameters(recurse=False))]
     if any(getattr(module, "merged", False) is True for module in model.modules()):
         raise ValueError("model: an adapter is merged into the weights, which would be rounded; unmerge it first")
     if not layers:

@@ -74,6 +74,26 @@ def test_guides_and_saved_adapters_go_on(tmp_path):
     assert torch.tensor([row["loss"] for row in result.history]).isfinite().all()
 
 
+def test_a_head_that_is_tied_to_the_embeddings_is_left_alone():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.middle, self.head = nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 7, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, ids):
+            return self.head(self.middle(self.embedding(ids)))
+
+    model = Tied().requires_grad_(False)
+    assert half_frozen(model) == 1
+    assert model.head.weight is model.embedding.weight and model.head.weight.dtype == torch.float32
+    assert model(torch.arange(7)).dtype == torch.float32
+    shared = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)).requires_grad_(False)
+    shared[2].weight = shared[0].weight
+    assert half_frozen(shared) == 2 and shared[2].weight is shared[0].weight
+    assert shared(torch.randn(2, 4)).dtype == torch.float32
+
+
 def test_whole_saves_and_copies_keep_the_kind_of_layer():
     import copy
 
