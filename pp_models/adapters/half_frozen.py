@@ -24,8 +24,8 @@ def half_frozen(model: nn.Module, dtype: str = "bfloat16") -> int:
 
     Their products, most of an adapter's training, are then taken in it; adapters, head, normalisations, attention and
     all activations stay as they were. Call it on an adapted model, whose transformer is frozen; what is trained, or
-    shares its weight with a layer that is not changed, is left alone, as are layers of other kinds. Weights are rounded for good: a bfloat16 has
-    three digits.
+    shares its weight with a layer that is not changed, is left alone, as are layers of other kinds. Weights are
+    rounded for good: a bfloat16 has three digits.
 
     Args:
         model: with frozen ``Linear`` layers, adapted by peft, ``gb.LowRankAdapted`` or neither.
