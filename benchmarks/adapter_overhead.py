@@ -48,19 +48,18 @@ def backbone(width: int, layers: int) -> nn.Module:
     return BertForSequenceClassification(config)
 
 
-def pair(config: LoraConfig, width: int, layers: int, steps: int, half: bool = False, compiled: bool = False):
-    """A function that makes one training step; with the frozen layers in bfloat16, or compiled by inductor."""
+def pair(config: LoraConfig, width: int, layers: int, steps: int, half: bool = False):
+    """A function that makes one training step, with the frozen layers in bfloat16 where asked for."""
     model = get_peft_model(backbone(width, layers), config).train()
     if half:
         half_frozen(model)
     optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, steps), fused=True)
     objective = LrvdObjective(num_data=1000, warmup_steps=steps // 5) if isinstance(config, LrvdConfig) else None
     ids, labels = torch.randint(1000, (BATCH, LENGTH)), torch.randint(2, (BATCH,))
-    forward = torch.compile(model) if compiled else model
 
     def step(i: int) -> None:
         optimizer.zero_grad()
-        loss = forward(input_ids=ids, labels=labels).loss
+        loss = model(input_ids=ids, labels=labels).loss
         if objective is not None:
             loss = loss + objective.penalty(model, i)
         loss.backward()

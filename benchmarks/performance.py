@@ -110,6 +110,12 @@ def in_turns(arms: dict[str, Arm], rounds: int, warm: int = 3) -> dict[str, list
     return found
 
 
+def beside(seconds: list[float], base: list[float]) -> dict[str, float]:
+    """Median milliseconds, and the quartiles of the ratios pair by pair."""
+    low, ratio, high = statistics.quantiles([a / b for a, b in zip(seconds, base, strict=True)], n=4)
+    return {"ms": 1e3 * statistics.median(seconds), "ratio": ratio, "low": low, "high": high}
+
+
 def step_rows(label: str, method: str, width: int, count: int, compiled: bool, rounds: int) -> list[dict]:
     """A row for each way of running a step."""
     torch.manual_seed(0)
@@ -138,9 +144,8 @@ def step_rows(label: str, method: str, width: int, count: int, compiled: bool, r
     times = in_turns(arms, rounds)
     rows = []
     for name, seconds in times.items():
-        low, ratio, high = statistics.quantiles([a / b for a, b in zip(seconds, times["by hand"], strict=True)], n=4)
-        row = {"method": label, "width": width, "tasks": count, "arm": name, "ms": 1e3 * statistics.median(seconds)}
-        rows.append(row | {"ratio": ratio, "low": low, "high": high, "first calls, s": spent})
+        row = {"method": label, "width": width, "tasks": count, "arm": name}
+        rows.append(row | beside(seconds, times["by hand"]) | {"first calls, s": spent})
     return rows
 
 
@@ -200,11 +205,7 @@ def adapter_rows(rounds: int, width: int = 384, layers: int = 6) -> list[dict]:
     }
     number = iter(range(10**6))
     times = in_turns({name: lambda step=step: step(next(number)) for name, step in steps.items()}, rounds)
-    rows = []
-    for name, seconds in times.items():
-        low, ratio, high = statistics.quantiles([a / b for a, b in zip(seconds, times["LoRA"], strict=True)], n=4)
-        rows.append({"step": name, "ms": 1e3 * statistics.median(seconds), "ratio": ratio, "low": low, "high": high})
-    return rows
+    return [{"step": name} | beside(seconds, times["LoRA"]) for name, seconds in times.items()]
 
 
 def picture(steps: pd.DataFrame):

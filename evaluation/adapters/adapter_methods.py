@@ -119,7 +119,7 @@ class PlainLora:
 
     def drawing(self, draws: int, seed: int) -> Any:
         """A context in which every pass over ``for _ in draws`` is a posterior draw."""
-        return nullcontext(range(draws))
+        return sampling(self.model, draws, seed) if self.stochastic else nullcontext(range(draws))
 
     def log_alpha(self) -> dict[str, Tensor]:
         """log noise-to-signal ratio by module, where the method has one."""
@@ -141,9 +141,6 @@ class LoraDropout(PlainLora):
 
     def _options(self, targets: str) -> dict[str, Any]:
         return super()._options(targets) | {"lora_dropout": self.rate}
-
-    def drawing(self, draws: int, seed: int) -> Any:
-        return sampling(self.model, draws, seed)
 
 
 class Lrvd(PlainLora):
@@ -245,9 +242,6 @@ class Blob(PlainLora):
 
         return self.kl_weight / self.num_data * sum((blob_kl(f) for f in self.factors), torch.zeros(()))
 
-    def drawing(self, draws: int, seed: int) -> Any:
-        return sampling(self.model, draws, seed)
-
 
 class Sora(PlainLora):
     """A gate on every rank, thinned by a proximal L1 step (SoRA, Ding et al. 2023).
@@ -345,9 +339,6 @@ class Pvera(PlainLora):
     def scale_rate(self) -> float:
         return self.rate
 
-    def drawing(self, draws: int, seed: int) -> Any:
-        return sampling(self.model, draws, seed)
-
     def ranks(self) -> dict[str, int]:
         layers = {path: m for path, m in self.model.named_modules() if hasattr(m, "pvera_lambda_d")}
         return dict.fromkeys(layers, self.rank)
@@ -375,9 +366,6 @@ class MonteClora(PlainLora):
 
     def penalty(self, step: int) -> Tensor | float:
         return self.model.base_model._get_monteclora_loss()
-
-    def drawing(self, draws: int, seed: int) -> Any:
-        return sampling(self.model, draws, seed)
 
 
 #: by name; each is called with the budget and N

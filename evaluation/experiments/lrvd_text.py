@@ -17,7 +17,7 @@ from evaluation.adapters.adapter_methods import ADAPTER_METHODS, AdapterBudget
 from evaluation.adapters.rank_analysis import EnergyCurve, rank_stability, rank_table
 from evaluation.experiments.experiment import Outcome, Workshop
 from evaluation.experiments.lrvd_text_claims import OURS, claims, energy_curves, gauge_rows
-from evaluation.experiments.lrvd_text_runs import PRUNED_AT, Run, TextRuns
+from evaluation.experiments.lrvd_text_runs import PRUNED, PRUNED_AT, Run, TextRuns
 from evaluation.scores.calibration_metrics import (
     average_draws,
     entropy,
@@ -264,7 +264,7 @@ def _add_lora_variants(table: Predictions, runs: TextRuns, lora: Run, seed: int,
 
 def _add_pruned(table: Predictions, runs: TextRuns, seed: int) -> None:
     """LRVD after pruning, and LoRA with as many ranks as the stricter threshold kept."""
-    for method in ("lrvd", "lrvd-kappa-3"):
+    for method in PRUNED:
         run = runs.trained(method, seed)
         for threshold in PRUNED_AT:
             name, kept = f"pruned{threshold:g}-", run.facts[f"kept_at_{threshold:g}"]

@@ -29,6 +29,8 @@ from pp_models.sealed_tensors import read_sealed_tensors, sealed_tensors
 #: thresholds of log α of the curve of accuracy against rank, and those that predictions are pruned at
 SWEEP = (-2.0, -1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 PRUNED_AT = (2.0, 1.0)
+#: methods that are pruned
+PRUNED = ("lrvd", "lrvd-kappa-3")
 #: the share of all ranks that is left by the strictest pruning
 TENTH = 10
 #: texts that everything is predicted for
@@ -127,7 +129,7 @@ class TextRuns:
         if found.best_state is not None:
             load_trained_state(reader, found.best_state)
             tensors |= self.predictions(reader, "early-", None, seed)
-        if name in ("lrvd", "lrvd-kappa-3"):
+        if name in PRUNED:
             facts["sweep"] = self._sweep(reader, method, state)
             total = sum(facts["ranks"].values())
             for threshold in PRUNED_AT:  # the milder one first: what it leaves is pruned again

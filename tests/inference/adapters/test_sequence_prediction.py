@@ -2,14 +2,13 @@
 
 import math
 
+import peft
 import pytest
 import torch
+import transformers
 
 import guidebook as gb
 from inference.adapters.sequence_prediction import SequencePrediction, predict_sequences
-
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
 
 
 def language_model(config=None):

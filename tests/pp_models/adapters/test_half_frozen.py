@@ -1,13 +1,12 @@
 """Frozen weights in half precision: what is rounded, what is not, and what is refused."""
 
+import peft
 import pytest
 import torch
 from torch import nn
 
 import guidebook as gb
 from pp_models.adapters.half_frozen import HalfFrozenLinear, half_frozen
-
-peft = pytest.importorskip("peft")
 
 
 def network():
