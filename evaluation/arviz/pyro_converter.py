@@ -149,9 +149,9 @@ def from_pyro_mcmc(
     values = mcmc if isinstance(mcmc, Mapping) else mcmc.get_samples(group_by_chain=True)
     if diverging is None:
         diverging = torch.zeros(next(iter(values.values())).shape[:2], dtype=torch.bool)
-        found = {} if isinstance(mcmc, Mapping) else mcmc.diagnostics().get("divergences", {})
-        for chain, draws in enumerate(found.values()):
-            diverging[chain, list(draws)] = True
+        # not by mcmc.diagnostics(), which computes R-hat too and needs four draws for it
+        for chain, found in enumerate([] if isinstance(mcmc, Mapping) else mcmc._diagnostics):
+            diverging[chain, list(found.get("divergences", ()))] = True
     kept = _Kept(dims or {}, diverging.shape[0])
     with _seeded(seed):
         for chain, draw in itertools.product(*map(range, diverging.shape)):

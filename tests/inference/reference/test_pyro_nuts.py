@@ -178,3 +178,33 @@ def test_chains_side_by_side_of_a_twin():
     assert together.by_chain()["layer_0.weight"].shape == (2, 50, 1, 1, 2)
     draws = together.by_chain()["layer_0.weight"]
     assert not torch.equal(draws[0], draws[1])
+
+
+def funnel():
+    scale = pyro.sample("scale", dist.Normal(0.0, 3.0))
+    pyro.sample("z", dist.Normal(0.0, (scale / 2).exp()).expand([9]).to_event(1))
+
+
+@pytest.mark.parametrize("draws", [1, 2, 3])
+def test_draws_too_few_for_r_hat_are_draws(draws):
+    y = torch.tensor([0.5])
+    result = gb.nuts(normal_mean.model, y, num_warmup=2, num_samples=draws)
+    assert result.divergent.shape == (1, draws)
+    mcmc = MCMC(NUTS(normal_mean.model), num_samples=draws, warmup_steps=2, disable_progbar=True)
+    mcmc.run(y)
+    idata = gb.from_pyro_mcmc(mcmc, normal_mean.model, y)
+    assert idata.sample_stats["diverging"].shape == idata.posterior["mean"].shape == (1, draws)
+
+
+def test_divergent_draws_are_those_that_pyro_counts():
+    torch.manual_seed(0)
+    mcmc = MCMC(
+        NUTS(funnel, step_size=1.0, adapt_step_size=False), num_samples=60, warmup_steps=1, disable_progbar=True
+    )
+    mcmc.run()
+    expected = torch.zeros(1, 60, dtype=torch.bool)
+    expected[0, mcmc.diagnostics()["divergences"]["chain 0"]] = True
+    assert 0 < expected.sum() < 60
+    found = gb.from_pyro_mcmc(mcmc, funnel, seed=0).sample_stats["diverging"].values
+    assert torch.equal(torch.from_numpy(found), expected)
+    assert 0 < gb.nuts(funnel, num_warmup=5, num_samples=100).divergent.sum() < 100
