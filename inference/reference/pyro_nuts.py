@@ -114,7 +114,8 @@ def pyro_nuts(
             mcmc.run()
         chains.append({name: value.detach() for name, value in mcmc.get_samples().items()})
         # not by mcmc.diagnostics(), which computes R-hat too and needs four draws for it
-        divergent[chain, mcmc._diagnostics[0]["divergences"]] = True
+        found: Any = mcmc._diagnostics[0]
+        divergent[chain, found["divergences"]] = True
     return {name: torch.stack([chain[name] for chain in chains]) for name in chains[0]}, divergent
 
 
