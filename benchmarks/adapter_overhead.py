@@ -6,7 +6,7 @@ The first table: LRVD and LoRA adapt the same linear layers of the same BERT (ra
 sizes) at the same rank, with AdamW. Steps are interleaved, their order alternating, and the median of the pairwise
 ratios is printed with its quartiles. The KL is part of the LRVD step.
 
-The second table: every method of the text experiments by their own training step, on MiniLM-L6 itself, each in turn.
+The second table: a step of every method of the text experiments, on MiniLM-L6 itself, each in turn.
 """
 
 import argparse
@@ -16,13 +16,15 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from evaluation.adapters.adapter_methods import ADAPTER_METHODS, AdapterBudget
-from evaluation.adapters.adapter_training import AdapterTraining
+from evaluation.adapters.adapter_method import AdapterBudget
+from evaluation.adapters.adapter_methods import ADAPTER_METHODS
+from evaluation.adapters.adapter_training import TextBatches, build_reader, make_optimizer
 from guides.adapters.lrvd_peft import LrvdConfig
 from inference.adapters.lrvd_training import LrvdObjective, parameter_groups
 from pp_models.adapters.half_frozen import half_frozen
@@ -87,8 +89,24 @@ def method_steps(steps: int) -> dict[str, Callable[[int], Any]]:
 
     def step_of(name: str) -> Callable[[int], Any]:
         base = load_network("minilm")
-        training = AdapterTraining(name, base, tokenise(base, sentences), 2, budget)
-        return lambda i: training.step()
+        texts = tokenise(base, sentences)
+        reader, method = build_reader(name, base, 2, len(texts), budget, 0)
+        model, guide, objective, _ = method.programs(reader, tuple(texts.inputs), len(texts))
+        model.train()
+        guide.train()
+        trained = [p for p in (*model.parameters(), *guide.parameters()) if p.requires_grad]
+        optimizer = make_optimizer(trained, method, budget.learning_rate)
+        batches = iter(TextBatches(texts, BATCH, 0))
+
+        def step(i: int) -> None:
+            optimizer.zero_grad()
+            with pyro.validation_enabled(False):  # as in a fit
+                objective.differentiable_loss(model, guide, next(batches)).backward()
+            optimizer.step()
+            if method.after_step is not None:
+                method.after_step(i, 1.0)
+
+        return step
 
     return {name: step_of(name) for name in ADAPTER_METHODS}
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from evaluation import plots
-from evaluation.adapters.adapter_methods import AdapterBudget
+from evaluation.adapters.adapter_method import AdapterBudget
 from evaluation.adapters.adapter_training import predict_classes, train_adapter
 from evaluation.adapters.planted_rank import PlantedTask, fit_planted
 from evaluation.adapters.rank_analysis import energy_curve, kept_ranks

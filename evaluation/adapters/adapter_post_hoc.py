@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from evaluation.adapters.adapter_methods import lora_layers
-from evaluation.adapters.adapter_training import AdaptedReader, predict_classes
+from evaluation.adapters.adapter_reader import AdaptedReader
+from evaluation.adapters.adapter_training import predict_classes
 from evaluation.scores.calibration_metrics import negative_log_likelihood
+from guides.adapters.blob_layers import lora_layers
 from guides.adapters.recorded_calls import are_per_example, recorded_calls
 from guides.curvature import KroneckerMoments, check_structure, eigenbases
 from inference.random_state import seeded

@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 
 from evaluation import plots
-from evaluation.adapters.adapter_methods import AdapterBudget, PlainLora
-from evaluation.adapters.adapter_training import AdaptedReader, train_adapter
+from evaluation.adapters.adapter_method import AdapterBudget, PlainLora
+from evaluation.adapters.adapter_reader import AdaptedReader
+from evaluation.adapters.adapter_training import train_adapter
 from evaluation.adapters.rank_analysis import kept_ranks, rank_table
 from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
 from evaluation.experiments.lrvd_text import TITLES

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from evaluation import plots
-from evaluation.adapters.adapter_methods import ADAPTER_METHODS, AdapterBudget
+from evaluation.adapters.adapter_method import AdapterBudget
+from evaluation.adapters.adapter_methods import ADAPTER_METHODS
+from evaluation.adapters.adapter_training import takes_halves
 from evaluation.adapters.rank_analysis import EnergyCurve, rank_stability, rank_table
 from evaluation.experiments.experiment import Outcome, Workshop
 from evaluation.experiments.lrvd_text_claims import OURS, claims, energy_curves, gauge_rows
@@ -85,7 +87,9 @@ TITLES = {
     "lora-dropout": "LoRA dropout (MC)",
     "adalora": "AdaLoRA",
     "sora": "SoRA",
+    "ordered": "nested dropout",
     "blob": "BLoB",
+    "sparse-subspace": "sparse subspace",
     "fixed-noise": "noise alone, α = 1",
     "pvera": "PVeRA",
     "monteclora": "MonteCLoRA",
@@ -277,6 +281,8 @@ def _add_pruned(table: Predictions, runs: TextRuns, seed: int) -> None:
     kept = runs.trained("lrvd", seed).facts[f"kept_at_{PRUNED_AT[-1]:g}"]
     for by in ("magnitude", "svd"):
         table.add(f"LoRA truncated by {by}", seed, runs.truncated(by, kept, seed).group("mean"), rank=kept)
+    found = runs.truncated("magnitude", kept, seed, "ordered")
+    table.add(f"{TITLES['ordered']}, truncated", seed, found.group("mean"), rank=kept)
 
 
 def _log(probs: Tensor) -> Tensor:
@@ -323,21 +329,22 @@ def _notes(runs: TextRuns, sets: dict[str, TextSet]) -> list[str]:
         f"{base.source}; {sets['train'].source}, of which {', '.join(counts)} texts (odd: {sets['odd'].source}), the "
         f"same for every seed and method. LoRA of rank {size.rank} (lora_alpha {size.lora_alpha}) on every matched "
         f"linear layer and a linear head; AdamW {size.learning_rate:g} falling linearly to 0, no weight decay, "
-        f"gradients clipped to {size.max_grad_norm:g}, {size.steps} steps of {size.batch_size} texts of at most "
-        f"{size.max_len} tokens, the transformer's own dropout off. Predictions average the probabilities of "
+        f"the gradient of the mean clipped to {size.max_grad_norm:g}, {size.steps} steps of {size.batch_size} texts of "
+        f"at most {size.max_len} tokens, the transformer's own dropout off. Predictions average the probabilities of "
         f"{size.draws} draws; rows named mean are the posterior mean alone.",
         f"LRVD: z ~ N(1, α) a rank and sequence, KL counted once a rank, T = {size.temperature:g}, 20 % warm-up, log α "
         f"from -4 with a learning rate whose sum over the run is {size.travel:g}. Shared σ: log σ² from -8. BLoB: "
         "flipout on A, prior sd 0.2, KL weighted 0.02. SoRA: gates from 1, a shrinkage of 1.5 over the run. AdaLoRA: "
-        "to a quarter of the ranks. LoRA dropout: 0.1, on in prediction. Laplace: linearised, its prior precision "
-        "chosen on validation texts, 100 draws of logits; temperatures, early stopping and the size of the "
-        "training-free noise are chosen on the same texts. PVeRA: shared factors of rank 256, vectors at 0.01. "
-        "MonteCLoRA: peft's, four samples, scaled by 0.005. LoRA truncated: as many ranks as LRVD keeps at threshold "
-        "1. Pruned to a tenth: the ranks of least log α that make a tenth of all, or what threshold 1 leaves.",
+        "to a quarter of the ranks. Nested dropout: p = 0.2; truncated as LoRA is, by size. Sparse subspace: BLoB on a "
+        "tenth of the weights of A, which moves 20 times. LoRA dropout: 0.1, on in prediction. Laplace: linearised, "
+        "its prior precision chosen on validation texts, 100 draws of logits; temperatures, early stopping and the "
+        "size of the training-free noise are chosen on the same texts. PVeRA: shared factors of rank 256, vectors at "
+        "0.01. MonteCLoRA: peft's, four samples, scaled by 0.005. LoRA truncated: as many ranks as LRVD keeps at "
+        "threshold 1. Pruned to a tenth: the ranks of least log α that make a tenth of all, or what threshold 1 leaves.",
         "T: the temperature of the averaged probabilities' logarithms, fitted to the validation texts; nll_T and ece_T "
         "with it. less_lora and less_lrvd: nll_T less that of LoRA, and of LRVD's posterior mean, each with its own "
         "temperature, means over seeds, with the standard error over test texts of the paired difference.",
-        *(["Texts of a batch are about equally long, and the frozen layers multiply in bfloat16."] * size.half_frozen),
+        "Texts of a batch are about equally long." + " The frozen layers multiply in bfloat16." * takes_halves(size),
         "rank: ranks in use over all modules. odd_by_entropy and odd_by_mi: AUROC of predictive entropy and mutual "
         "information for texts of another corpus; mi and mi_odd: mean mutual information in nats; aurc: the error rate "
         "averaged over coverages, where texts of most entropy, or mutual information, are left out first. step_ms: "

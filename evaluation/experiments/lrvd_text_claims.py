@@ -21,8 +21,10 @@ RIVALS = (
     "PVeRA",
     "MonteCLoRA",
     "BLoB",
+    "sparse subspace",
     "AdaLoRA",
     "SoRA",
+    "nested dropout",
     "noise alone, α = 1",
     "LRVD, shared σ",
 )
@@ -30,7 +32,7 @@ RIVALS = (
 OURS = "LRVD, mean"
 #: not trained once, or not a rival
 ASIDE = ("ensemble of 3 LoRA", "LRVD", "LoRA truncated")
-AT_EQUAL_RANK = ("LoRA truncated by magnitude", "LoRA truncated by svd")
+AT_EQUAL_RANK = ("LoRA truncated by magnitude", "LoRA truncated by svd", "nested dropout, truncated")
 
 
 def energy_curves(run: Run) -> dict[str, tuple[EnergyCurve, EnergyCurve]]:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.adapters.adapter_methods import AdapterBudget, PlainLora
+from evaluation.adapters.adapter_method import AdapterBudget, PlainLora
 from evaluation.adapters.adapter_post_hoc import AdapterLaplace, TrainingFree, mask_ranks, truncate_ranks
+from evaluation.adapters.adapter_reader import AdaptedReader
 from evaluation.adapters.adapter_training import (
-    AdaptedReader,
     build_reader,
     load_trained_state,
     predict_classes,
@@ -121,11 +121,7 @@ class TextRuns:
         tensors |= {f"state.{key}": value for key, value in state.items()}
         for step, by_module in found.scales:
             tensors |= {f"scales.{step}.{module}": value for module, value in by_module.items()}
-        facts: dict[str, Any] = {
-            "step_ms": found.step_ms,
-            "ranks": method.ranks(),
-            "final_loss": sum(found.losses[-20:]) / len(found.losses[-20:]),
-        }
+        facts: dict[str, Any] = {"step_ms": found.step_ms, "ranks": method.ranks()}
         if found.best_state is not None:
             load_trained_state(reader, found.best_state)
             tensors |= self.predictions(reader, "early-", None, seed)
@@ -158,12 +154,13 @@ class TextRuns:
             load_trained_state(reader, state)
         return rows
 
-    def truncated(self, by: str, total_rank: int, seed: int) -> Run:
-        """The seed's LoRA with its largest components only."""
-        return self._kept(f"lora-{by}-{total_rank}-seed{seed}", lambda: self._truncate(by, total_rank, seed))
+    def truncated(self, by: str, total_rank: int, seed: int, method: str = "lora") -> Run:
+        """A method's adapter with its largest components only."""
+        name = f"{method}-{by}-{total_rank}-seed{seed}"
+        return self._kept(name, lambda: self._truncate(by, total_rank, seed, method))
 
-    def _truncate(self, by: str, total_rank: int, seed: int) -> Run:
-        reader = self._lora_again(seed)
+    def _truncate(self, by: str, total_rank: int, seed: int, method: str) -> Run:
+        reader = self._again(seed, method)
         ranks = truncate_ranks(reader.network, total_rank, by)
         return Run(self.predictions(reader, "", None, seed), {"ranks": ranks})
 
@@ -172,7 +169,7 @@ class TextRuns:
         return self._kept(f"lora-laplace-{structure}-seed{seed}", lambda: self._approximate(structure, seed))
 
     def _approximate(self, structure: str, seed: int) -> Run:
-        laplace = AdapterLaplace(self._lora_again(seed), structure=structure).fit(self.sets["train"])
+        laplace = AdapterLaplace(self._again(seed), structure=structure).fit(self.sets["train"])
         facts = {"prior_precision": laplace.choose(self.sets["validation"], LAPLACE_DRAWS)}
         drawn = {f"draws.{kind}": laplace.predict(self.sets[kind], LAPLACE_DRAWS, seed) for kind in PREDICTED}
         return Run(drawn, facts)
@@ -182,15 +179,15 @@ class TextRuns:
         return self._kept(f"lora-training-free-seed{seed}", lambda: self._loosen(seed))
 
     def _loosen(self, seed: int) -> Run:
-        noisy = TrainingFree(self._lora_again(seed))
+        noisy = TrainingFree(self._again(seed))
         facts = {"scale": noisy.choose(self.sets["validation"])}
         drawn = {f"draws.{kind}": noisy.predict(self.sets[kind], self.budget.draws, seed) for kind in PREDICTED}
         return Run(drawn, facts)
 
-    def _lora_again(self, seed: int) -> AdaptedReader:
-        """The seed's LoRA as it was after training."""
-        state = self.trained("lora", seed).group("state")
-        reader, _ = build_reader("lora", self.load(), self.num_classes, len(self.sets["train"]), self.budget, seed)
+    def _again(self, seed: int, method: str = "lora") -> AdaptedReader:
+        """A point estimate as it was after training."""
+        state = self.trained(method, seed).group("state")
+        reader, _ = build_reader(method, self.load(), self.num_classes, len(self.sets["train"]), self.budget, seed)
         load_trained_state(reader, state)
         return reader.to(self.device).eval()
 

@@ -95,8 +95,11 @@ class TemperedELBO(TaskELBO):
         self, model: Any, guide: Any, args: tuple, kwargs: dict, particles: AbstractContextManager, diagnostics: bool
     ) -> Any:
         counts = as_guide(guide).kl_counts(self.tempering.kl_count)
-        with _Weighed(self.tempering.kappa(), self.warmed_up(), counts, self._share(args)):
-            return super().draw(model, guide, args, kwargs, particles, diagnostics)
+        share = self._share(args)
+        with _Weighed(self.tempering.kappa(), self.warmed_up(), counts, share):
+            draws = super().draw(model, guide, args, kwargs, particles, diagnostics)
+        draws.points = draws.points * share  # the likelihood stands for all N, and so does what it is divided by
+        return draws
 
     @contextmanager
     def _handlers(self, model: Any, particles: AbstractContextManager, args: tuple) -> Iterator[None]:

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from pp_models.arguments import checked, instance, one_of
 
+logger = logging.getLogger("guidebook")
+
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@cache
+def half_cost(dtype: str = "bfloat16", device: str = "cpu") -> float:
+    """Time of a layer's product in half precision over that in single, measured once on a CPU; 0.5 elsewhere.
+
+    Many CPUs have no instructions for it and take several times as long.
+    """
+    if torch.device(device).type != "cpu":
+        return 0.5
+    took = {}
+    for each in (torch.float32, HALVES[dtype]):
+        x, weight = torch.ones(256, 384, dtype=each), torch.ones(384, 384, dtype=each)
+        times = []
+        for _ in range(5):
+            started = time.perf_counter()
+            linear(x, weight)
+            times.append(time.perf_counter() - started)
+        took[each] = min(times)
+    return took[HALVES[dtype]] / took[torch.float32]
 
 
 class HalfFrozenLinear(nn.Linear):
@@ -25,7 +51,8 @@ def half_frozen(model: nn.Module, dtype: str = "bfloat16") -> int:
     Their products, most of an adapter's training, are then taken in it; adapters, head, normalisations, attention and
     all activations stay as they were. Call it on an adapted model, whose transformer is frozen; what is trained, or
     shares its weight with a layer that is not changed, is left alone, as are layers of other kinds. Weights are
-    rounded for good: a bfloat16 has three digits.
+    rounded for good: a bfloat16 has three digits. On a CPU without instructions for it this is slower by far, and one
+    logged line says so.
 
     Args:
         model: with frozen ``Linear`` layers, adapted by peft, ``gb.LowRankAdapted`` or neither.
@@ -48,6 +75,14 @@ def half_frozen(model: nn.Module, dtype: str = "bfloat16") -> int:
     if not layers:
         raise ValueError(
             f"model: {type(model).__name__} has no frozen float32 Linear; freeze it, or adapt it, before this"
+        )
+    device = layers[0].weight.device
+    if device.type == "cpu" and (cost := half_cost(dtype)) > 1:
+        logger.warning(
+            "half_frozen: a product in %s takes this CPU %.1f times as long as in float32; leave the layers as they "
+            "are, unless it is for memory",
+            dtype,
+            cost,
         )
     with torch.no_grad():
         for layer in layers:

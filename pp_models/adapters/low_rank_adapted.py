@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pyro
@@ -284,7 +284,8 @@ class LowRankAdapted(Model):
             flat = dist.Normal(torch.zeros_like(lora_A[0]), 1.0).to_event(1).mask(False)
             found["input_mask"] = pyro.sample(f"{path}.input_mask", flat)
         event_dims = {"rank_scale": 1, "input_mask": 1}
-        return FactorDraws(**{name: _as_draws(value, event_dims.get(name, 2)) for name, value in found.items()})
+        drawn: dict[str, Any] = {name: _as_draws(value, event_dims.get(name, 2)) for name, value in found.items()}
+        return FactorDraws(**drawn)
 
     def _prior(self, site: str, prior: str | float, like: Tensor) -> dist.TorchDistribution:
         """The prior of one site's entries, of the shape of ``like``."""
@@ -304,14 +305,14 @@ class LowRankAdapted(Model):
         own = rows_with_noise() if count > 1 else None  # a draw for each row
         if own not in (None, len(rows)):
             raise ValueError(f"per_example_noise: got rows = {own}; the model is run on {len(rows)}")
-        count = count if own is None else count // own
+        if own is not None:
+            count, draws = count // own, {path: replace(d, of_rows=True) for path, d in draws.items()}
         at_once = max(1, min(count, MAX_ROWS // max(len(rows), 1))) if self.fold_draws else 1
         parts = []
         for start in range(0, count, at_once):
             size = min(at_once, count - start)
             each = own or 1
-            selected = {p: _select(d, start * each, size * each, count * each) for p, d in draws.items()}
-            self._attach(selected)
+            self._attach(draws if size == count else {p: d.select(start * each, size * each) for p, d in draws.items()})
             parts.append(self._call(rows if size == 1 else rows.repeat(size, 1)).unflatten(0, (size, -1)))
         if len(parts) > 1 or not any(getattr(m, "gradient_checkpointing", False) for m in self.backbone.modules()):
             self._attach({})  # a checkpointed backbone needs its draws once more, in the backward pass
@@ -366,16 +367,6 @@ def _as_draws(value: Tensor, event_dims: int) -> Tensor:
     """``[*batch, *event]`` as ``[S, *event]``, S = 1 where all draws are one."""
     event = value.shape[value.dim() - event_dims :]
     return without_repeats(value, event_dims).reshape(-1, *event)
-
-
-def _select(draws: FactorDraws, start: int, size: int, count: int) -> FactorDraws:
-    """``size`` of the draws, beginning at ``start``."""
-    if size == count:
-        return draws
-    parts: dict[str, Any] = {
-        name: t if t is None or t.shape[0] == 1 else t[start : start + size] for name, t in vars(draws).items()
-    }
-    return FactorDraws(**parts)
 
 
 def _key(site: str) -> str:

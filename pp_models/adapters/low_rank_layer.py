@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -29,12 +29,23 @@ class FactorDraws:
     lora_A: Tensor | None = None
     lora_B: Tensor | None = None
     input_mask: Tensor | None = None
+    #: whether there is a draw for every row of the data; what a layer reads for all rows at once takes the first
+    of_rows: bool = False
 
     @property
     def count(self) -> int:
         """S."""
         given = (self.rank_scale, self.lora_A, self.lora_B, self.input_mask)
         return max((t.shape[0] for t in given if t is not None), default=1)
+
+    def select(self, start: int, size: int) -> FactorDraws:
+        """``size`` of the draws, beginning at ``start``; what all draws share stays."""
+        parts: dict[str, Any] = {
+            name: value[start : start + size]
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and value.shape[0] > 1
+        }
+        return replace(self, **parts)
 
 
 class RankParameter(NamedTuple):
@@ -90,6 +101,8 @@ def low_rank_output(x: Tensor, lora_A: Tensor, lora_B: Tensor, draws: FactorDraw
     """
     if draws is None:
         return linear(linear(x, lora_A), lora_B)
+    if draws.of_rows and x.shape[0] == 1:
+        draws = draws.select(0, 1)
     if x.shape[0] % draws.count:
         raise ValueError(
             f"x: got {x.shape[0]} rows for {draws.count} draws; they must split into blocks of equal size "

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from evaluation.adapters.adapter_methods import AdapterBudget
-from evaluation.adapters.adapter_training import build_reader, mean_nll
+from evaluation.adapters.adapter_method import AdapterBudget
+from evaluation.adapters.adapter_reader import NextTokens
+from evaluation.adapters.adapter_training import build_reader
 from evaluation.experiments import lrvd_text, lrvd_text_runs, reproduce
 from evaluation.experiments.lrvd_kappa import claims as kappa_claims
 from evaluation.experiments.lrvd_language import score_tokens
@@ -82,7 +83,8 @@ def test_token_scores_are_those_of_the_shifted_labels():
     reader, _ = build_reader("lora", base, 0, 10, AdapterBudget(rank=2), 0)
     found = score_tokens(reader, blocks, None, 1, 0)
     with torch.no_grad():
-        assert found.nll == pytest.approx(float(mean_nll(reader(blocks.inputs), blocks.labels)), rel=1e-5)
+        log_probs = NextTokens(reader(blocks.inputs)).log_prob(blocks.labels.float())
+    assert found.nll == pytest.approx(-float(log_probs.sum()) / (len(blocks) * 5), rel=1e-5)
 
 
 def test_the_planted_rank_at_smoke_scale(tmp_path):

@@ -1,12 +1,14 @@
 """Frozen weights in half precision: what is rounded, what is not, and what is refused."""
 
+import logging
+
 import peft
 import pytest
 import torch
 from torch import nn
 
 import guidebook as gb
-from pp_models.adapters.half_frozen import HalfFrozenLinear, half_frozen
+from pp_models.adapters.half_frozen import HalfFrozenLinear, half_cost, half_frozen
 
 
 def network():
@@ -121,3 +123,19 @@ def test_a_merged_adapter_is_refused():
         half_frozen(model)
     with pytest.raises(ValueError, match="dtype: got 'float32'"):
         half_frozen(adapted(), "float32")
+
+
+@pytest.mark.parametrize(("cost", "said"), [(7.2, True), (0.6, False)])
+def test_a_cpu_that_is_slower_with_it_is_told_so(monkeypatch, caplog, cost, said):
+    monkeypatch.setattr("pp_models.adapters.half_frozen.half_cost", lambda dtype: cost)
+    model = nn.Linear(4, 4).requires_grad_(False)
+    with caplog.at_level(logging.WARNING, logger="guidebook"):
+        gb.adapters.half_frozen(nn.Sequential(model))
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split(";")[0] for line in lines] == [
+        "half_frozen: a product in bfloat16 takes this CPU 7.2 times as long as in float32"
+    ] * said
+
+
+def test_the_cost_is_measured_on_a_cpu_alone():
+    assert half_cost() > 0 and half_cost(device="cuda") == 0.5
