@@ -90,6 +90,7 @@ from pp_models import PrototypicalNetwork as PrototypicalNetwork
 from pp_models import SpikeAndSlabPrior as SpikeAndSlabPrior
 from pp_models import StickBreaking as StickBreaking
 from pp_models import StudentTHeadLikelihood as StudentTHeadLikelihood
+from pp_models import StudentTPrior as StudentTPrior
 from pp_models import TaskBatch as TaskBatch
 from pp_models import TransformerNeuralProcess as TransformerNeuralProcess
 from pp_models import dirichlet_sweeps as dirichlet_sweeps

@@ -33,6 +33,7 @@ from .networks.masked_network import MaskedNetwork as MaskedNetwork
 from .networks.priors import FixedGaussianPrior as FixedGaussianPrior
 from .networks.priors import GivenGaussianPrior as GivenGaussianPrior
 from .networks.spike_and_slab_prior import SpikeAndSlabPrior as SpikeAndSlabPrior
+from .networks.student_t_prior import StudentTPrior as StudentTPrior
 from .processes.conv_neural_process import ConvNeuralProcess as ConvNeuralProcess
 from .processes.distance_informed_process import DistanceInformedProcess as DistanceInformedProcess
 from .processes.implicit_representation import ImplicitRepresentation as ImplicitRepresentation

@@ -340,7 +340,8 @@ def _notes(runs: TextRuns, sets: dict[str, TextSet]) -> list[str]:
         "its prior precision chosen on validation texts, 100 draws of logits; temperatures, early stopping and the "
         "size of the training-free noise are chosen on the same texts. PVeRA: shared factors of rank 256, vectors at "
         "0.01. MonteCLoRA: peft's, four samples, scaled by 0.005. LoRA truncated: as many ranks as LRVD keeps at "
-        "threshold 1. Pruned to a tenth: the ranks of least log α that make a tenth of all, or what threshold 1 leaves.",
+        "threshold 1. Pruned to a tenth: the ranks of least log α that make a tenth of all, or those that threshold 1 "
+        "leaves.",
         "T: the temperature of the averaged probabilities' logarithms, fitted to the validation texts; nll_T and ece_T "
         "with it. less_lora and less_lrvd: nll_T less that of LoRA, and of LRVD's posterior mean, each with its own "
         "temperature, means over seeds, with the standard error over test texts of the paired difference.",

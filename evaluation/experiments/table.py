@@ -76,6 +76,10 @@ EXPERIMENTS: Registry[Experiment] = Registry(
         "bnnp/limits": Experiment(
             "contexts in portions, and an attention network's targets asked for together", "bnnp_limits:run"
         ),
+        "bnnp/prior-families": Experiment(
+            "priors that are no Gaussians: heavy tails, spike and slab", "bnnp_prior_families:run"
+        ),
+        "bnnp/sequences": Experiment("time series: what comes next, and what lies between", "bnnp_sequences:run"),
         "bnnp/prior-sawtooth": Experiment("prior learning, sawtooth waves", "bnnp_prior_learning:run", "sawtooth"),
         "bnnp/prior-heaviside": Experiment(
             "prior learning, functions that jump between -1 and 1",

@@ -239,6 +239,9 @@ def model_surface() -> list[Surface]:
             "inclusion": floats(0.1, 0.9), "slab": floats(1.0, 2.0), "spike": floats(0.01, 0.1),
             "scale_by_fan_in": FLAGS,
         }),
+        Surface("StudentTPrior", gb.StudentTPrior, {
+            "df": floats(0.5, 10.0), "scale": floats(0.1, 2.0), "scale_by_fan_in": FLAGS,
+        }),
         Surface("PrototypicalNetwork", gb.PrototypicalNetwork, {
             "num_classes": integers(2, 3), "embedding": made(lambda: nn.Linear(1, 4)),
         }, lambda model: [p.detach() for p in model.parameters()]),

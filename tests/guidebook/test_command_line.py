@@ -522,7 +522,7 @@ def test_what_nobody_expected_keeps_its_traceback(guidebook, tmp_path, monkeypat
 def test_errors_of_a_real_process_are_one_line_too(tmp_path, words, status, expected):
     """Warnings that an import prints would show here and not in this process."""
     done = subprocess.run(
-        [sys.executable, "-m", "guidebook.command_line", *words],
+        [sys.executable, "-m", "guidebook", *words],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

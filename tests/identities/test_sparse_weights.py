@@ -8,10 +8,10 @@ import torch
 from torch.distributions import kl_divergence
 
 import guidebook as gb
-from guides import GaussianVIGuide, SparseVIGuide
+from guides import BNNWeightGuide, GaussianVIGuide, SparseVIGuide
 from guides.networks.sparse_vi import SparseNormal
 from inference.objectives import make
-from pp_models import BayesianNetwork, Dataset, LearnedGaussianPrior, SpikeAndSlabPrior
+from pp_models import BayesianNetwork, Dataset, LearnedGaussianPrior, SpikeAndSlabPrior, StudentTPrior
 
 
 def test_density_one_is_mean_field_bit_for_bit():
@@ -106,3 +106,36 @@ def test_a_mean_field_guide_stays_below_the_evidence_and_near_it():
     assert exact - 2.0 < bound < exact + 0.1
     with pytest.raises(ValueError, match="spike: got 2; it must be below the slab"):
         SpikeAndSlabPrior(spike=2)
+
+
+def test_the_evidence_under_heavy_tails_is_a_mixture_of_gaussian_ones():
+    """A Student-t is a Gaussian whose precision is Gamma: the evidence of a linear model by either."""
+    torch.manual_seed(0)
+    df, scale, noise = 3.0, 0.8, 0.5
+    model = BayesianNetwork(
+        [1, 1], prior=StudentTPrior(df, scale, scale_by_fan_in=False), likelihood="gaussian", noise_scale=noise
+    ).double()
+    x = torch.randn(6, 1).double()
+    data = Dataset(x, 2.5 * x + noise * torch.randn(6, 1).double())
+    line = torch.linspace(-25, 25, 1201).double()
+    a, b = torch.meshgrid(line, line, indexing="ij")
+    grid = torch.stack([a.flatten(), b.flatten()], -1).unsqueeze(-2)
+    with pyro.plate("grid", len(grid), dim=-1):
+        trace = pyro.poutine.trace(pyro.poutine.condition(model, data={"layer_0.weight": grid})).get_trace(data)
+    trace.compute_log_prob()
+    joint = trace.nodes["layer_0.weight"]["log_prob"] + trace.nodes["y"]["log_prob"]
+    by_grid = torch.logsumexp(joint.flatten(), 0) + 2 * torch.log(line[1] - line[0])
+    log_precision = torch.linspace(-9, 3, 241).double()
+    gamma = torch.distributions.Gamma(torch.tensor(df / 2).double(), torch.tensor(df / 2).double())
+    weight = gamma.log_prob(log_precision.exp()) + log_precision + torch.log(log_precision[1] - log_precision[0])
+    p, q = torch.meshgrid(log_precision, log_precision, indexing="ij")
+    variances = scale**2 / torch.stack([p.flatten(), q.flatten()], -1).exp()
+    phi = torch.cat([x, torch.ones(6, 1).double()], -1)
+    covariance = noise**2 * torch.eye(6).double() + (phi * variances.unsqueeze(-2)) @ phi.mT
+    gaussian = torch.distributions.MultivariateNormal(torch.zeros(6).double(), covariance).log_prob(data.y.squeeze(-1))
+    mixture = torch.logsumexp(gaussian + (weight[:, None] + weight[None]).flatten(), 0)
+    torch.testing.assert_close(by_grid, mixture, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match=r"^df: got 0; it must be positive and finite"):
+        StudentTPrior(df=0)
+    with pytest.raises((TypeError, ValueError), match="prior"):
+        BNNWeightGuide(model)

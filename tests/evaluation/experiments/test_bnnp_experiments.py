@@ -11,6 +11,7 @@ from evaluation.experiments import (
     bnnp_good_prior,
     bnnp_objectives,
     bnnp_prior_learning,
+    bnnp_sequences,
     reproduce,
 )
 from evaluation.experiments.bnnp_elbo_quality import data_set, log_evidence, network
@@ -29,6 +30,8 @@ FIGURES = {
     "bnnp/images-digits": {"completions", "super_resolution"},
     "bnnp/images-mnist": {"completions", "super_resolution"},
     "bnnp/limits": {"together"},
+    "bnnp/prior-families": {"scores"},
+    "bnnp/sequences": {"scores"},
     "bnnp/objectives": {"predictions"},
     "bnnp/sweeps": {"sweeps"},
     **{f"bnnp/prior-{name}": {"priors", "posteriors"} for name in FAMILIES},
@@ -68,6 +71,31 @@ def test_the_evidence_by_prior_draws_is_the_exact_one():
     found, effective = log_evidence(model, data, 100_000, seed=1)
     assert found == pytest.approx(exact.item(), abs=0.02)
     assert 1_000 < effective < 100_000
+
+
+def test_the_gaussian_of_the_training_series_is_conditioned_exactly():
+    torch.manual_seed(0)
+    train = torch.randn(300, 4, dtype=torch.float64) @ torch.randn(4, 96, dtype=torch.float64)
+    train = train + 0.3 * torch.randn_like(train)
+    stream = bnnp_sequences.series("test", 2, 0, "next", (12, 12))
+    batch = stream.batch(0)
+    assert bool((batch.context.x.amax(1) <= batch.target.x.amin(1)).all())  # what came first is the context
+    found = bnnp_sequences.RIVALS[bnnp_sequences.GAUSSIAN](train, [batch])
+    covariance = torch.cov(train.T)
+    covariance = 0.9 * covariance + 0.1 * covariance.diag().diag()
+    expected = []
+    for t in range(2):
+        places = [((p.x[t, :, 0].double() + 3) / 6 * 95).round().long() for p in (batch.context, batch.target)]
+        y = [p.y[t, :, 0].double() for p in (batch.context, batch.target)]
+
+        def density(index, values):
+            mean, matrix = train.mean(0)[index], covariance[index][:, index]
+            return torch.distributions.MultivariateNormal(mean, matrix).log_prob(values)
+
+        for i in range(len(places[1])):
+            both = torch.cat([places[0], places[1][i : i + 1]]), torch.cat([y[0], y[1][i : i + 1]])
+            expected.append(density(*both) - density(places[0], y[0]))
+    assert found["lpd"] == pytest.approx(float(torch.stack(expected).mean()), rel=1e-6)
 
 
 def test_data_sets_are_drawn_from_the_model_and_seeded():

@@ -1,0 +1,5 @@
+"""``python -m guidebook``: the command line."""
+
+from guidebook.command_line import main
+
+main()
