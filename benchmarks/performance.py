@@ -28,9 +28,11 @@ from torch import nn
 from benchmarks.hand_loops import HAND_WRITTEN
 from evaluation.diagnostics import ess, psis, rhat
 from evaluation.methods import TaskShape, build
+from guides import GaussianVIGuide
 from inference.compile_step import CompiledStep
+from inference.objectives import make
 from inference.training_step import Sealed, TrainingStep
-from pp_models import tasks
+from pp_models import BayesianNetwork, tasks
 from pp_models.files import make_folder, write_atomically
 
 #: (method, its name here, width, tasks, whether inductor runs too) of the quick set, and what --full adds
@@ -208,6 +210,48 @@ def adapter_rows(rounds: int, width: int = 384, layers: int = 6) -> list[dict]:
     return [{"step": name} | beside(seconds, times["LoRA"]) for name, seconds in times.items()]
 
 
+def numpyro_rows(width: int, count: int, rounds: int) -> list[dict]:
+    """A step of mean-field inference over a network's weights, beside NumPyro's jitted SVI on the same model."""
+    import jax
+    import numpyro
+    from numpyro.infer.autoguide import AutoNormal
+
+    from inference.reference.numpyro_twin import numpyro_twin, precision_of
+
+    torch.manual_seed(0)
+    data = stream(count).batch(0).full
+
+    def ours() -> tuple[BayesianNetwork, GaussianVIGuide]:
+        model = BayesianNetwork([1, width, width, 1], activation="tanh", noise_scale=0.1)
+        return model, GaussianVIGuide(model, "weight", (count,))
+
+    def module() -> TrainingStep:
+        return TrainingStep(*ours(), make("elbo")).train()
+
+    model, guide = ours()
+    by_svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-4}), loss=pyro.infer.TraceMeanField_ELBO())
+    arms: dict[str, Arm] = {
+        "eager": eager(module(), data),
+        "graph": graphed(module(), data, "graph"),
+        "Pyro's SVI": lambda: by_svi.step(data),
+    }
+    if width > 8:  # not in a test, for it takes a minute to compile
+        arms["compiled"] = graphed(module(), data, "inductor")
+    with precision_of(model):
+        twin = numpyro_twin(model)
+        svi = numpyro.infer.SVI(twin, AutoNormal(twin), numpyro.optim.Adam(1e-4), numpyro.infer.TraceMeanField_ELBO())
+        state = [svi.init(jax.random.PRNGKey(0), data)]
+        update = jax.jit(lambda before: svi.update(before, data)[0])
+
+    def jitted() -> None:
+        with precision_of(model):
+            state[0] = jax.block_until_ready(update(state[0]))
+
+    times = in_turns(arms | {"NumPyro's SVI, jitted": jitted}, rounds)
+    base = times["Pyro's SVI"]
+    return [{"width": width, "tasks": count, "arm": name} | beside(each, base) for name, each in times.items()]
+
+
 def picture(steps: pd.DataFrame):
     """Ratios to the hand-written loop as bars, with their quartiles."""
     import matplotlib.pyplot as plt
@@ -264,10 +308,13 @@ def main(full: bool = False, rounds: int = 30, out: Path = Path("runs/performanc
         growth = pd.DataFrame(growth_rows(max(rounds // 3, 3)))
     steps, diagnostics = pd.DataFrame(rows), pd.DataFrame(diagnostics_rows(10_000 if rounds >= 10 else 200, rounds))
     adapters = pd.DataFrame(adapter_rows(max(rounds // 3, 3), *((384, 6) if rounds >= 10 else (32, 1))))
+    sizes = [(32, 16), (64, 16)] if rounds >= 10 else [(4, 2)]
+    with pyro.validation_enabled(False):
+        numpyro = pd.DataFrame([row for size in sizes for row in numpyro_rows(*size, max(rounds // 2, 3))])
     memory, took = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, time.perf_counter() - began
     facts = f"torch {torch.__version__}, {platform.machine()}, {threads} threads, {rounds} rounds; largest memory "
     facts += f"{memory:.1f} GB; {took:.0f} s in all"
-    frames = {"steps": steps, "growth": growth, "diagnostics": diagnostics, "adapters": adapters}
+    frames = {"steps": steps, "growth": growth, "diagnostics": diagnostics, "adapters": adapters, "numpyro": numpyro}
     for name, frame in frames.items():
         frame.to_csv(out / f"{name}.csv", index=False)
     picture(steps).savefig(out / "steps.png", dpi=120)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def psis(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: str = "up
         ValueError: fewer than two dimensions, no draws, weights that are NaN or all -inf, or an efficiency that is not
             positive.
     """
-    return psis_weights(log_weights, reff, rounding=rounding)[1]
+    return _by_tails(log_weights, reff, rounding, smooth=False)[1]
 
 
 @checked(reff=either(Tensor, other=POSITIVE), rounding=one_of("up", "down"))
@@ -66,6 +67,11 @@ def psis_weights(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: s
         ValueError: fewer than two dimensions, weights that are NaN, an efficiency that is not positive, or an unknown
             rounding.
     """
+    return _by_tails(log_weights, reff, rounding, smooth=True)
+
+
+def _by_tails(log_weights: Tensor, reff: float | Tensor, rounding: str, smooth: bool) -> tuple[Tensor, Tensor]:
+    """The smoothed weights (or, where those are not asked for, none of use) and k-hat."""
     if log_weights.dim() < 2:
         raise ValueError(f"log_weights: got shape {list(log_weights.shape)}; it must be [chain, draw, *batch]")
     if 0 in log_weights.shape[:2]:
@@ -91,19 +97,35 @@ def psis_weights(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: s
     if rate.dim() and rate.shape != log_weights.shape[2:]:
         raise ValueError(f"reff: got shape {list(rate.shape)}; it must be a number, or {list(log_weights.shape[2:])}")
     rate = rate.expand(batch).reshape(-1)
-    smoothed, khat = torch.empty_like(flat), flat.new_empty(len(flat))
+    smoothed, khat = torch.empty_like(flat) if smooth else flat, flat.new_empty(len(flat))
     for value in rate.unique().tolist():
         rows = (rate == value).nonzero().squeeze(-1).to(flat.device)
         share = min(count / 5, 3 * math.sqrt(count / value))
         tail = math.ceil(share) if rounding == "up" else max(math.floor(share), 1)
         step = rows_at_once(max((30 + math.isqrt(tail)) * tail, count), flat.device)
         for part in rows.split(step):
-            smoothed[part], khat[part] = _smooth(flat[part], tail)
+            fitted = _fit_tail(flat[part], tail)
+            khat[part] = fitted.k.squeeze(-1)
+            if smooth:
+                smoothed[part] = _smooth(fitted)
     return smoothed.transpose(0, 1).reshape(log_weights.shape), khat.reshape(batch)
 
 
-def _smooth(log_weights: Tensor, tail: int) -> tuple[Tensor, Tensor]:
-    """Smooths rows ``[R, S]`` whose tails hold at most ``tail`` weights."""
+class _Tail(NamedTuple):
+    """Rows ``[R, S]`` less their largest, and of each the tail's weights, where they are, which count, and its law."""
+
+    x: Tensor
+    candidates: Tensor
+    order: Tensor
+    inside: Tensor
+    length: Tensor
+    cutoff: Tensor
+    k: Tensor
+    sigma: Tensor
+
+
+def _fit_tail(log_weights: Tensor, tail: int) -> _Tail:
+    """Fits the tails, of at most ``tail`` weights, of rows ``[R, S]``."""
     x = log_weights - log_weights.amax(-1, keepdim=True)
     largest, order = (part.flip(-1) for part in x.topk(min(tail + 1, x.shape[-1])))  # ascending
     tiny = math.log(torch.finfo(x.dtype).tiny)
@@ -113,8 +135,14 @@ def _smooth(log_weights: Tensor, tail: int) -> tuple[Tensor, Tensor]:
     length = inside.sum(-1, keepdim=True)
     excess = (candidates.exp() - cutoff.exp()).clamp_min(0)
     k, sigma = _fit(excess, inside, length)
-    enough = length > 4
-    k = torch.where(enough, k, torch.full_like(k, torch.inf))
+    k = torch.where(length > 4, k, torch.full_like(k, torch.inf))
+    return _Tail(x, candidates, order, inside, length, cutoff, k, sigma)
+
+
+def _smooth(tails: _Tail) -> Tensor:
+    """Rows with their tails replaced, normalised."""
+    x, candidates, order, inside, length, cutoff, k, sigma = tails
+    tail, enough = candidates.shape[-1], length > 4
     # expected order statistics of the fitted tail, in place of the weights
     rank = torch.arange(tail, device=x.device, dtype=x.dtype) - (tail - length)
     p = ((rank + 0.5) / length.clamp_min(1)).clamp(0, 1)
@@ -127,7 +155,7 @@ def _smooth(log_weights: Tensor, tail: int) -> tuple[Tensor, Tensor]:
     replace = inside & enough & torch.isfinite(k)
     x = x.scatter(-1, order, torch.where(replace, replaced, candidates))
     x = torch.where((x > 0) & enough & torch.isfinite(k), torch.zeros_like(x), x)
-    return x - torch.logsumexp(x, -1, keepdim=True), k.squeeze(-1)
+    return x - torch.logsumexp(x, -1, keepdim=True)
 
 
 def _fit(excess: Tensor, inside: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +179,7 @@ def _fit(excess: Tensor, inside: Tensor, length: Tensor) -> tuple[Tensor, Tensor
     most = 30 + math.isqrt(width)
     index = torch.arange(1, most + 1, dtype=dtype, device=device)
     b = (1 - (grid / (index - 0.5)).sqrt()) / (3 * scale) + 1 / largest
-    k = torch.log1p(-b.unsqueeze(-1) * excess.unsqueeze(-2)).sum(-1) / n  # of [R, most, C]; log1p(0) adds nothing
+    k = _sum_log1p(-b, excess) / n
     profile = n * ((-(b / k)).log() - k - 1)
     used = index <= grid
     profile = torch.where(used, profile, torch.full_like(profile, -torch.inf))
@@ -163,3 +191,22 @@ def _fit(excess: Tensor, inside: Tensor, length: Tensor) -> tuple[Tensor, Tensor
     shape = torch.where(inside, last, torch.zeros_like(last)).sum(-1, keepdim=True) / n
     sigma = -shape / mean
     return (n * shape + 5) / (n + 10), sigma
+
+
+def _sum_log1p(b: Tensor, excess: Tensor) -> Tensor:
+    """Σ_c log(1 + b_m x_c), ``[R, M]`` of ``[R, M]`` and ``[R, C]``.
+
+    On a CPU the logarithms take most of the time: one is taken of the product of eight, and of every number by itself
+    in rows where such a product is not finite, or 0.
+    """
+    if b.device.type != "cpu":
+        return torch.log1p(b.unsqueeze(-1) * excess.unsqueeze(-2)).sum(-1)
+    padded = torch.nn.functional.pad(excess, (0, -excess.shape[-1] % 8))  # of zeros, whose factor is 1
+    factors = torch.addcmul(b.new_ones(()), b.unsqueeze(-1), padded.unsqueeze(-2)).unflatten(-1, (8, -1))
+    for half in (4, 2, 1):
+        factors = factors[..., :half, :] * factors[..., half:, :]
+    found = factors.squeeze(-2).log_().sum(-1)
+    odd = ~torch.isfinite(found).all(-1)
+    if bool(odd.any()):
+        found[odd] = torch.log1p(b[odd].unsqueeze(-1) * excess[odd].unsqueeze(-2)).sum(-1)
+    return found
