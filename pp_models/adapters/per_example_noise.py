@@ -17,7 +17,8 @@ class per_example_noise(Messenger):
     Wrap it around guide *and* model together, inside of a plate of particles. A site's draws are n times as many, and
     its density, or KL, counts 1/n: the bound has the same expectation, and its likelihood part the noise of n
     independent terms instead of that of one draw that all share (the "sequence" noise of LRVD's peft layers). Rows
-    under different draws are **not one function**: never use it for predictions. Point masses stay one.
+    under different draws are **not one function**: never use it for predictions. Point masses stay one. What a layer
+    reads once for all rows, such as a DeBERTa's relative positions, has the draw of the first.
 
     Args:
         rows: n, points of all tasks together.

@@ -1,5 +1,6 @@
 """Noise per example: the same bound in expectation and to the digit where noise is fixed, with a quieter gradient."""
 
+import pyro
 import pytest
 import torch
 from torch import nn
@@ -157,3 +158,36 @@ def test_what_is_refused():
         q = pyro.poutine.trace(guide).get_trace(data(4))
         with pytest.raises(ValueError, match="per_example_noise: got rows = 3; the model is run on 4"):
             pyro.poutine.replay(model, trace=q)(data(4))
+
+
+class WithPositions(nn.Module):
+    """A network whose layer also reads a row that all examples share, as a DeBERTa's do relative positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.register_buffer("position", torch.ones(1, 3))
+
+    def forward(self, x):
+        return self.layer(x) + self.layer(self.position)
+
+
+def test_what_all_rows_share_has_the_noise_of_the_first():
+    torch.manual_seed(0)
+    model = gb.LowRankAdapted(WithPositions(), ["layer"], rank=2, likelihood="categorical").double()
+    layer = model.rank_modules()["layer"]
+    nn.init.normal_(layer.lora_B, std=0.7)
+    guide = gb.guides.RankwiseGuide(model, init_log_alpha=0.0).double()
+    d = data()
+    with per_example_noise(6):
+        trace = pyro.poutine.trace(guide).get_trace(d)
+        found = pyro.poutine.replay(model, trace=trace)(d)
+    z = trace.nodes["layer.rank_scale"]["value"]
+    assert z.shape == (6, 2)
+
+    def through(x, scale):
+        update = ((x @ layer.lora_A.T) * scale) @ layer.lora_B.T
+        return layer.base_layer(x) + update * layer.scaling
+
+    torch.testing.assert_close(found, through(d.x, z) + through(model.backbone.position, z[:1]))
+    assert torch.isfinite(loss_of(True, model, guide, d, num_particles=3))
