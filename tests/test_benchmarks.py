@@ -89,7 +89,7 @@ def test_what_a_step_costs_by_every_way_of_running_it(tmp_path, monkeypatch):
     monkeypatch.setattr(performance, "QUICK", [("cnp", "cnp", 8, 2, False), ("nmdp-attention", "nmdp", 8, 2, False)])
     monkeypatch.setattr(performance, "GROWTH", {"tasks": (2, 3)})
     page = tmp_path / "page.md"
-    marks = ("facts", "steps", "growth", "diagnostics", "adapters")
+    marks = ("facts", "steps", "growth", "diagnostics", "adapters", "numpyro")
     page.write_text("".join(f"<!-- {name} -->\nold\n<!-- end -->\n" for name in marks))
     found = performance.main(rounds=2, out=tmp_path / "out", page=page)
     assert set(found["steps"]["arm"]) == {"by hand", "eager", "Pyro's SVI", "graph"}
@@ -104,7 +104,7 @@ def test_what_a_step_costs_by_every_way_of_running_it(tmp_path, monkeypatch):
 
 def test_the_docs_page_has_a_place_for_every_table():
     text = Path(__file__).parents[1].joinpath("docs", "performance.md").read_text()
-    assert all(f"<!-- {name} -->" in text for name in ("facts", "steps", "growth", "diagnostics", "adapters"))
+    assert all(f"<!-- {name} -->" in text for name in ("facts", "steps", "growth", "diagnostics", "adapters", "numpyro"))
 
 
 def test_what_needs_a_device_runs_on_the_cpu(tmp_path):
