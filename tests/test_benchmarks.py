@@ -104,7 +104,9 @@ def test_what_a_step_costs_by_every_way_of_running_it(tmp_path, monkeypatch):
 
 def test_the_docs_page_has_a_place_for_every_table():
     text = Path(__file__).parents[1].joinpath("docs", "performance.md").read_text()
-    assert all(f"<!-- {name} -->" in text for name in ("facts", "steps", "growth", "diagnostics", "adapters", "numpyro"))
+    assert all(
+        f"<!-- {name} -->" in text for name in ("facts", "steps", "growth", "diagnostics", "adapters", "numpyro")
+    )
 
 
 def test_what_needs_a_device_runs_on_the_cpu(tmp_path):
