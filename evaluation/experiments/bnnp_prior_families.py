@@ -83,7 +83,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
                 )  # fmt: skip
                 assert isinstance(model, BayesianNetwork)
                 found = context_scores(model, guide, batches, COUNTS) | generator_scores(model, stream, seed=seed)
-                rows.append({"functions": kind, "model": name, "seed": seed} | found)
+                rows.append({"task": kind, "model": name, "seed": seed} | found)
     table = pd.DataFrame(rows)
     outcome = Outcome("bnnp/prior-families", "", table)
     outcome.checks = _checks(scale_name, table, seeds)
@@ -96,7 +96,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
         f"{16 * len(batches)} test tasks of 30 target points; predictions by 100 draws. lpd: nats a point with 5 and "
         "30 context points. energy: distance of 500 functions drawn from the prior from true ones; 0 is none.",
     ]
-    wide = table.assign(model=table.model + " · " + table.functions)
+    wide = table.assign(model=table.model + " · " + table.task).drop(columns="task")
     outcome.figures["scores"] = (
         plots.comparison_plot(wide, scores=["lpd_5", "lpd_30", "energy"]),
         "Log density by context size, and the prior's distance as a generator, one dot a seed.",
@@ -105,7 +105,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
 
 
 def _checks(scale: str, table: pd.DataFrame, seeds: list[int]) -> list[Check]:
-    by = table.set_index(["functions", "model", "seed"])
+    by = table.set_index(["task", "model", "seed"])
     checks = []
     for kind in FUNCTIONS:
         for name in OTHERS:

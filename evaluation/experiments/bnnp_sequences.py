@@ -97,7 +97,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
         test = series("test", 16, 1_000_000, question, (48, 48))
         batches = [test.batch(i) for i in range(size.test_batches)]
         for name, rival in RIVALS.items():
-            rows.append({"question": question, "model": name, "seed": seeds[0]} | rival(train, batches))
+            rows.append({"task": question, "model": name, "seed": seeds[0]} | rival(train, batches))
         for seed in seeds:
             stream = series("train", size.batch_size, seed, question, (32, 48))
             for trunk in TRUNKS:
@@ -106,7 +106,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
                     stream, seed, objective=make("pp-avi", num_particles=size.particles), steps=size.steps,
                     learning_rate=5e-3, final_learning_rate=5e-4, max_grad_norm=10.0,
                 )  # fmt: skip
-                rows.append({"question": question, "model": trunk, "seed": seed} | _scores(model, guide, batches))
+                rows.append({"task": question, "model": trunk, "seed": seed} | _scores(model, guide, batches))
     table = pd.DataFrame(rows)
     outcome = Outcome("bnnp/sequences", "", table)
     outcome.checks = _checks(scale_name, table, seeds)
@@ -121,7 +121,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
         f"Gaussian (its covariance shrunk by {SHRINKAGE:g} towards the diagonal), conditioned on the context exactly. "
         "lpd: nats a target point by 100 draws. coverage: of central 95 % intervals.",
     ]
-    wide = table.assign(model=table.model + " · " + table.question)
+    wide = table.assign(model=table.model + " · " + table.task).drop(columns="task")
     outcome.figures["scores"] = (
         plots.comparison_plot(wide, scores=["lpd", "rmse"]),
         "Log density and root mean squared error of the targets, one dot a seed.",
@@ -180,7 +180,7 @@ RIVALS: dict[str, Callable[[Tensor, list[TaskBatch]], dict[str, float]]] = {
 def _checks(scale: str, table: pd.DataFrame, seeds: list[int]) -> list[Check]:
     checks = []
     for question in QUESTIONS:
-        part = table[table.question == question].set_index(["model", "seed"]).lpd
+        part = table[table.task == question].set_index(["model", "seed"]).lpd
         for name in TRUNKS:
             gap = [float(part[name, seed] - part[MEAN, seeds[0]]) for seed in seeds]
             holds = bool(min(gap) > 0) if scale == "small" else None
