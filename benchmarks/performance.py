@@ -306,11 +306,10 @@ def main(full: bool = False, rounds: int = 30, out: Path = Path("runs/performanc
             )
             print(f"{label} {width}: {time.perf_counter() - began:.0f} s", flush=True)
         growth = pd.DataFrame(growth_rows(max(rounds // 3, 3)))
+        sizes = [(32, 16), (64, 16)] if rounds >= 10 else [(4, 2)]
+        numpyro = pd.DataFrame([row for size in sizes for row in numpyro_rows(*size, max(rounds // 2, 3))])
     steps, diagnostics = pd.DataFrame(rows), pd.DataFrame(diagnostics_rows(10_000 if rounds >= 10 else 200, rounds))
     adapters = pd.DataFrame(adapter_rows(max(rounds // 3, 3), *((384, 6) if rounds >= 10 else (32, 1))))
-    sizes = [(32, 16), (64, 16)] if rounds >= 10 else [(4, 2)]
-    with pyro.validation_enabled(False):
-        numpyro = pd.DataFrame([row for size in sizes for row in numpyro_rows(*size, max(rounds // 2, 3))])
     memory, took = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, time.perf_counter() - began
     facts = f"torch {torch.__version__}, {platform.machine()}, {threads} threads, {rounds} rounds; largest memory "
     facts += f"{memory:.1f} GB; {took:.0f} s in all"

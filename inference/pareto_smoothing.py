@@ -29,6 +29,7 @@ def khat_threshold(num_draws: int) -> float:
     return min(1 - 1 / math.log10(max(num_draws, 2)), 0.7)
 
 
+@checked(reff=either(Tensor, other=POSITIVE), rounding=one_of("up", "down"))
 def psis(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: str = "up") -> Tensor:
     """Pareto k-hat of importance weights.
 
@@ -71,7 +72,7 @@ def psis_weights(log_weights: Tensor, reff: float | Tensor = 1.0, *, rounding: s
 
 
 def _by_tails(log_weights: Tensor, reff: float | Tensor, rounding: str, smooth: bool) -> tuple[Tensor, Tensor]:
-    """The smoothed weights (or, where those are not asked for, none of use) and k-hat."""
+    """k-hat, and the smoothed weights; where those are not asked for, the weights as they are."""
     if log_weights.dim() < 2:
         raise ValueError(f"log_weights: got shape {list(log_weights.shape)}; it must be [chain, draw, *batch]")
     if 0 in log_weights.shape[:2]:
@@ -205,7 +206,7 @@ def _sum_log1p(b: Tensor, excess: Tensor) -> Tensor:
     factors = torch.addcmul(b.new_ones(()), b.unsqueeze(-1), padded.unsqueeze(-2)).unflatten(-1, (8, -1))
     for half in (4, 2, 1):
         factors = factors[..., :half, :] * factors[..., half:, :]
-    found = factors.squeeze(-2).log_().sum(-1)
+    found = factors.squeeze(-2).log().sum(-1)
     odd = ~torch.isfinite(found).all(-1)
     if bool(odd.any()):
         found[odd] = torch.log1p(b[odd].unsqueeze(-1) * excess[odd].unsqueeze(-2)).sum(-1)

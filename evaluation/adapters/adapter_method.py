@@ -60,6 +60,11 @@ class AdapterBudget:
 
 
 def require_peft() -> Any:
+    """The package.
+
+    Raises:
+        DataError: it is missing.
+    """
     try:
         import peft
     except ImportError:

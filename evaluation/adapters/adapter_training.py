@@ -72,9 +72,15 @@ def load_trained_state(reader: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def build_reader(
-    name: str, base: TextNetwork, num_classes: int, num_data: int, budget: AdapterBudget, seed: int
+    name: str,
+    base: TextNetwork,
+    num_classes: int,
+    num_data: int,
+    budget: AdapterBudget,
+    seed: int,
+    device: str | torch.device = "cpu",
 ) -> tuple[AdaptedReader, PlainLora]:
-    """A fresh adapter of a method, and its head. The transformer is changed in place.
+    """A fresh adapter of a method, and its head, on a device. The transformer is changed in place.
 
     Raises:
         ValueError: unknown method.
@@ -85,14 +91,14 @@ def build_reader(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         reader = AdaptedReader(method.adapt(base), base, num_classes)
-    if takes_halves(budget):
+    if takes_halves(budget, device):
         half_frozen(reader.network)
-    return reader, method
+    return reader.to(device), method
 
 
-def takes_halves(budget: AdapterBudget) -> bool:
-    """Whether the frozen layers multiply in bfloat16: where the budget says so, and this machine is faster with it."""
-    return budget.half_frozen and half_cost(device="cuda" if torch.cuda.is_available() else "cpu") < 1
+def takes_halves(budget: AdapterBudget, device: str | torch.device) -> bool:
+    """Whether the frozen layers multiply in bfloat16: where the budget says so, and the device is faster with it."""
+    return budget.half_frozen and half_cost(device=str(device)) < 1
 
 
 def grouped_by_length(lengths: Tensor, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
@@ -181,8 +187,7 @@ def train_adapter(
         TrainingDiverged: losses or gradients that are not finite.
     """
     per_text = 1 if train.labels.dim() == 1 else train.labels.shape[-1] - 1
-    reader, method = build_reader(name, base, num_classes, per_text * len(train), budget, seed)
-    reader.to(device)
+    reader, method = build_reader(name, base, num_classes, per_text * len(train), budget, seed, device)
     result = TrainedAdapter(reader, method)
     model, guide, objective, texts = method.programs(reader, tuple(train.inputs), len(train))
     batches = TextBatches(train, budget.batch_size, seed, device)
@@ -218,7 +223,7 @@ def train_adapter(
         budget.steps,
         seed,
         partial(make_optimizer, method=method, learning_rate=budget.learning_rate),
-        torch.device(device).type if torch.device(device).index is None else str(device),
+        str(device),
         compile=False,
         progress=False,
         callbacks=[logged],

@@ -17,33 +17,17 @@ from inference.objectives import make
 from pp_models.adapters.low_rank_adapted import LowRankAdapted
 
 
-class Lrvd(PlainLora):
-    """Rank-wise variational dropout: a guide over the ranks of peft's layers, fitted by ``tempered-elbo``.
+class OnContract(PlainLora):
+    """A guide over the ranks or factors of peft's LRVD layers, fitted by ``tempered-elbo``.
 
-    Every text has noise of its own. The KL is counted once a rank and weighted κ / N after a warm-up of a fifth of the
-    steps.
-
-    Args:
-        budget: ranks, steps and rates.
-        num_data: N.
-        family: see ``guides.LrvdConfig``.
-        frozen: a value at which log α stays: noise alone, as a control.
-        kappa: times the budget's temperature, κ.
+    Every text has noise of its own. The KL is weighted κ / N after a warm-up of a fifth of the steps.
     """
 
-    stochastic = True
+    #: see ``guides.LrvdConfig``; the value at which log α stays; and κ, which multiplies the budget's temperature
+    family = "rank"
+    frozen: float | None = None
+    kappa = 1.0
     guide: AdapterGuide
-
-    def __init__(
-        self,
-        budget: AdapterBudget,
-        num_data: int,
-        family: str = "rank",
-        frozen: float | None = None,
-        kappa: float = 1.0,
-    ) -> None:
-        super().__init__(budget, num_data)
-        self.family, self.frozen, self.kappa = family, frozen, kappa
 
     def config(self, targets: str) -> Any:
         require_peft()
@@ -58,8 +42,7 @@ class Lrvd(PlainLora):
 
     def make_guide(self, model: LowRankAdapted) -> AdapterGuide:
         """The guide over the adapted model."""
-        guide = RankwiseGuide(model, self.family)
-        return guide.requires_grad_(self.frozen is None)
+        raise NotImplementedError
 
     def programs(self, reader: AdaptedReader, columns: Sequence[str], texts: int) -> Programs:
         model = LowRankAdapted(reader, likelihood=likelihood_of(reader), call=partial(read, columns=tuple(columns)))
@@ -76,6 +59,34 @@ class Lrvd(PlainLora):
     def scale_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.guide.parameters() if p.requires_grad]
 
+
+class Lrvd(OnContract):
+    """Rank-wise variational dropout, its KL counted once a rank.
+
+    Args:
+        budget: ranks, steps and rates.
+        num_data: N.
+        family: see ``guides.LrvdConfig``.
+        frozen: a value at which log α stays: noise alone, as a control.
+        kappa: times the budget's temperature, κ.
+    """
+
+    stochastic = True
+
+    def __init__(
+        self,
+        budget: AdapterBudget,
+        num_data: int,
+        family: str = "rank",
+        frozen: float | None = None,
+        kappa: float = 1.0,
+    ) -> None:
+        super().__init__(budget, num_data)
+        self.family, self.frozen, self.kappa = family, frozen, kappa
+
+    def make_guide(self, model: LowRankAdapted) -> AdapterGuide:
+        return RankwiseGuide(model, self.family).requires_grad_(self.frozen is None)
+
     def look(self) -> None:
         self.guide.store()  # type: ignore[operator]
 
@@ -90,20 +101,11 @@ class Lrvd(PlainLora):
         return rank_log_alpha(self.model)
 
 
-class Ordered(Lrvd):
+class Ordered(OnContract):
     """Ranks in order of importance by nested dropout, as in Maestro (Horvath et al. 2024): a point estimate.
 
     After training components may be taken away from the last on, or the smallest first.
     """
 
-    stochastic = False
-    drawing = PlainLora.drawing
-
     def make_guide(self, model: LowRankAdapted) -> AdapterGuide:
         return NestedDropoutAdapterGuide(model)
-
-    def look(self) -> None:
-        """There is no noise level to store."""
-
-    def log_alpha(self) -> dict[str, Tensor]:
-        return {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.adapters.adapter_method import AdapterBudget, PlainLora, require_peft
-from guides.adapters.blob_layers import lora_layers
+from guides.adapters.blob_layers import lora_layers, weight_kl
 
 #: log standard deviation of a weight that is 0
 NO_NOISE = -30.0
@@ -105,9 +105,7 @@ class SparseSubspace(Blob):
     def penalty(self) -> Tensor | float:
         total = torch.zeros((), device=self.factors[0].weight.device)
         for factor in self.factors:
-            variance = (2 * factor.log_scale).exp() + factor.weight.square()
-            each = math.log(factor.blob_prior) - factor.log_scale - 0.5 + variance / (2 * factor.blob_prior**2)
-            total = total + torch.where(factor.active, each, 0.0).sum()
+            total = total + torch.where(factor.active, weight_kl(factor, factor.blob_prior), 0.0).sum()
         return self.kl_weight / self.num_data * total
 
     @torch.no_grad()

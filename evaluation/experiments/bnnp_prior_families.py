@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
 from evaluation import plots
+from evaluation.experiments.bnnp_objectives import Size
 from evaluation.experiments.bnnp_scoring import context_scores, generator_scores
 from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
 from evaluation.experiments.nmdp_parts import Pair
@@ -39,18 +40,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "smooth": partial(tasks.squared_exponential, lengthscale=1.0, x_range=(-4.0, 4.0)),
     "jumps": tasks.heaviside,
 }
-
-
-class Size(NamedTuple):
-    """Size of a run: hidden widths, steps, weight samples S, tasks a step, test batches."""
-
-    hidden: tuple[int, ...]
-    steps: int
-    particles: int
-    batch_size: int
-    test_batches: int
-
-
 SCALES = {
     "smoke": Size((4, 4), 3, 2, 2, 1),
     "small": Size((16, 16), 1_000, 8, 4, 3),

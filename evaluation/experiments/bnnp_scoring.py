@@ -32,22 +32,27 @@ def context_scores(
     """
     found: dict[str, float] = {}
     for count in counts:
-        rows = []
-        for i, batch in enumerate(batches):
-            y = batch.target.y
-            assert y is not None
-            prediction = predict(
-                model, guide, batch.context.points(slice(0, count)), batch.target.x, num_samples, seed=i
-            )
-            inside = interval_coverage(prediction, y, levels=(0.95,))[0].mean()
-            rows.append(torch.stack([prediction.log_prob(y).mean(), rmse(prediction, y).square().mean(), inside]))
-        mean = torch.stack(rows).double().mean(0)
-        found |= {
-            f"lpd_{count}": float(mean[0]),
-            f"rmse_{count}": float(mean[1].sqrt()),
-            f"coverage_{count}": float(mean[2]),
-        }
+        few = [TaskBatch(batch.context.points(slice(0, count)), batch.target) for batch in batches]
+        found |= {f"{name}_{count}": value for name, value in target_scores(model, guide, few, num_samples).items()}
     return found
+
+
+def target_scores(model: Any, guide: Any, batches: list[TaskBatch], num_samples: int = 100) -> dict[str, float]:
+    """The same at the targets given each batch's context: ``lpd``, ``rmse`` and ``coverage``."""
+    rows = []
+    for i, batch in enumerate(batches):
+        y = batch.target.y
+        assert y is not None
+        prediction = predict(model, guide, batch.context, batch.target.x, num_samples, seed=i)
+        inside = interval_coverage(prediction, y, levels=(0.95,))[0].mean()
+        rows.append(torch.stack([prediction.log_prob(y).mean(), rmse(prediction, y).square().mean(), inside]))
+    return named_scores(rows)
+
+
+def named_scores(rows: list[torch.Tensor]) -> dict[str, float]:
+    """``lpd``, ``rmse`` and ``coverage`` from mean log density, mean squared error and coverage of each batch."""
+    lpd, mse, coverage = torch.stack(rows).double().mean(0).tolist()
+    return {"lpd": lpd, "rmse": mse**0.5, "coverage": coverage}
 
 
 def generator_scores(

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from evaluation import plots
+from evaluation.experiments.bnnp_scoring import named_scores, target_scores
 from evaluation.experiments.experiment import Check, Outcome, Workshop, signed
 from evaluation.experiments.nmdp_parts import Pair
-from evaluation.scores.metrics import interval_coverage
 from guides import BNNWeightGuide
-from inference import predict
 from inference.objectives import make
 from pp_models import BayesianAttentionNetwork, BayesianNetwork, LearnedGaussianPrior, TaskBatch, tasks
 from pp_models.tasks.ecg_tasks import ECGTasks
@@ -106,7 +105,7 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
                     stream, seed, objective=make("pp-avi", num_particles=size.particles), steps=size.steps,
                     learning_rate=5e-3, final_learning_rate=5e-4, max_grad_norm=10.0,
                 )  # fmt: skip
-                rows.append({"task": question, "model": trunk, "seed": seed} | _scores(model, guide, batches))
+                rows.append({"task": question, "model": trunk, "seed": seed} | target_scores(model, guide, batches))
     table = pd.DataFrame(rows)
     outcome = Outcome("bnnp/sequences", "", table)
     outcome.checks = _checks(scale_name, table, seeds)
@@ -127,22 +126,6 @@ def run(scale_name: str, seeds: list[int], workshop: Workshop) -> Outcome:
         "Log density and root mean squared error of the targets, one dot a seed.",
     )
     return outcome
-
-
-def _scores(model: Any, guide: Any, batches: list[TaskBatch]) -> dict[str, float]:
-    found = []
-    for i, batch in enumerate(batches):
-        y = batch.target.y
-        assert y is not None
-        prediction = predict(model, guide, batch.context, batch.target.x, 100, seed=i)
-        inside = interval_coverage(prediction, y, levels=(0.95,))[0].mean()
-        found.append(torch.stack([prediction.log_prob(y).mean(), (prediction.mean - y).square().mean(), inside]))
-    return _named(torch.stack(found))
-
-
-def _named(rows: Tensor) -> dict[str, float]:
-    lpd, mse, coverage = rows.double().mean(0).tolist()
-    return {"lpd": lpd, "rmse": mse**0.5, "coverage": coverage}
 
 
 # -- rivals that know the training series ------------------------------------------------------------------------------
@@ -168,7 +151,7 @@ def _by_moments(train: Tensor, batches: list[TaskBatch], joint: bool) -> dict[st
             normal = torch.distributions.Normal(expected, variance.clamp_min(1e-6).sqrt())
             inside = ((y - expected).abs() < 1.96 * normal.scale).double().mean()
             found.append(torch.stack([normal.log_prob(y).mean(), (y - expected).square().mean(), inside]))
-    return _named(torch.stack(found))
+    return named_scores(found)
 
 
 RIVALS: dict[str, Callable[[Tensor, list[TaskBatch]], dict[str, float]]] = {

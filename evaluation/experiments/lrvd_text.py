@@ -345,7 +345,8 @@ def _notes(runs: TextRuns, sets: dict[str, TextSet]) -> list[str]:
         "T: the temperature of the averaged probabilities' logarithms, fitted to the validation texts; nll_T and ece_T "
         "with it. less_lora and less_lrvd: nll_T less that of LoRA, and of LRVD's posterior mean, each with its own "
         "temperature, means over seeds, with the standard error over test texts of the paired difference.",
-        "Texts of a batch are about equally long." + " The frozen layers multiply in bfloat16." * takes_halves(size),
+        "Texts of a batch are about equally long."
+        + " The frozen layers multiply in bfloat16." * takes_halves(size, runs.device),
         "rank: ranks in use over all modules. odd_by_entropy and odd_by_mi: AUROC of predictive entropy and mutual "
         "information for texts of another corpus; mi and mi_odd: mean mutual information in nats; aurc: the error rate "
         "averaged over coverages, where texts of most entropy, or mutual information, are left out first. step_ms: "

@@ -187,9 +187,11 @@ class TextRuns:
     def _again(self, seed: int, method: str = "lora") -> AdaptedReader:
         """A point estimate as it was after training."""
         state = self.trained(method, seed).group("state")
-        reader, _ = build_reader(method, self.load(), self.num_classes, len(self.sets["train"]), self.budget, seed)
+        reader, _ = build_reader(
+            method, self.load(), self.num_classes, len(self.sets["train"]), self.budget, seed, self.device
+        )
         load_trained_state(reader, state)
-        return reader.to(self.device).eval()
+        return reader.eval()
 
     def ensemble(self, seed: int, members: int = 3) -> dict[str, Tensor]:
         """Probabilities ``[members, n, C]`` of LoRA runs with successive seeds, shared between ensembles."""

@@ -72,6 +72,10 @@ def _add_noise(lora_a: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tenso
 @checked(prior_scale=POSITIVE)
 def blob_kl(lora_a: Any, prior_scale: float | None = None) -> Tensor:
     """KL of one factor's Gaussian to N(0, prior_scale²), in nats."""
-    prior = lora_a.blob_prior if prior_scale is None else prior_scale
+    return weight_kl(lora_a, lora_a.blob_prior if prior_scale is None else prior_scale).sum()
+
+
+def weight_kl(lora_a: Any, prior_scale: float) -> Tensor:
+    """The same of every weight ``[r, k_in]``."""
     variance = (2 * lora_a.log_scale).exp() + lora_a.weight.square()
-    return (math.log(prior) - lora_a.log_scale - 0.5).sum() + variance.sum() / (2 * prior**2)
+    return math.log(prior_scale) - lora_a.log_scale - 0.5 + variance / (2 * prior_scale**2)

@@ -57,10 +57,16 @@ class WeightPrior(Recorded, nn.Module):
 
     #: whether no layer's prior depends on the weights of another
     independent_layers = True
+    #: whether standard deviations are divided by the root of the fan-in
+    scale_by_fan_in = False
 
     def __init__(self) -> None:
         super().__init__()
         self.shapes: list[tuple[int, int]] = []
+
+    def fan_in_scale(self, index: int) -> float:
+        """What multiplies the standard deviations of a layer."""
+        return 1.0 / math.sqrt(self.shapes[index][1]) if self.scale_by_fan_in else 1.0
 
     def build(self, shapes: list[tuple[int, int]]) -> None:
         """Sizes the prior for weight matrices of these shapes, ``(k_out, k_in + 1)`` layer by layer.
@@ -131,10 +137,6 @@ class GaussianPrior(WeightPrior):
         ``[k_out k]`` and a square of that width. For ``"network"`` those of all weights, layer after layer, at index 0.
         """
         raise NotImplementedError
-
-    def fan_in_scale(self, index: int) -> float:
-        """What multiplies the standard deviations of a layer."""
-        return 1.0 / math.sqrt(self.shapes[index][1]) if self.scale_by_fan_in else 1.0
 
     def layer(self, index: int, previous: list[Tensor]) -> TorchDistribution:
         blocks = self.gaussian(index, previous)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
@@ -43,7 +41,7 @@ class SpikeAndSlabPrior(WeightPrior):
 
     def layer(self, index: int, previous: list[Tensor]) -> TorchDistribution:
         shape = self.shapes[index]
-        factor = 1.0 / math.sqrt(shape[1]) if self.scale_by_fan_in else 1.0
+        factor = self.fan_in_scale(index)
         share = torch.stack([self.inclusion, 1 - self.inclusion])
         scale = torch.stack([torch.full_like(self.inclusion, factor * s) for s in (self.slab, self.spike)])
         parts = dist.Normal(torch.zeros_like(scale), scale).expand((*shape, 2))

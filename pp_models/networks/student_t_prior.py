@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
@@ -40,6 +38,6 @@ class StudentTPrior(WeightPrior):
 
     def layer(self, index: int, previous: list[Tensor]) -> TorchDistribution:
         shape = self.shapes[index]
-        factor = 1.0 / math.sqrt(shape[1]) if self.scale_by_fan_in else 1.0
+        factor = self.fan_in_scale(index)
         zero = torch.zeros_like(self.df)
         return dist.StudentT(self.df, zero, self.scale * factor).expand(shape).to_event(2)

@@ -9,7 +9,8 @@ import torch
 import xarray
 from arviz_stats.base import array_stats
 
-from evaluation.diagnostics import ess, loo, mcse, psis_weights, rhat
+from evaluation.diagnostics import ess, loo, mcse, psis, psis_weights, rhat
+from inference.pareto_smoothing import _sum_log1p
 from tests import arviz_versions
 
 if arviz_versions.NATIVE == "inferencedata":
@@ -190,6 +191,8 @@ def test_leave_one_out_of_a_guide_as_arviz_stats():
         (lambda: mcse(torch.zeros(1, 9), "mode"), r"^method: got 'mode'; it must be one of mean, sd, quantile$"),
         (lambda: psis_weights(torch.zeros(5)), r"^log_weights: got shape \[5\]; it must be"),
         (lambda: psis_weights(torch.zeros(1, 9), rounding="even"), r"^rounding: got 'even'; it must be 'up' or"),
+        (lambda: psis(torch.zeros(1, 9), rounding="even"), r"^rounding: got 'even'; it must be 'up' or"),
+        (lambda: psis(torch.zeros(1, 9), -1.0), r"^reff: got -1"),
         (lambda: psis_weights(torch.full((1, 9), torch.nan)), r"^log_weights: some are NaN$"),
         (lambda: loo(torch.zeros(1, 9, 2), torch.zeros(1, 9)), r"^log_p, log_q: got one of them; .* both$"),
         (
@@ -201,3 +204,18 @@ def test_leave_one_out_of_a_guide_as_arviz_stats():
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_k_hat_is_that_of_the_smoothed_weights_also_where_products_overflow():
+    torch.manual_seed(0)
+    x = torch.randn(2, 100, 3, dtype=torch.float64) * torch.tensor([1.0, 30.0, 300.0]).double()
+    for dtype in (torch.float32, torch.float64):
+        torch.testing.assert_close(psis(x.to(dtype)), psis_weights(x.to(dtype))[1], rtol=0, atol=0, equal_nan=True)
+    excess = torch.rand(4, 21, dtype=torch.float64).sort(-1).values
+    b = torch.tensor([[0.5, -0.9], [3.0, 0.0], [1e300, -0.5], [1e-12, 1e60]], dtype=torch.float64)
+    exact = torch.log1p(b.unsqueeze(-1) * excess.unsqueeze(-2)).sum(-1)
+    torch.testing.assert_close(_sum_log1p(b, excess), exact, rtol=1e-12, atol=1e-13)
+    b = b[:2].requires_grad_()
+    (found,) = torch.autograd.grad(_sum_log1p(b, excess[:2]).sum(), b)
+    (expected,) = torch.autograd.grad(torch.log1p(b.unsqueeze(-1) * excess[:2].unsqueeze(-2)).sum(), b)
+    torch.testing.assert_close(found, expected)
